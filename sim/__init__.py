@@ -1,0 +1,1 @@
+"""Rackcast: forecast tokens, latency, watts and dollars of LLM inference."""

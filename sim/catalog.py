@@ -1,0 +1,287 @@
+"""The catalogue: every YAML file of chips, systems, models, prices and calibrations, by its id.
+
+An id is a file's path under the folder of its kind, without ``.yaml``: ``h100_sxm`` is
+``hardware/accelerators/h100_sxm.yaml``. The built-in catalogue travels inside the package
+(``sim/_data``) or, in a checkout, lies beside it. Folders of the user, laid out in the same way,
+come on top: first those of the variable ``RACKCAST_CATALOG``, then those of ``--catalog``; where
+two folders have the same id, the later one wins.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast, get_args
+
+from sim.economics import PriceBook
+from sim.efficiency import Calibration
+from sim.errors import InputError, InternalError
+from sim.hardware import Accelerator, System
+from sim.model import Model
+from sim.schema import Located, StrictModel, did_you_mean, load_yaml, validate
+
+ModelT = TypeVar("ModelT", bound=StrictModel)
+
+Kind = Literal[
+    "accelerators", "systems", "calibrations", "prices", "models", "lengths", "scenarios"
+]
+"""A folder of the catalogue; also the word that ``rackcast list`` takes."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+ENVIRONMENT_VARIABLE = "RACKCAST_CATALOG"
+
+_FOLDERS: Mapping[Kind, str] = {
+    "accelerators": "hardware/accelerators",
+    "systems": "hardware/systems",
+    "calibrations": "hardware/calibrations",
+    "prices": "hardware/prices",
+    "models": "workloads/models",
+    "lengths": "workloads/lengths",
+    "scenarios": "scenarios",
+}
+
+# The kinds that a layer below this one can read. Lengths and scenarios are read by the layers
+# above, which take them from `Catalog.located`.
+_SCHEMAS: Mapping[Kind, type[StrictModel]] = {
+    "accelerators": Accelerator,
+    "systems": System,
+    "calibrations": Calibration,
+    "prices": PriceBook,
+    "models": Model,
+}
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All entries that can be named, each read once, when it is first asked for."""
+
+    files: Mapping[Kind, Mapping[str, Path]]
+    """The file of each id, by kind."""
+    _read: dict[tuple[Kind, str], StrictModel] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __reduce__(self) -> tuple[type["Catalog"], tuple[Mapping[Kind, Mapping[str, Path]]]]:
+        """Travel to another process without the entries read: generic models do not pickle."""
+        return Catalog, (self.files,)
+
+    def names(self, kind: Kind) -> tuple[str, ...]:
+        """Ids of a kind, sorted.
+
+        >>> "llama_3_1_70b" in open_catalog().names("models")
+        True
+        """
+        return tuple(sorted(self.files[kind]))
+
+    def path(self, kind: Kind, entry_id: str) -> Path:
+        """File of an entry.
+
+        Raises
+        ------
+        InputError
+            No such id; the message suggests the nearest one and lists them all.
+        """
+        try:
+            return self.files[kind][entry_id]
+        except KeyError:
+            raise InputError(_unknown(kind, entry_id, self.names(kind))) from None
+
+    def located(self, kind: Kind, entry_id: str) -> Located:
+        """Return the data of an entry as they stand in its file, not yet validated."""
+        return load_yaml(self.path(kind, entry_id))
+
+    def accelerator(self, entry_id: str) -> Accelerator:
+        """Return a chip.
+
+        >>> open_catalog().accelerator("h200_sxm").memory.bandwidth_bytes_per_s.value
+        4800000000000.0
+        """
+        return self._entry("accelerators", entry_id, Accelerator)
+
+    def system(self, entry_id: str) -> System:
+        """Return a host or rack.
+
+        >>> open_catalog().system("gb300_nvl72").chips
+        72
+        """
+        return self._entry("systems", entry_id, System)
+
+    def model(self, entry_id: str) -> Model:
+        """Return a transformer.
+
+        >>> open_catalog().model("llama_3_1_70b").layers
+        80
+        """
+        return self._entry("models", entry_id, Model)
+
+    def prices(self, entry_id: str) -> PriceBook:
+        """Return a price book.
+
+        >>> open_catalog().prices("us_2026_11").ownership.pue.value
+        1.25
+        """
+        return self._entry("prices", entry_id, PriceBook)
+
+    def calibration(self, accelerator_id: str) -> Calibration | None:
+        """Return what was measured of a chip; none if it was never measured.
+
+        A caller that gets none must say so to the user.
+
+        Raises
+        ------
+        InputError
+            There is no such chip.
+        """
+        self.path("accelerators", accelerator_id)
+        if accelerator_id not in self.files["calibrations"]:
+            return None
+        return self._entry("calibrations", accelerator_id, Calibration)
+
+    def validate_all(self) -> None:
+        """Read every file and check that every name in it leads somewhere.
+
+        Raises
+        ------
+        InputError
+            One line for each problem of each file.
+        """
+        problems = [line for kind in KINDS for line in self._problems(kind)]
+        if problems:
+            raise InputError("\n".join(problems))
+
+    def _entry(self, kind: Kind, entry_id: str, schema: type[ModelT]) -> ModelT:
+        key = (kind, entry_id)
+        if key not in self._read:
+            self._read[key] = validate(schema, self.located(kind, entry_id))
+        return cast("ModelT", self._read[key])
+
+    def _problems(self, kind: Kind) -> Iterator[str]:
+        """Say what is wrong with the files of one kind."""
+        for entry_id in self.names(kind):
+            try:
+                if kind in _SCHEMAS:
+                    entry = self._entry(kind, entry_id, _SCHEMAS[kind])
+                    yield from self._dangling(kind, entry_id, entry)
+                else:
+                    self.located(kind, entry_id)
+            except InputError as error:
+                yield str(error)
+
+    def _dangling(self, kind: Kind, entry_id: str, entry: StrictModel) -> Iterator[str]:
+        """Say which names in a valid entry lead nowhere, or to something that contradicts it."""
+        path = self.path(kind, entry_id)
+        for problem in _CHECKS.get(kind, _no_check)(self, entry_id, entry):
+            yield f"{path}: {problem}"
+
+
+def open_catalog(extra: Sequence[Path] = ()) -> Catalog:
+    """Open the built-in catalogue with the user's folders on top.
+
+    Parameters
+    ----------
+    extra : sequence of Path
+        Folders given by ``--catalog``; a later one wins over an earlier one.
+
+    Raises
+    ------
+    InputError
+        A folder of the user does not exist.
+
+    Examples
+    --------
+    >>> open_catalog().path("systems", "h100_sxm_x8").name
+    'h100_sxm_x8.yaml'
+    >>> open_catalog().accelerator("h100_smx")
+    Traceback (most recent call last):
+    sim.errors.InputError: unknown accelerator 'h100_smx'; did you mean h100_sxm? ...
+    """
+    variable = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    named = [Path(part) for part in variable.split(os.pathsep) if part]
+    roots = [
+        _built_in_root(),
+        *(_existing(folder, ENVIRONMENT_VARIABLE) for folder in named),
+        *(_existing(folder, "--catalog") for folder in extra),
+    ]
+    return Catalog({kind: _files(roots, _FOLDERS[kind]) for kind in KINDS})
+
+
+def _built_in_root() -> Path:
+    """Folder that holds the catalogue we ship: inside the wheel, or at the repository root."""
+    package = Path(__file__).resolve().parent
+    for root in (package / "_data", package.parent):
+        if (root / _FOLDERS["accelerators"]).is_dir():
+            return root
+    raise InternalError(f"the catalogue is missing from this installation: {package / '_data'}")
+
+
+def _existing(folder: Path, origin: str) -> Path:
+    if not folder.is_dir():
+        raise InputError(f"{origin}: there is no folder {folder}")
+    return folder
+
+
+def _files(roots: Sequence[Path], folder: str) -> dict[str, Path]:
+    """Every YAML file of one folder by its id; later roots win."""
+    return {
+        path.relative_to(root / folder).with_suffix("").as_posix(): path
+        for root in roots
+        for path in sorted((root / folder).rglob("*.yaml"))
+    }
+
+
+def _unknown(kind: Kind, entry_id: str, names: Sequence[str]) -> str:
+    listed = ", ".join(names) or "none"
+    hint = did_you_mean(entry_id, names) or "."
+    noun = kind if kind in ("prices", "lengths") else kind.removesuffix("s")
+    return f"unknown {noun} {entry_id!r}{hint} There are: {listed}"
+
+
+# --- What a valid entry may still get wrong.
+
+
+def _check_system(catalog: Catalog, _: str, entry: Any) -> Iterator[str]:
+    system: System = entry
+    if system.accelerator not in catalog.files["accelerators"]:
+        yield _unknown("accelerators", system.accelerator, catalog.names("accelerators"))
+    if system.chips % system.scale_up.domain_chips:
+        yield f"{system.chips} chips are no whole number of domains"
+
+
+def _check_calibration(catalog: Catalog, entry_id: str, entry: Any) -> Iterator[str]:
+    calibration: Calibration = entry
+    if calibration.accelerator != entry_id:
+        yield f"accelerator is {calibration.accelerator!r} but the file is called {entry_id}"
+    if entry_id not in catalog.files["accelerators"]:
+        yield _unknown("accelerators", entry_id, catalog.names("accelerators"))
+        return
+    accelerator = catalog.accelerator(entry_id)
+    peaks = {dtype: figure.value for dtype, figure in accelerator.peak_flop_per_s.items()}
+    for dtype, peak in calibration.peak_flop_per_s.items():
+        if peaks.get(dtype) != peak:
+            yield f"fitted against {peak} {dtype} flop/s but the accelerator has {peaks.get(dtype)}"
+    bandwidth = accelerator.memory.bandwidth_bytes_per_s.value
+    if calibration.bandwidth_bytes_per_s != bandwidth:
+        yield f"fitted against {calibration.bandwidth_bytes_per_s} bytes/s, not {bandwidth}"
+
+
+def _check_prices(catalog: Catalog, _: str, entry: Any) -> Iterator[str]:
+    book: PriceBook = entry
+    priced: tuple[tuple[Kind, Mapping[str, Any]], ...] = (
+        ("accelerators", book.rent_usd_per_chip_hour),
+        ("systems", book.purchase_usd_per_system),
+    )
+    for kind, prices in priced:
+        for entry_id in prices:
+            if entry_id not in catalog.files[kind]:
+                yield _unknown(kind, entry_id, catalog.names(kind))
+
+
+def _no_check(_catalog: Catalog, _id: str, _entry: Any) -> Iterator[str]:
+    yield from ()
+
+
+_CHECKS: Mapping[Kind, Callable[[Catalog, str, Any], Iterator[str]]] = {
+    "systems": _check_system,
+    "calibrations": _check_calibration,
+    "prices": _check_prices,
+}

@@ -1,0 +1,1 @@
+"""What one engine step costs: work, communication and time. No queues here."""

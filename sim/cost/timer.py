@@ -1,0 +1,337 @@
+"""How long one engine step takes: every operator's work priced by the laws of one chip.
+
+`StepTimer` is the readable form: give it the sums of a batch and it returns seconds, or the list
+of operators behind them. `StepTable` is the compiled form: since each operator depends on one
+count of the batch and is affine in the attention sums, a whole step is a few table look-ups.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.cost.comms import Network
+from sim.cost.kernels import KernelShelf
+from sim.cost.work import (
+    ACTIVATION_BYTES,
+    Collective,
+    DecodeAttention,
+    DenseGemm,
+    Elementwise,
+    ExpertGemm,
+    Number,
+    Operator,
+    PrefillAttention,
+    Rows,
+    StepShape,
+)
+from sim.efficiency import EngineOverhead, GemmKernel, PowerLaw
+from sim.hardware import Accelerator
+from sim.units import DTYPE_BYTES
+
+Array = npt.NDArray[np.float64]
+
+ELEMENTWISE_EFFICIENCY = 0.8
+"""Fraction of peak memory bandwidth that fused elementwise kernels reach: assumed, of the order
+of the copy bandwidths measured on H100 (2.9 of 3.35 TB/s) and H200 (4.0 of 4.8 TB/s)."""
+
+Bound = Literal["compute", "memory", "network", "overhead"]
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """One operator of a step: what it does, how long it takes and why."""
+
+    name: str
+    calls: int
+    flop: Number
+    """Per step and chip."""
+    bytes: Number
+    """Memory traffic per step and chip; message bytes for a collective."""
+    seconds: Number
+    """Per step: all calls together."""
+    compute_s: Number
+    """Speed-of-light time of the FLOP."""
+    memory_s: Number
+    """Speed-of-light time of the memory traffic."""
+    source: str
+    """Where the efficiency comes from."""
+
+    @property
+    def bound(self) -> Bound:
+        """What limits this operator: the larger speed-of-light time, unless most is overhead."""
+        light_s = max(float(self.compute_s), float(self.memory_s))
+        if light_s == 0.0:
+            return "network"
+        if light_s < OVERHEAD_BOUND * float(self.seconds):
+            return "overhead"
+        return "compute" if self.compute_s > self.memory_s else "memory"
+
+
+OVERHEAD_BOUND = 0.25
+"""An operator whose speed-of-light time is below this fraction of its time is overhead-bound."""
+
+
+class StepTimer:
+    """Prices the operators of one model's step on one chip of a replica.
+
+    Parameters
+    ----------
+    operators : iterable of Operator
+        From `sim.cost.work.operators`.
+    accelerator : Accelerator
+    kernels : KernelShelf
+        The fitted laws that the serving engine's kernels follow on this chip.
+    network : Network
+        Collectives between the chips of the replica.
+    overhead : EngineOverhead
+        Host and launch time that no kernel measurement contains.
+    """
+
+    def __init__(
+        self,
+        operators: Iterable[Operator],
+        accelerator: Accelerator,
+        kernels: KernelShelf,
+        network: Network,
+        overhead: EngineOverhead,
+    ) -> None:
+        self.operators = tuple(operators)
+        self.accelerator = accelerator
+        self.kernels = kernels
+        self.network = network
+        self.overhead = overhead
+        self._bandwidth = accelerator.memory.bandwidth_bytes_per_s.value
+        self._layers = max(op.calls for op in self.operators)
+
+    def seconds(self, shape: StepShape) -> float:
+        """Time of one step."""
+        timed = (float(self.time(op, shape).seconds) for op in self.operators)
+        return sum(timed) + self.overhead_s(shape)
+
+    def overhead_s(self, shape: StepShape) -> float:
+        """Engine time of one step that belongs to no operator."""
+        return float(self.overhead.seconds(layers=self._layers, sequences=float(shape.sequences)))
+
+    def explain(self, shape: StepShape) -> list[OperatorTime]:
+        """List the operators that have something to do in a step, and the engine's overhead."""
+        timed = [self.time(op, shape) for op in self.operators]
+        rows = [row for row in timed if float(row.seconds) > 0]
+        overhead_s = self.overhead_s(shape)
+        source = self.kernels.overhead_source
+        rows.append(OperatorTime("engine_overhead", 1, 0.0, 0.0, overhead_s, 0.0, 0.0, source))
+        return rows
+
+    def time(self, operator: Operator, shape: StepShape) -> OperatorTime:
+        """Price one operator; fields of ``shape`` may be arrays."""
+        flop, moved = operator.work(shape)
+        if isinstance(operator, Collective):
+            return self._time_collective(operator, shape, moved)
+        if isinstance(operator, Elementwise):
+            memory_s = moved / self._bandwidth
+            call_s, compute_s = memory_s / ELEMENTWISE_EFFICIENCY, 0.0 * memory_s
+            source = f"assumed: {ELEMENTWISE_EFFICIENCY:.0%} of peak bandwidth"
+        elif isinstance(operator, DenseGemm | ExpertGemm):
+            kernel, source = self.kernels.gemm(operator)
+            compute_s, memory_s = self._light(kernel.compute_dtype, flop, moved)
+            call_s = self._gemm_seconds(operator, shape, kernel, (compute_s, memory_s))
+        elif isinstance(operator, DecodeAttention):
+            decode, source = self.kernels.decode_attention(operator)
+            compute_s, memory_s = self._light(decode.compute_dtype, flop, moved)
+            rows = np.maximum(shape.decode_sequences * operator.kv_heads, 1.0)
+            call_s = decode.law.seconds(rows=rows, memory_s=memory_s, compute_s=compute_s)
+        else:
+            prefill, source = self.kernels.prefill_attention(operator)
+            compute_s, memory_s = self._light(prefill.compute_dtype, flop, moved)
+            call_s = prefill.law.seconds(compute_s=compute_s, token_s=memory_s)
+        busy = np.sign(getattr(shape, operator.rows))
+        calls = operator.calls
+        return OperatorTime(
+            operator.name,
+            calls,
+            calls * flop,
+            calls * moved,
+            calls * call_s * busy,
+            calls * compute_s,
+            calls * memory_s,
+            source,
+        )
+
+    def joules(self, timed: OperatorTime, law: PowerLaw) -> Number:
+        """Energy of one chip during one operator.
+
+        The power law is linear in the utilisations, so energy is linear in time and in the
+        speed-of-light times, up to the board's limit.
+        """
+        tdp_w = self.accelerator.power.tdp_w.value
+        awake = (law.idle_fraction + law.active_fraction) * timed.seconds
+        work = law.compute_weight * timed.compute_s + law.memory_weight * timed.memory_s
+        return tdp_w * np.minimum(awake + work, timed.seconds)
+
+    def _light(self, dtype: str, flop: Number, moved: Number) -> tuple[Number, Number]:
+        """Speed-of-light times of arithmetic and memory traffic."""
+        return flop / self.kernels.peak_flop_per_s(dtype), moved / self._bandwidth
+
+    def _gemm_seconds(
+        self,
+        operator: DenseGemm | ExpertGemm,
+        shape: StepShape,
+        kernel: GemmKernel,
+        light: tuple[Number, Number],
+    ) -> Number:
+        if isinstance(operator, DenseGemm):
+            depth, inputs = operator.k, operator.batch * operator.k
+            rows = operator.count_rows(shape)
+        else:
+            depth, inputs = operator.hidden + operator.intermediate, operator.hidden
+            rows = operator.visits(shape.tokens)
+        converted = DTYPE_BYTES[kernel.activation_dtype]
+        converts = kernel.activation_dtype not in ("bf16", "fp16", "fp32")
+        moved = rows * inputs * (ACTIVATION_BYTES + converted) * converts
+        return kernel.law.seconds(
+            compute_s=light[0],
+            memory_s=light[1],
+            depth=float(depth),
+            conversion_s=moved / self._bandwidth,
+        )
+
+    def _time_collective(
+        self, operator: Collective, shape: StepShape, message_bytes: Number
+    ) -> OperatorTime:
+        call_s, source = self.network.seconds(operator, message_bytes)
+        busy = np.sign(shape.tokens)
+        calls = operator.calls
+        zero = 0.0 * busy
+        seconds = calls * call_s * busy
+        return OperatorTime(
+            operator.name, calls, zero, calls * message_bytes, seconds, zero, zero, source
+        )
+
+
+PROBE_TOKENS = 1e6
+"""Context or pairs at which the slope of an affine attention term is read off."""
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """A quantity of a step (seconds, joules, FLOP, bytes) compiled into look-up tables.
+
+    ``value = by_tokens[T] + by_sequences[N] + by_decode[D] + by_prefill[P]
+    + per_context[D] * C + per_window_context[D] * Cw + per_pair * Q + per_window_pair * Qw``
+    with the sums of `StepShape`.
+    """
+
+    by_tokens: Array
+    by_sequences: Array
+    by_decode: Array
+    per_context: Array
+    per_window_context: Array
+    by_prefill: Array
+    per_pair: float
+    per_window_pair: float
+
+    @classmethod
+    def compile(
+        cls,
+        timer: StepTimer,
+        quantity: Callable[[OperatorTime], Number],
+        overhead: Callable[[float], float],
+        limits: Mapping[Rows, int],
+    ) -> Self:
+        """Tabulate a quantity for all counts up to the limits.
+
+        Parameters
+        ----------
+        timer : StepTimer
+        quantity : callable
+            What to tabulate of one priced operator.
+        overhead : callable
+            What one second of the engine's own time contributes.
+        limits : mapping
+            Largest count of each kind of row.
+        """
+        tabulate = _Tabulator(timer, quantity, limits)
+        by_tokens = tabulate.rows("tokens")
+        by_sequences = tabulate.rows("sequences")
+        idle_s = timer.overhead_s(StepShape())
+        by_tokens[1:] += overhead(idle_s)
+        sequences = np.arange(by_sequences.size, dtype=float)
+        by_sequences += overhead(timer.overhead.sequence_s) * sequences
+        return cls(
+            by_tokens=by_tokens,
+            by_sequences=by_sequences,
+            by_decode=tabulate.rows("decode_sequences"),
+            per_context=tabulate.decode_slope("decode_context_tokens"),
+            per_window_context=tabulate.decode_slope("decode_window_tokens"),
+            by_prefill=tabulate.rows("prefill_tokens"),
+            per_pair=tabulate.prefill_slope("prefill_pairs"),
+            per_window_pair=tabulate.prefill_slope("prefill_window_pairs"),
+        )
+
+    def fixed(self, shape: StepShape) -> Array:
+        """Part of the value that does not depend on contexts; fields are integer arrays."""
+        decode, prefill = np.asarray(shape.decode_sequences), np.asarray(shape.prefill_tokens)
+        sequences = np.asarray(shape.sequences)
+        fixed: Array = (
+            self.by_tokens[decode + prefill]
+            + self.by_sequences[sequences]
+            + self.by_decode[decode]
+            + self.by_prefill[prefill]
+        )
+        return fixed
+
+    def attended(self, shape: StepShape) -> Array:
+        """Part of the value that is proportional to contexts and query-key pairs."""
+        decode = np.asarray(shape.decode_sequences)
+        attended: Array = (
+            self.per_context[decode] * shape.decode_context_tokens
+            + self.per_window_context[decode] * shape.decode_window_tokens
+            + self.per_pair * np.asarray(shape.prefill_pairs, dtype=float)
+            + self.per_window_pair * np.asarray(shape.prefill_window_pairs, dtype=float)
+        )
+        return attended
+
+
+@dataclass(frozen=True)
+class _Tabulator:
+    """Evaluates one quantity of a timer over ranges of counts."""
+
+    timer: StepTimer
+    quantity: Callable[[OperatorTime], Number]
+    limits: Mapping[Rows, int]
+
+    def rows(self, rows: Rows) -> Array:
+        """Sum over the operators sized by these rows, for 0 to the limit, contexts empty."""
+        counts = np.arange(self.limits[rows] + 1, dtype=float)
+        return self._sum(rows, _shape_with(rows, counts), counts.size)
+
+    def decode_slope(self, field: str) -> Array:
+        """Increase per context token, by number of decoding sequences."""
+        counts = np.arange(self.limits["decode_sequences"] + 1, dtype=float)
+        base = StepShape(decode_sequences=counts)
+        probe = base._replace(**{field: np.full(counts.size, PROBE_TOKENS)})
+        at_probe = self._sum("decode_sequences", probe, counts.size)
+        return (at_probe - self._sum("decode_sequences", base, counts.size)) / PROBE_TOKENS
+
+    def prefill_slope(self, field: str) -> float:
+        """Increase per query-key pair."""
+        base = StepShape(prefill_tokens=np.ones(1))
+        probe = base._replace(**{field: np.full(1, PROBE_TOKENS)})
+        at_probe = self._sum("prefill_tokens", probe, 1)
+        return float(at_probe[0] - self._sum("prefill_tokens", base, 1)[0]) / PROBE_TOKENS
+
+    def _sum(self, rows: Rows, shape: StepShape, size: int) -> Array:
+        total = np.zeros(size)
+        for op in self.timer.operators:
+            if op.rows == rows:
+                total += self.quantity(self.timer.time(op, shape))
+        return total
+
+
+def _shape_with(rows: Rows, counts: Array) -> StepShape:
+    """Build a batch in which one kind of row is counted by ``counts``."""
+    if rows == "prefill_tokens":
+        return StepShape(prefill_tokens=counts)
+    return StepShape(decode_sequences=counts)

@@ -1,0 +1,233 @@
+"""A case resolved against the catalogue: the chips, the model on them, and how long steps take."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from sim.catalog import Catalog
+from sim.cost.comms import Network
+from sim.cost.kernels import KernelShelf
+from sim.cost.memory import EngineShare, MemoryUse, memory_use
+from sim.cost.timer import OperatorTime, StepTable, StepTimer
+from sim.cost.work import Number, Rows, StepShape, operators
+from sim.efficiency import Calibration
+from sim.engine.cluster import ReplicaPlan
+from sim.engine.scheduler import BatchLimits
+from sim.engine.ticks import TickTable
+from sim.errors import InfeasibleError, InputError
+from sim.hardware import Accelerator, System
+from sim.model import GroupedQueryAttention, Model
+from sim.parallelism import problems
+from sim.scenario import Case
+from sim.units import GIB
+
+Quantity = Callable[[OperatorTime], Number]
+"""What to tabulate of a priced operator."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What a case puts into service."""
+
+    case: Case
+    system: System
+    accelerator: Accelerator
+    calibration: Calibration
+    model: Model
+    memory: MemoryUse
+    timer: StepTimer
+    replicas: int
+    kv_blocks: int
+    """Per replica."""
+    max_model_len: int
+    notes: tuple[str, ...]
+    """What a reader of any forecast must know about it."""
+
+    @property
+    def chips_per_replica(self) -> int:
+        """Chips of one engine instance."""
+        return self.case.parallelism.chips
+
+    @property
+    def chips(self) -> int:
+        """Chips that belong to a replica."""
+        return self.replicas * self.chips_per_replica
+
+    @property
+    def window_tokens(self) -> int | None:
+        """Sliding window of the model's windowed layers, if it has any."""
+        attention = self.model.attention
+        return attention.window_tokens if isinstance(attention, GroupedQueryAttention) else None
+
+    @property
+    def peak_flop_per_s(self) -> float:
+        """Dense peak of one chip in the format of the weights."""
+        return self.timer.kernels.peak_flop_per_s(self.case.precision.weights)
+
+    @cached_property
+    def seconds(self) -> StepTable:
+        """Time of any step."""
+        return self._table(lambda timed: timed.seconds, overhead_per_s=1.0)
+
+    @cached_property
+    def joules(self) -> StepTable:
+        """Energy of one chip in any step, idle power included."""
+        law = self.calibration.power.law
+        tdp_w = self.accelerator.power.tdp_w.value
+        awake_w = tdp_w * (law.idle_fraction + law.active_fraction)
+        return self._table(lambda timed: self.timer.joules(timed, law), overhead_per_s=awake_w)
+
+    @cached_property
+    def flop(self) -> StepTable:
+        """Arithmetic of one chip in any step."""
+        return self._table(lambda timed: timed.flop, overhead_per_s=0.0)
+
+    @cached_property
+    def memory_seconds(self) -> StepTable:
+        """Memory traffic of one chip in any step, as seconds at peak bandwidth."""
+        return self._table(lambda timed: timed.memory_s, overhead_per_s=0.0)
+
+    @cached_property
+    def plan(self) -> ReplicaPlan:
+        """What the engine needs to know."""
+        engine = self.case.engine
+        return ReplicaPlan(
+            limits=BatchLimits(engine.max_num_seqs, engine.max_num_batched_tokens),
+            kv_blocks=self.kv_blocks,
+            block_tokens=engine.block_tokens,
+            window_tokens=self.window_tokens,
+            pace=TickTable(self.seconds),
+            max_model_len=self.max_model_len,
+        )
+
+    def explain(self, shape: StepShape) -> list[OperatorTime]:
+        """List the operators of one step with their work, time, bound and source."""
+        return self.timer.explain(shape)
+
+    def _table(self, quantity: Quantity, *, overhead_per_s: float) -> StepTable:
+        engine = self.case.engine
+        limits: dict[Rows, int] = {
+            "tokens": engine.max_num_batched_tokens,
+            "sequences": engine.max_num_seqs + 1,
+            "decode_sequences": engine.max_num_seqs,
+            "prefill_tokens": engine.max_num_batched_tokens,
+        }
+        return StepTable.compile(
+            self.timer, quantity, lambda seconds: overhead_per_s * seconds, limits
+        )
+
+
+def deploy(case: Case, catalog: Catalog) -> Deployment:
+    """Resolve a case: look everything up, check that it fits, and build its timer.
+
+    Raises
+    ------
+    InputError
+        A name that no catalogue knows, or a precision that the chip does not have.
+    InfeasibleError
+        A split that is not legal on this system, or a model that does not fit into its memory;
+        with the numbers and a way out.
+    """
+    system = catalog.system(case.system)
+    accelerator = catalog.accelerator(system.accelerator)
+    model = catalog.model(case.model)
+    calibration = catalog.calibration(system.accelerator)
+    if calibration is None:
+        raise InputError(
+            f"case {case.name!r}: {system.accelerator} has no calibration yet; "
+            f"calibrated are {', '.join(catalog.names('calibrations'))}"
+        )
+    _check_split(case, model, system)
+    engine = case.engine
+    share = EngineShare(
+        engine.memory_fraction,
+        engine.reserved_bytes,
+        engine.max_num_batched_tokens,
+        engine.max_num_seqs,
+    )
+    memory = memory_use(model, case.parallelism, case.precision, accelerator, share)
+    kv_blocks = memory.kv_blocks(engine.block_tokens)
+    overheads = catalog.overheads(engine.name)
+    overhead = overheads.of_family(accelerator.family)
+    timer = StepTimer(
+        operators(model, case.parallelism, case.precision),
+        accelerator,
+        KernelShelf(
+            accelerator, system.accelerator, calibration, engine.name, overhead.describe()
+        ),
+        Network(system.accelerator, calibration, engine.name),
+        overhead.law,
+    )
+    return Deployment(
+        case=case,
+        system=system,
+        accelerator=accelerator,
+        calibration=calibration,
+        model=model,
+        memory=memory,
+        timer=timer,
+        replicas=_replicas(case, system),
+        kv_blocks=_enough_blocks(case, system, model, memory, kv_blocks),
+        max_model_len=min(
+            model.max_positions,
+            engine.max_model_len or model.max_positions,
+            kv_blocks * engine.block_tokens,
+        ),
+        notes=tuple(_notes(case, model, timer)),
+    )
+
+
+def _check_split(case: Case, model: Model, system: System) -> None:
+    broken = problems(case.parallelism, model, system.scale_up.domain_chips)
+    if broken:
+        raise InfeasibleError(f"case {case.name!r}: " + "; ".join(broken))
+
+
+def _replicas(case: Case, system: System) -> int:
+    chips = system.chips * case.systems
+    fitting = chips // case.parallelism.chips
+    wanted = fitting if case.replicas is None else case.replicas
+    if wanted > fitting or fitting == 0:
+        raise InfeasibleError(
+            f"case {case.name!r}: {wanted or 1} replicas of {case.parallelism.chips} chips need "
+            f"{(wanted or 1) * case.parallelism.chips} chips, {case.systems} x {case.system} has "
+            f"{chips}: systems >= {-(-wanted * case.parallelism.chips // system.chips) or 1}"
+        )
+    return wanted
+
+
+def _enough_blocks(
+    case: Case, system: System, model: Model, memory: MemoryUse, kv_blocks: int
+) -> int:
+    """Refuse a deployment that has no room for KV cache, and say what would help."""
+    if kv_blocks > 0:
+        return kv_blocks
+    chips = case.parallelism.chips
+    weights = memory.weights_bytes * chips
+    usable = memory.budget_bytes - memory.activations_bytes - memory.engine_bytes
+    fits = next((tp for tp in _POWERS_OF_TWO if weights < tp * usable), None)
+    split_ok = fits is not None and fits <= system.scale_up.domain_chips
+    ways = [f"tp >= {fits}"] if split_ok else ["a system with more memory per scale-up domain"]
+    if case.precision.weights in ("bf16", "fp16"):
+        ways.append("fp8 weights")
+    raise InfeasibleError(
+        f"case {case.name!r}: {model.name} needs {weights / GIB:.0f} GiB of weights per replica, "
+        f"{chips} x {system.accelerator} has {chips * usable / GIB:.0f} GiB usable: "
+        + " or ".join(ways)
+    )
+
+
+_POWERS_OF_TWO = (1, 2, 4, 8, 16, 32, 64)
+
+
+def _notes(case: Case, model: Model, timer: StepTimer) -> list[str]:
+    """Say aloud what was extrapolated, assumed or estimated."""
+    notes = []
+    if model.estimate:
+        notes.append(f"{case.name}: the shape of {model.name} is an estimate, not published.")
+    shape = StepShape(decode_sequences=1, decode_context_tokens=1, prefill_tokens=1)
+    for row in timer.explain(shape):
+        if row.source.startswith("extrapolated"):
+            notes.append(f"{case.name}: {row.name}: {row.source}.")
+    return notes
+

@@ -1,0 +1,1 @@
+"""When things happen: batches, KV blocks, schedulers, replicas, routers and clients."""

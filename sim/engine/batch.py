@@ -1,0 +1,150 @@
+"""The sequences that are decoding, kept as sums instead of a list to loop over.
+
+All sequences of a batch gain one token per step, so a sequence's context is a constant plus the
+batch's step count. The sums that a step's time and memory depend on then have closed forms over
+any number of steps, and the next completion is the top of a heap.
+"""
+
+from collections.abc import Iterator
+from heapq import heappop, heappush
+
+from sim.engine.requests import Request
+from sim.engine.window import WindowSums
+
+
+class DecodeBatch:
+    """Sequences in decode, in the order of their admission.
+
+    Parameters
+    ----------
+    block_tokens : int
+        Tokens that one KV block holds.
+    window_tokens : int, optional
+        Sliding window of the model's windowed layers.
+    """
+
+    def __init__(self, block_tokens: int, window_tokens: int | None = None) -> None:
+        self.block_tokens = block_tokens
+        self._window = None if window_tokens is None else WindowSums(window_tokens)
+        self.step = 0
+        """Decode steps taken so far."""
+        self.size = 0
+        """Sequences in the batch."""
+        self._requests: dict[int, Request] = {}
+        self._base_sum = 0
+        self._finishing: list[tuple[int, int, Request]] = []
+        self._phase_counts = [0] * (2 * block_tokens)  # twice over, so that slices wrap around
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._requests.values())
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens in the KV cache of all sequences together."""
+        return self._base_sum + self.size * self.step
+
+    @property
+    def window_tokens(self) -> int:
+        """Cached tokens inside the sliding window, all sequences together; 0 without a window."""
+        return 0 if self._window is None else self._window.tokens(self.step)
+
+    @property
+    def window_growing(self) -> int:
+        """Sequences whose context is still shorter than the window."""
+        return 0 if self._window is None else self._window.growing
+
+    def context_of(self, request: Request) -> int:
+        """Tokens in the KV cache of one sequence."""
+        return request.base_tokens + self.step
+
+    def add(self, request: Request) -> None:
+        """Take in a sequence whose prefill has just produced a token that was not its last."""
+        request.base_tokens = request.prefill_tokens - 1 - self.step
+        request.finish_step = self.step + request.output_tokens - request.generated_tokens
+        self._requests[request.request_id] = request
+        self.size += 1
+        self._base_sum += request.base_tokens
+        self._count_phase(request, 1)
+        heappush(self._finishing, (request.finish_step, request.request_id, request))
+        if self._window is not None:
+            self._window.add(request, self.step)
+
+    def steps_to_next_change(self) -> int:
+        """Steps until a sequence produces its last token or fills its sliding window."""
+        finishing = self._finishing
+        while finishing[0][2].finish_step != finishing[0][0]:
+            heappop(finishing)  # it was preempted since
+        steps = finishing[0][0] - self.step
+        if self._window is not None:
+            fill = self._window.steps_to_next_fill(self.step)
+            steps = steps if fill is None else min(steps, fill)
+        return steps
+
+    def blocks_needed(self, steps: int) -> int:
+        """KV blocks that the next steps will allocate.
+
+        A sequence takes a new block whenever its cached tokens fill their blocks exactly: every
+        ``block_tokens`` steps, at a phase of its own.
+
+        >>> batch = DecodeBatch(block_tokens=16)
+        >>> request = Request(0, 0, input_tokens=15, output_tokens=40)
+        >>> request.generated_tokens = 1
+        >>> batch.add(request)  # 15 tokens in one block: room for one more
+        >>> [batch.blocks_needed(steps) for steps in (1, 2, 17, 18)]
+        [0, 1, 1, 2]
+        """
+        start = self.step % self.block_tokens
+        if steps == 1:
+            return self._phase_counts[start]
+        cycles, rest = divmod(steps, self.block_tokens)
+        return cycles * self.size + sum(self._phase_counts[start : start + rest])
+
+    def steps_within(self, free_blocks: int, limit: int) -> int:
+        """Steps, at most ``limit``, that ``free_blocks`` suffice for."""
+        if self.blocks_needed(limit) <= free_blocks:
+            return limit
+        steps = free_blocks // self.size * self.block_tokens
+        left = free_blocks % self.size
+        start = self.step % self.block_tokens
+        for taken in self._phase_counts[start : start + self.block_tokens]:
+            left -= taken
+            if left < 0:
+                break
+            steps += 1
+        return steps
+
+    def advance(self, steps: int) -> list[Request]:
+        """Take steps and return the sequences that completed with the last of them."""
+        self.step = step = self.step + steps
+        finishing = self._finishing
+        done = []
+        while finishing and finishing[0][0] <= step:
+            finish_step, _, request = heappop(finishing)
+            if request.finish_step == finish_step:
+                self._forget(request)
+                request.generated_tokens = request.output_tokens
+                done.append(request)
+        if self._window is not None:
+            self._window.advance(step)
+        return done
+
+    def preempt_last(self) -> Request:
+        """Drop the most recently admitted sequence, keeping count of the tokens it produced."""
+        request = next(reversed(self._requests.values()))
+        request.generated_tokens = request.output_tokens - (request.finish_step - self.step)
+        self._forget(request)
+        request.finish_step = -1
+        return request
+
+    def _forget(self, request: Request) -> None:
+        del self._requests[request.request_id]
+        self.size -= 1
+        self._base_sum -= request.base_tokens
+        self._count_phase(request, -1)
+        if self._window is not None:
+            self._window.remove(request)
+
+    def _count_phase(self, request: Request, change: int) -> None:
+        phase = -request.base_tokens % self.block_tokens
+        self._phase_counts[phase] += change
+        self._phase_counts[phase + self.block_tokens] += change

@@ -1,0 +1,102 @@
+"""All replicas of one case behind their router, run to the end."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import simpy
+
+from sim.engine.clients import ClosedLoop, OpenLoop
+from sim.engine.kv import BlockPool
+from sim.engine.records import Columns, Recorder
+from sim.engine.replica import Replica
+from sim.engine.requests import Request
+from sim.engine.router import ROUTERS, RouterKind
+from sim.engine.scheduler import BatchLimits, Scheduler
+from sim.engine.ticks import Pace
+
+
+@dataclass(frozen=True)
+class ReplicaPlan:
+    """What all replicas of a cluster have in common."""
+
+    limits: BatchLimits
+    kv_blocks: int
+    block_tokens: int
+    window_tokens: int | None
+    pace: Pace
+    max_model_len: int
+    """Longest prompt plus answer that is accepted."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The raw columns of a finished run."""
+
+    requests: Columns
+    stretches: Columns
+
+
+class Cluster:
+    """Equal replicas behind a router, on a clock of their own.
+
+    Parameters
+    ----------
+    plan : ReplicaPlan
+    replicas : int
+    router : RouterKind
+    every_step : bool
+        Walk every step instead of jumping over stretches.
+    """
+
+    def __init__(
+        self,
+        plan: ReplicaPlan,
+        replicas: int,
+        router: RouterKind = "round_robin",
+        *,
+        every_step: bool = False,
+    ) -> None:
+        self.env = simpy.Environment()
+        self.plan = plan
+        self.recorder = Recorder()
+        self.router = ROUTERS[router]()
+        self.replicas = [
+            Replica(
+                self.env,
+                index,
+                Scheduler(
+                    plan.limits, BlockPool(plan.kv_blocks, plan.block_tokens), plan.window_tokens
+                ),
+                plan.pace,
+                self.recorder,
+                every_step=every_step,
+            )
+            for index in range(replicas)
+        ]
+
+    def submit(self, request: Request) -> None:
+        """Hand a request to the replica that the router chooses."""
+        if request.input_tokens + request.output_tokens > self.plan.max_model_len:
+            request.outcome = "rejected"
+            self.recorder.request(request)
+            if request.on_done is not None:
+                request.on_done.request_done(request)
+            return
+        self.router.choose(request, self.replicas).submit(request)
+
+    def run_open(self, requests: Iterator[Request]) -> RunRecord:
+        """Serve requests that arrive by the clock, until the last one has left."""
+        OpenLoop(self.env, requests, self.submit)
+        return self._finish()
+
+    def run_closed(
+        self, lengths: Sequence[tuple[int, int]], clients: int
+    ) -> RunRecord:
+        """Serve clients that wait for their answers, until the supply of requests ends."""
+        ClosedLoop(self.env, lengths, clients, self.submit)
+        return self._finish()
+
+    def _finish(self) -> RunRecord:
+        self.env.run()
+        return RunRecord(self.recorder.requests.columns(), self.recorder.stretches.columns())
+

@@ -1,0 +1,233 @@
+"""The tables of a finished run, as every report reads them.
+
+The names of the columns are promises to users: they are the keys of ``summary.json`` and the
+headers of the CSV files. The tables here are complete; what a case does not define (the cost of a
+token where there was none) is NaN, never zero and never left out.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from sim.errors import InternalError
+
+SUMMARY_COLUMNS: tuple[str, ...] = (
+    "case",
+    "system",
+    "model",
+    "chips",
+    "replicas",
+    "offered_requests_per_s",
+    "completed_requests",
+    "failed_requests",
+    "duration_s",
+    "output_tokens_per_s",
+    "output_tokens_per_s_per_chip",
+    "total_tokens_per_s_per_chip",
+    "ttft_s_mean",
+    "ttft_s_p50",
+    "ttft_s_p95",
+    "ttft_s_p99",
+    "tpot_s_mean",
+    "tpot_s_p50",
+    "tpot_s_p95",
+    "tpot_s_p99",
+    "e2e_s_p50",
+    "e2e_s_p99",
+    "interactivity_tokens_per_s",
+    "slo_attainment_fraction",
+    "goodput_requests_per_s",
+    "utilization_fraction",
+    "mfu_fraction",
+    "mbu_fraction",
+    "power_w_mean",
+    "energy_j_per_output_token",
+    "usd_per_hour",
+    "usd_per_mtok_input",
+    "usd_per_mtok_output",
+    "usd_per_mtok_total",
+)
+"""Columns every summary has, in the order they are written."""
+
+TEXT_COLUMNS = frozenset({"case", "system", "model"})
+COUNT_COLUMNS = frozenset({"chips", "replicas", "completed_requests", "failed_requests"})
+INTERVAL_SUFFIXES = ("_lo", "_hi")
+
+REQUEST_COLUMNS: tuple[str, ...] = (
+    "case",
+    "request_id",
+    "tenant",
+    "arrival_s",
+    "admit_s",
+    "first_token_s",
+    "done_s",
+    "input_tokens",
+    "output_tokens",
+    "replica",
+    "preemptions",
+    "outcome",
+    "ttft_s",
+    "tpot_s",
+    "e2e_s",
+)
+TIMELINE_COLUMNS: tuple[str, ...] = (
+    "case",
+    "start_s",
+    "end_s",
+    "offered_requests_per_s",
+    "output_tokens_per_s",
+    "running_requests",
+    "waiting_requests",
+    "kv_used_fraction",
+    "utilization_fraction",
+    "power_w",
+)
+BILL_COLUMNS: tuple[str, ...] = (
+    "case",
+    "line",
+    "usd_per_hour",
+    "usd",
+    "share_fraction",
+    "source",
+)
+CURVE_COLUMNS: tuple[str, ...] = (
+    "case",
+    "system",
+    "concurrency",
+    "interactivity_tokens_per_s",
+    "output_tokens_per_s_per_chip",
+    "usd_per_mtok_output",
+    "usd_per_mtok_total",
+    "ttft_s_p50",
+    "tpot_s_p50",
+    "energy_j_per_output_token",
+)
+PROVENANCE_COLUMNS: tuple[str, ...] = ("case", "item", "value", "source")
+
+BILL_LINES: tuple[str, ...] = (
+    "rent",
+    "capital",
+    "financing",
+    "network",
+    "operations",
+    "hosting",
+    "power",
+)
+"""Lines of a bill, in the order they are stacked: a bill has rent alone, or the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunTables:
+    """Everything a report of one run may say.
+
+    Raises InternalError if a table lacks a column, if two cases share a name, or if a table
+    speaks of a case that the summary does not have. Columns beyond the required ones are kept and
+    written after them.
+    """
+
+    scenario: str
+    """Name of the scenario."""
+    question: str
+    """What the scenario asks, as its author wrote it."""
+    seed: int
+    version: str
+    """Version of Rackcast."""
+    summary: pd.DataFrame
+    """One row per case, `SUMMARY_COLUMNS`; NaN where not defined. ``X_lo`` and ``X_hi`` beside a
+    forecast ``X`` that has an interval; ``slo_ttft_s`` and ``slo_tpot_s`` where there is an SLO."""
+    requests: pd.DataFrame
+    """One row per request, `REQUEST_COLUMNS`. Where there is a column ``measured``, the latency
+    charts show only the requests for which it is true."""
+    timeline: pd.DataFrame
+    """One row per case and interval of time, `TIMELINE_COLUMNS`."""
+    bill: pd.DataFrame
+    """One row per case and cost line, `BILL_COLUMNS`."""
+    curve: pd.DataFrame | None
+    """One row per case and concurrency, `CURVE_COLUMNS`; None if none was asked for."""
+    provenance: pd.DataFrame
+    """What each case rests on and who says so, `PROVENANCE_COLUMNS`."""
+    notes: tuple[str, ...]
+    """Sentences that no reader may miss."""
+    manifest: Mapping[str, object]
+    """Goes to ``manifest.json``; the only place for wall time. The report shows ``command`` (the
+    command line) and ``inputs`` (file to hash) if they are there."""
+
+    def __post_init__(self) -> None:
+        problems = [*self._missing_columns(), *self._bad_cases()]
+        if problems:
+            raise InternalError("the tables of the run do not fit: " + "; ".join(problems))
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """Names of the compared cases, in the order of the summary."""
+        return tuple(str(name) for name in self.summary["case"])
+
+    def tables(self) -> Iterator[tuple[str, pd.DataFrame, tuple[str, ...]]]:
+        """Name, rows and required columns of every table that is there."""
+        yield "summary", self.summary, SUMMARY_COLUMNS
+        yield "requests", self.requests, REQUEST_COLUMNS
+        yield "timeline", self.timeline, TIMELINE_COLUMNS
+        yield "bill", self.bill, BILL_COLUMNS
+        yield "provenance", self.provenance, PROVENANCE_COLUMNS
+        if self.curve is not None:
+            yield "curve", self.curve, CURVE_COLUMNS
+
+    def _missing_columns(self) -> Iterator[str]:
+        for name, frame, required in self.tables():
+            missing = [column for column in required if column not in frame.columns]
+            if missing:
+                yield f"{name} lacks {', '.join(missing)}"
+
+    def _bad_cases(self) -> Iterator[str]:
+        if "case" not in self.summary.columns:
+            return
+        if self.summary.empty:
+            yield "the summary has no case"
+        known = self.summary["case"]
+        for twin in known[known.duplicated()].unique():
+            yield f"two cases are called {twin!r}"
+        for name, frame, _ in self.tables():
+            if "case" in frame.columns:
+                for stranger in frame.loc[~frame["case"].isin(known), "case"].unique():
+                    yield f"{name} speaks of an unknown case {stranger!r}"
+
+
+def rows_of(frame: pd.DataFrame, case: str) -> pd.DataFrame:
+    """Rows of one case, in their order."""
+    return frame.loc[frame["case"] == case]
+
+
+def ordered(frame: pd.DataFrame, required: Iterable[str]) -> pd.DataFrame:
+    """Columns in their written order: the required ones, then others by name, intervals beside.
+
+    >>> frame = pd.DataFrame(columns=["b", "a_hi", "z", "y", "a", "a_lo"])
+    >>> list(ordered(frame, ["a", "b"]).columns)
+    ['a', 'a_lo', 'a_hi', 'b', 'y', 'z']
+    """
+    present = list(frame.columns)
+    first = [column for column in required if column in present]
+    bounds = {base + suffix for base in present for suffix in INTERVAL_SUFFIXES}
+    rest = sorted(column for column in present if column not in first and column not in bounds)
+    names = [
+        name
+        for base in (*first, *rest)
+        for name in (base, *(base + suffix for suffix in INTERVAL_SUFFIXES))
+        if name in present
+    ]
+    return frame[names]
+
+
+def ordered_summary(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return the summary as it is written: columns in order, counts as whole numbers.
+
+    A column of counts in which one case has none is held as floats by pandas; here it becomes
+    ``Int64``, so that eight chips are written as 8 and not as 8.0.
+    """
+    frame = ordered(summary, SUMMARY_COLUMNS)
+    kinds = {
+        column: "Int64" if column in COUNT_COLUMNS else "float64"
+        for column in SUMMARY_COLUMNS
+        if column not in TEXT_COLUMNS
+    }
+    return frame.astype(kinds).reset_index(drop=True)

@@ -1,0 +1,349 @@
+"""A scenario: one question as a YAML file, and the cases that it compares.
+
+The keys at the top of the file are shared by all cases; each entry of ``cases`` names itself and
+overrides what differs. A file without ``cases`` has one case.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sim.cost.work import Precision
+from sim.economics import Charge
+from sim.efficiency import Engine
+from sim.errors import InputError
+from sim.parallelism import Parallelism
+from sim.schema import Located, StrictModel, json_schema, load_yaml, merge, set_path, validate
+from sim.units import Bytes, Fraction, NonNegativeInt, PositiveInt, Seconds
+from sim.workload.arrivals import ArrivalLaw
+from sim.workload.lengths import LengthLaw
+from sim.workload.traces import TraceKind, TraceOptions
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ServingEngine(StrictModel):
+    """The serving engine of each replica; the defaults are those of vLLM v1 on large GPUs."""
+
+    name: Engine = "vllm"
+    """Whose kernels and overheads apply."""
+    max_num_seqs: PositiveInt = 256
+    """Sequences that run at the same time."""
+    max_num_batched_tokens: PositiveInt = 8192
+    """Tokens per step; longer prompts are computed in chunks."""
+    block_tokens: PositiveInt = 16
+    """Tokens per KV block."""
+    memory_fraction: Fraction = 0.9
+    """Share of a chip's memory that the engine uses."""
+    reserved_bytes: Bytes = 2e9
+    """Memory for communication buffers, runtime and captured graphs: an assumption, since
+    engines measure it at start-up and publish no figure."""
+    max_model_len: PositiveInt | None = None
+    """Longest prompt plus answer; what the model and the KV cache allow unless given."""
+
+    @model_validator(mode="after")
+    def _every_sequence_gets_its_token(self) -> Self:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            msg = (
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) is below max_num_seqs "
+                f"({self.max_num_seqs}): some sequences could never get their token"
+            )
+            raise ValueError(msg)
+        return self
+
+
+class OpenLoopWorkload(StrictModel):
+    """Requests that arrive by a law, whether or not the system keeps up."""
+
+    kind: Literal["open_loop"]
+    traffic: str | None = None
+    """Id of a fitted law in ``workloads/lengths``; gives lengths and arrivals at once."""
+    lengths: LengthLaw | None = None
+    """Law of input and output tokens, when no ``traffic`` is named."""
+    arrivals: ArrivalLaw | None = None
+    """Law of the arrival times; that of ``traffic`` unless given."""
+    requests: PositiveInt
+    """How many arrive."""
+    rate_requests_per_s: Rate | None = None
+    """Mean rate; that of the law unless given."""
+    load_fraction: Annotated[float, Field(gt=0, le=2)] | None = None
+    """Mean rate as a fraction of what the system can do at most, found by a pilot run in which
+    all requests are there from the start."""
+
+    @model_validator(mode="after")
+    def _lengths_and_arrivals_are_known(self) -> Self:
+        if self.traffic is None and (self.lengths is None or self.arrivals is None):
+            raise ValueError("name a traffic law, or give both lengths and arrivals")
+        if self.rate_requests_per_s is not None and self.load_fraction is not None:
+            raise ValueError("give rate_requests_per_s or load_fraction, not both")
+        return self
+
+
+class ClosedLoopWorkload(StrictModel):
+    """Clients that each wait for their answer before they send the next request."""
+
+    kind: Literal["closed_loop"]
+    traffic: str | None = None
+    """Id of a fitted law in ``workloads/lengths``, for its lengths."""
+    lengths: LengthLaw | None = None
+    """Law of input and output tokens, when no ``traffic`` is named."""
+    requests: PositiveInt
+    """How many are sent in all."""
+    concurrency: PositiveInt
+    """Clients of the whole system."""
+
+    @model_validator(mode="after")
+    def _lengths_are_known(self) -> Self:
+        if (self.traffic is None) == (self.lengths is None):
+            raise ValueError("name a traffic law or give lengths, one of the two")
+        return self
+
+
+class TraceWorkload(StrictModel):
+    """Requests replayed from a recorded trace."""
+
+    kind: Literal["trace"]
+    path: Path | None = None
+    """The trace; relative to the scenario file, or to the working directory with ``--set``."""
+    format: TraceKind = "plain"
+    """Layout of the file."""
+    options: TraceOptions = TraceOptions()
+    """Which part to replay, and how fast."""
+
+
+Workload = Annotated[
+    OpenLoopWorkload | ClosedLoopWorkload | TraceWorkload, Field(discriminator="kind")
+]
+
+
+class Slo(StrictModel):
+    """What a request must meet to count as goodput."""
+
+    ttft_s: Seconds
+    """Arrival to first token."""
+    tpot_s: Seconds
+    """Mean time per output token after the first."""
+
+
+class PriceChoice(StrictModel):
+    """Which prices of which book apply."""
+
+    book: str
+    """Id of a file in ``hardware/prices``."""
+    mode: Literal["own", "rent"] = "own"
+    """Buy and run it, or rent it by the hour."""
+    rent: str = "on_demand"
+    """Kind of rent, when renting."""
+    charge: Charge = "systems"
+    """Pay for whole systems, or only for the chips in use."""
+
+
+class Measure(StrictModel):
+    """Which part of a run counts."""
+
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Leading share of the arrivals that fills the system and does not count."""
+
+
+class Curve(StrictModel):
+    """Closed-loop runs at several loads, for interactivity against cost."""
+
+    concurrency_per_replica: tuple[PositiveInt, ...]
+    """Clients per replica at each point."""
+    requests_per_client: PositiveInt = 6
+    """Requests that each client sends at each point."""
+
+
+class Case(StrictModel):
+    """One deployment under one workload."""
+
+    name: str
+    system: str
+    """Id of a file in ``hardware/systems``."""
+    systems: PositiveInt = 1
+    """How many of them."""
+    model: str
+    """Id of a file in ``workloads/models``."""
+    parallelism: Parallelism
+    precision: Precision
+    replicas: PositiveInt | None = None
+    """Engine instances; as many as the chips allow unless given."""
+    engine: ServingEngine = ServingEngine()
+    router: Literal["round_robin", "least_outstanding"] = "least_outstanding"
+    """How requests are dealt to the replicas."""
+    workload: Workload
+    slo: Slo
+    prices: PriceChoice
+    measure: Measure = Measure()
+    curve: Curve | None = None
+
+
+class Header(StrictModel):
+    """What belongs to the whole scenario and not to a case."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    question: str
+    """What the scenario is to answer, for its readers."""
+    seed: NonNegativeInt = 1
+    """All random streams derive from it."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A validated scenario."""
+
+    header: Header
+    cases: tuple[Case, ...]
+
+
+_HEADER_KEYS = frozenset(Header.model_fields)
+
+
+def load_scenario(path: Path, settings: Sequence[tuple[str, str]] = ()) -> Scenario:
+    """Read and validate a scenario file.
+
+    Parameters
+    ----------
+    path : Path
+    settings : sequence of (str, str)
+        Dotted paths and YAML values of ``--set``, applied in order. A setting of a shared key
+        also wins over the same key of the cases.
+
+    Raises
+    ------
+    InputError
+        With one line for each problem of the file.
+    """
+    located = load_yaml(path)
+    for dotted, value in settings:
+        located = set_path(located, dotted, value)
+        if not dotted.startswith("cases"):
+            located = _forget_in_cases(located, dotted)
+    return scenario_of(located, path.parent)
+
+
+def scenario_of(located: Located, folder: Path) -> Scenario:
+    """Validate a scenario that has been read.
+
+    Parameters
+    ----------
+    located : Located
+    folder : Path
+        What relative paths in the file start from.
+    """
+    problems: dict[str, None] = {}  # ordered and without repetition: cases share their base
+    header_part = _only(located, _HEADER_KEYS)
+    base = _only(located, set(located.data) - _HEADER_KEYS - {"cases"})
+    header = _collect(Header, header_part, problems)
+    cases = [_collect(Case, merged, problems) for merged in _merged_cases(located, base)]
+    names = [case.name for case in cases if case is not None]
+    problems.update(dict.fromkeys(_repeated(names, located)))
+    if problems or header is None:
+        raise InputError("\n".join(problems))
+    placed = [
+        _place(case, merged, folder)
+        for case, merged in zip(cases, _merged_cases(located, base), strict=True)
+        if case is not None
+    ]
+    return Scenario(header, tuple(placed))
+
+
+def scenario_json_schema() -> dict[str, Any]:
+    """JSON Schema of a scenario file: every key of a case may stand at the top or in the case."""
+    case, header = json_schema(Case), json_schema(Header)
+    partial = {key: value for key, value in case.items() if key not in ("$defs", "required")}
+    named = {**partial, "title": "CaseOverride", "required": ["name"]}
+    shared = {key: value for key, value in case["properties"].items() if key != "name"}
+    cases = {
+        "type": "array",
+        "items": {"$ref": "#/$defs/CaseOverride"},
+        "description": "What is compared; each entry overrides the keys at the top.",
+    }
+    return {
+        "$schema": case["$schema"],
+        "title": "Rackcast scenario",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {**header["properties"], **shared, "cases": cases},
+        "required": header["required"],
+        "$defs": {**case["$defs"], "CaseOverride": named},
+    }
+
+
+def _merged_cases(located: Located, base: Located) -> list[Located]:
+    """Lay each case over the shared keys."""
+    entries = located.data.get("cases")
+    if entries is None:
+        name = Located({"name": located.data.get("name")}, {(): located.position(("name",))})
+        return [merge(base, name)]
+    if not isinstance(entries, list) or not entries:
+        where = located.position(("cases",))
+        raise InputError(f"{where}: cases: must be a list of at least one case")
+    return [_merged_case(located, base, index) for index in range(len(entries))]
+
+
+def _merged_case(located: Located, base: Located, index: int) -> Located:
+    part = located.at(("cases", index))
+    if not isinstance(part.data, dict):
+        raise InputError(f"{part.position(())}: cases.{index}: must be a mapping with a name")
+    merged = merge(base, part)
+    # a missing key of a case is reported at the case, not at the top of the file
+    return Located(merged.data, {**merged.positions, (): part.position(())})
+
+
+def _collect(
+    model: type[Any], located: Located, problems: dict[str, None]
+) -> Any | None:  # noqa: ANN401 - one helper for two models
+    try:
+        return validate(model, located)
+    except InputError as error:
+        problems.update(dict.fromkeys(str(error).splitlines()))
+        return None
+
+
+def _only(located: Located, keys: frozenset[str] | set[str]) -> Located:
+    data = {key: value for key, value in located.data.items() if key in keys}
+    positions = {
+        path: where for path, where in located.positions.items() if not path or path[0] in keys
+    }
+    return Located(data, positions)
+
+
+def _forget_in_cases(located: Located, dotted: str) -> Located:
+    """Drop a key from every case, so that a setting of the shared key takes effect."""
+    path = tuple(dotted.split("."))
+    entries = located.data.get("cases")
+    if not isinstance(entries, list):
+        return located
+    data = {**located.data, "cases": [_without(entry, path) for entry in entries]}
+    return Located(data, located.positions)
+
+
+def _without(entry: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401 - YAML data
+    if not isinstance(entry, Mapping) or path[0] not in entry:
+        return entry
+    if len(path) == 1:
+        return {key: value for key, value in entry.items() if key != path[0]}
+    return {**entry, path[0]: _without(entry[path[0]], path[1:])}
+
+
+def _repeated(names: list[str], located: Located) -> list[str]:
+    seen = {name for name in names if names.count(name) > 1}
+    where = located.position(("cases",))
+    return [f"{where}: cases: two cases are called {name!r}" for name in sorted(seen)]
+
+
+def _place(case: Case, merged: Located, folder: Path) -> Case:
+    """Resolve the path of a trace that was written in the file."""
+    workload = case.workload
+    if not isinstance(workload, TraceWorkload) or workload.path is None:
+        return case
+    written_in_file = merged.position(("workload", "path")).line is not None
+    if not written_in_file or workload.path.is_absolute():
+        return case
+    placed = workload.model_copy(update={"path": folder / workload.path})
+    return case.model_copy(update={"workload": placed})

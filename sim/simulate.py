@@ -1,0 +1,196 @@
+"""Run one case: draw its traffic, let the engine serve it, hand back the columns."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.catalog import Catalog
+from sim.deployment import Deployment
+from sim.engine.clock import to_ticks
+from sim.engine.cluster import Cluster, RunRecord
+from sim.engine.requests import Request
+from sim.errors import InputError
+from sim.scenario import Case, ClosedLoopWorkload, OpenLoopWorkload, TraceWorkload
+from sim.schema import validate
+from sim.seeds import stream
+from sim.workload.arrivals import ArrivalLaw, ModulatedArrivals
+from sim.workload.lengths import LengthLaw
+from sim.workload.traces import read_trace
+from sim.workload.traffic import TrafficLaw
+
+Progress = Callable[[int, int], None]
+"""Called with requests that have left and requests in all."""
+
+PILOT_ROUNDS = 4
+"""Requests per place in the batch that a pilot run serves to find the capacity."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The requests of a run; arrivals are absent in a closed loop."""
+
+    input_tokens: npt.NDArray[np.int64]
+    output_tokens: npt.NDArray[np.int64]
+    arrival_s: npt.NDArray[np.float64] | None
+    clients: int = 0
+    """Closed-loop clients."""
+
+
+@dataclass(frozen=True)
+class CaseRun:
+    """A simulated case."""
+
+    deployment: Deployment
+    record: RunRecord
+    capacity_requests_per_s: float | None
+    """What the system can do at most, where a pilot run has found it."""
+
+
+def simulate(
+    deployment: Deployment,
+    catalog: Catalog,
+    seed: int,
+    *,
+    every_step: bool = False,
+    progress: Progress | None = None,
+) -> CaseRun:
+    """Simulate one case from the first arrival to the last completion.
+
+    All cases of a scenario draw the same traffic from the same seed, so that they differ by the
+    deployment alone.
+
+    Parameters
+    ----------
+    deployment : Deployment
+    catalog : Catalog
+        For fitted traffic laws.
+    seed : int
+    every_step : bool
+        Walk every step instead of jumping over stretches: slow, and the same result.
+    progress : callable, optional
+    """
+    case, capacity = deployment.case, None
+    workload = case.workload
+    if isinstance(workload, OpenLoopWorkload) and workload.load_fraction is not None:
+        capacity = capacity_requests_per_s(deployment, catalog, seed)
+        rate = capacity * workload.load_fraction
+        workload = workload.model_copy(
+            update={"rate_requests_per_s": rate, "load_fraction": None}
+        )
+    traffic = draw_traffic(case, workload, catalog, seed)
+    record = serve(deployment, traffic, every_step=every_step, progress=progress)
+    return CaseRun(deployment, record, capacity)
+
+
+def serve(
+    deployment: Deployment,
+    traffic: Traffic,
+    *,
+    every_step: bool = False,
+    progress: Progress | None = None,
+) -> RunRecord:
+    """Let a deployment serve some traffic to the end."""
+    cluster = Cluster(
+        deployment.plan, deployment.replicas, deployment.case.router, every_step=every_step
+    )
+    inputs, outputs = traffic.input_tokens.tolist(), traffic.output_tokens.tolist()
+    if progress is not None:
+        cluster.report_progress(progress, total=len(inputs))
+    if traffic.arrival_s is None:
+        return cluster.run_closed(list(zip(inputs, outputs, strict=True)), traffic.clients)
+    return cluster.run_open(_requests(traffic.arrival_s.tolist(), inputs, outputs))
+
+
+def draw_traffic(
+    case: Case,
+    workload: OpenLoopWorkload | ClosedLoopWorkload | TraceWorkload,
+    catalog: Catalog,
+    seed: int,
+) -> Traffic:
+    """Draw the requests of a workload, or read them from its trace.
+
+    Raises
+    ------
+    InputError
+        A trace without a path, or one that cannot be read.
+    """
+    if isinstance(workload, TraceWorkload):
+        if workload.path is None:
+            raise InputError(
+                f"case {case.name!r}: workload.path is not set: give the trace with "
+                "--set workload.path=FILE"
+            )
+        frame = read_trace(workload.path, workload.format, workload.options)
+        return Traffic(
+            frame["input_tokens"].to_numpy(np.int64),
+            frame["output_tokens"].to_numpy(np.int64),
+            frame["arrival_s"].to_numpy(np.float64),
+        )
+    lengths, arrivals = _laws(workload, catalog)
+    tokens = lengths.sample(stream(seed, "lengths"), workload.requests)
+    if isinstance(workload, ClosedLoopWorkload):
+        return Traffic(tokens.input_tokens, tokens.output_tokens, None, workload.concurrency)
+    arrivals = _paced(arrivals, workload)
+    times = arrivals.sample_count(stream(seed, "arrivals"), workload.requests)
+    return Traffic(tokens.input_tokens, tokens.output_tokens, times)
+
+
+def capacity_requests_per_s(deployment: Deployment, catalog: Catalog, seed: int) -> float:
+    """Find the most that a deployment can serve: a closed loop that keeps every place taken.
+
+    The middle half of the completions is counted, when the batch is full and mixed.
+    """
+    case = deployment.case
+    if not isinstance(case.workload, OpenLoopWorkload):
+        raise InputError(f"case {case.name!r}: load_fraction needs an open loop")
+    places = deployment.replicas * case.engine.max_num_seqs
+    lengths, _ = _laws(case.workload, catalog)
+    tokens = lengths.sample(stream(seed, "pilot"), PILOT_ROUNDS * places)
+    record = serve(
+        deployment, Traffic(tokens.input_tokens, tokens.output_tokens, None, clients=places)
+    )
+    done = np.sort(record.requests["done_s"].astype(float))
+    done = done[~np.isnan(done)]
+    if done.size < PILOT_ROUNDS:
+        raise InputError(f"case {case.name!r}: no request of this traffic fits into a replica")
+    first, last = done.size // 4, 3 * done.size // 4
+    return float((last - first) / (done[last] - done[first]))
+
+
+def _laws(
+    workload: OpenLoopWorkload | ClosedLoopWorkload, catalog: Catalog
+) -> tuple[LengthLaw, ArrivalLaw | None]:
+    """Give the laws of a workload, from the fitted traffic that it names or from itself."""
+    lengths = workload.lengths
+    arrivals = workload.arrivals if isinstance(workload, OpenLoopWorkload) else None
+    if workload.traffic is not None:
+        traffic = validate(TrafficLaw, catalog.located("lengths", workload.traffic))
+        lengths = lengths or traffic.lengths
+        arrivals = arrivals or traffic.arrivals
+    if lengths is None:
+        raise InputError("the workload names no traffic and gives no lengths")
+    return lengths, arrivals
+
+
+def _paced(arrivals: ArrivalLaw | None, workload: OpenLoopWorkload) -> ArrivalLaw:
+    """Bring an arrival law to the wanted rate; a rate profile is spread over the whole run."""
+    if arrivals is None:
+        raise InputError("the workload names no traffic and gives no arrivals")
+    rate = workload.rate_requests_per_s
+    if rate is not None and not hasattr(arrivals, "at_rate"):
+        raise InputError(f"{arrivals.kind} arrivals have no rate to set")
+    if rate is not None:
+        arrivals = arrivals.at_rate(rate)
+    if isinstance(arrivals, ModulatedArrivals):
+        arrivals = arrivals.stretched_to(workload.requests / arrivals.rate_requests_per_s)
+    return arrivals
+
+
+def _requests(
+    arrival_s: list[float], input_tokens: list[int], output_tokens: list[int]
+) -> Iterator[Request]:
+    rows = zip(arrival_s, input_tokens, output_tokens, strict=True)
+    for index, (time_s, inputs, outputs) in enumerate(rows):
+        yield Request(index, to_ticks(time_s), inputs, outputs)
