@@ -14,16 +14,24 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from sim.economics import PriceBook
-from sim.efficiency import Calibration
+from sim.efficiency import Calibration, Engine
 from sim.errors import InputError, InternalError
 from sim.hardware import Accelerator, System
 from sim.model import Model
+from sim.overhead import EngineOverhead, EngineOverheads
 from sim.schema import Located, StrictModel, did_you_mean, load_yaml, validate
 
 ModelT = TypeVar("ModelT", bound=StrictModel)
 
 Kind = Literal[
-    "accelerators", "systems", "calibrations", "prices", "models", "lengths", "scenarios"
+    "accelerators",
+    "systems",
+    "calibrations",
+    "overheads",
+    "prices",
+    "models",
+    "lengths",
+    "scenarios",
 ]
 """A folder of the catalogue; also the word that ``rackcast list`` takes."""
 
@@ -34,6 +42,7 @@ _FOLDERS: Mapping[Kind, str] = {
     "accelerators": "hardware/accelerators",
     "systems": "hardware/systems",
     "calibrations": "hardware/calibrations",
+    "overheads": "hardware/overheads",
     "prices": "hardware/prices",
     "models": "workloads/models",
     "lengths": "workloads/lengths",
@@ -46,6 +55,7 @@ _SCHEMAS: Mapping[Kind, type[StrictModel]] = {
     "accelerators": Accelerator,
     "systems": System,
     "calibrations": Calibration,
+    "overheads": EngineOverheads,
     "prices": PriceBook,
     "models": Model,
 }
@@ -136,6 +146,19 @@ class Catalog:
         if accelerator_id not in self.files["calibrations"]:
             return None
         return self._entry("calibrations", accelerator_id, Calibration)
+
+    def overheads(self, engine: Engine) -> EngineOverheads:
+        """Return the host and launch times of a serving engine."""
+        return self._entry("overheads", engine, EngineOverheads)
+
+    def with_overhead(self, overhead: EngineOverhead) -> "Catalog":
+        """Return a catalogue in which every engine has this overhead, to try it out."""
+        trial = Catalog(self.files)
+        trial._read.update(self._read)  # noqa: SLF001 - the same class
+        for engine in self.names("overheads"):
+            known = self.overheads(cast(Engine, engine))
+            trial._read["overheads", engine] = known.with_law(overhead)  # noqa: SLF001
+        return trial
 
     def validate_all(self) -> None:
         """Read every file and check that every name in it leads somewhere.

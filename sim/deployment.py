@@ -74,7 +74,7 @@ class Deployment:
         """Energy of one chip in any step, idle power included."""
         law = self.calibration.power.law
         tdp_w = self.accelerator.power.tdp_w.value
-        awake_w = tdp_w * (law.idle_fraction + law.active_fraction)
+        awake_w = tdp_w * law.active_fraction
         return self._table(lambda timed: self.timer.joules(timed, law), overhead_per_s=awake_w)
 
     @cached_property
@@ -147,13 +147,12 @@ def deploy(case: Case, catalog: Catalog) -> Deployment:
     )
     memory = memory_use(model, case.parallelism, case.precision, accelerator, share)
     kv_blocks = memory.kv_blocks(engine.block_tokens)
-    overheads = catalog.overheads(engine.name)
-    overhead = overheads.of_family(accelerator.family)
+    overhead = catalog.overheads(engine.name).of_family(accelerator.family)
     timer = StepTimer(
         operators(model, case.parallelism, case.precision),
         accelerator,
         KernelShelf(
-            accelerator, system.accelerator, calibration, engine.name, overhead.describe()
+            accelerator, system.accelerator, calibration, engine.name, overhead.source
         ),
         Network(system.accelerator, calibration, engine.name),
         overhead.law,

@@ -8,7 +8,8 @@ its work divided by a datasheet peak: ``compute_s = flop / peak_flop_per_s`` and
 
 All laws are pure arithmetic. Their arguments are floats or numpy arrays that broadcast against
 each other, so a caller can tabulate a whole range of token counts in one call. All of them are
-monotone: time never falls when work rises, and never rises when a peak rises.
+monotone: a longer speed-of-light time never makes an operation faster, so neither does a lower
+peak. (Decode attention at a fixed total context may gain from more rows, which fill the chip.)
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from sim.schema import StrictModel
 from sim.units import Dtype
@@ -30,6 +31,15 @@ Efficiency = Annotated[float, Field(gt=0.0, le=1.0)]
 """Speed-of-light time over real time, of work so large that fixed costs vanish."""
 Sharpness = Annotated[float, Field(ge=1.0, le=16.0)]
 """1: the bounds of a law add up; large: the slowest bound alone counts."""
+
+
+def _chip_count(key: object) -> object:
+    """Read a number of chips from a YAML key, which is always text."""
+    return int(key) if isinstance(key, str) and key.isdecimal() else key
+
+
+ChipCount = Annotated[int, BeforeValidator(_chip_count), Field(ge=2)]
+"""Chips of a group; as a key of a YAML mapping it stands in quotes."""
 
 Engine = Literal["trtllm", "vllm", "sglang"]
 """A serving engine; its kernels are its own."""
@@ -313,8 +323,8 @@ class CollectiveLaw(StrictModel):
 
         >>> law = CollectiveLaw(lines=(CollectiveLine(start_s=2e-6, seconds_per_byte=1e-11),
         ...                            CollectiveLine(start_s=5e-6, seconds_per_byte=1e-12)))
-        >>> round(law.seconds(1e3), 9), round(law.seconds(1e6), 9)
-        (2.01e-06, 6e-06)
+        >>> [round(float(law.seconds(size)), 9) for size in (1e3, 1e6)]
+        [2.01e-06, 6e-06]
         """
         times = [line.start_s + payload_bytes * line.seconds_per_byte for line in self.lines]
         fastest = times[0]
@@ -356,8 +366,9 @@ class PowerLaw(StrictModel):
         Half the time idle at 70 W, half at 0.2 of 700 W, and 0.6 of 700 W for half the flop:
 
         >>> law = PowerLaw(active_fraction=0.2, compute_weight=0.6, memory_weight=0.5)
-        >>> round(law.watts(tdp_w=700.0, idle_w=70.0, busy=0.5, compute_utilization=0.5,
-        ...                 memory_utilization=0.0), 6)
+        >>> watts = law.watts(tdp_w=700.0, idle_w=70.0, busy=0.5, compute_utilization=0.5,
+        ...                   memory_utilization=0.0)
+        >>> round(float(watts), 6)
         315.0
         """
         load = (
@@ -506,9 +517,9 @@ class Calibration(StrictModel):
     kernels: Mapping[Engine, EngineKernels]
     preference: Mapping[Engine, tuple[Engine, ...]]
     """Whose kernels stand in, in this order, where an engine's own were not measured."""
-    collectives: Mapping[Operation, Mapping[str, Mapping[int, Collective]]]
+    collectives: Mapping[Operation, Mapping[str, Mapping[ChipCount, Collective]]]
     """By operation, library, and chips in the group."""
-    expert_exchange: Mapping[Exchange, Mapping[str, Mapping[int, Collective]]]
+    expert_exchange: Mapping[Exchange, Mapping[str, Mapping[ChipCount, Collective]]]
     """All-to-all of expert parallelism, by half, library, and chips in the group."""
     power: PowerFit
     excluded: Mapping[str, str]

@@ -26,7 +26,8 @@ from sim.economics import (
     usd_per_mtok,
 )
 from sim.economics import Purchase
-from sim.engine.records import Columns, RunRecord
+from sim.engine.cluster import RunRecord
+from sim.engine.records import Columns
 
 Floats = npt.NDArray[np.float64]
 

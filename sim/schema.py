@@ -46,6 +46,9 @@ __all__ = [
 KeyPath = tuple[str | int, ...]
 """Where a value stands in the data: mapping keys and list indices from the root."""
 
+_TAG = "kind"
+"""The key that tells the members of a tagged union apart, everywhere."""
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -213,7 +216,7 @@ def _are_alike(base: Any, override: Any) -> bool:
     """Tell whether two values are mappings of one kind, to be merged and not replaced."""
     if not (isinstance(base, dict) and isinstance(override, dict)):
         return False
-    return bool(override.get("kind", base.get("kind")) == base.get("kind"))
+    return _TAG not in base or base[_TAG] == override.get(_TAG, base[_TAG])
 
 
 def _replace_part(
@@ -253,32 +256,32 @@ def set_path(located: Located, dotted: str, value_text: str) -> Located:
     >>> set_path(located, "engine.tp.1", "4").data
     {'engine': {'tp': [1, 4]}}
     """
-    option = f"--set {dotted}"
-    value = _parse(value_text, option)
-    placed = dict.fromkeys(value.positions, Position(option, None))
+    origin = Position(f"--set {dotted}", None)
+    value = _parse(value_text, origin)
+    path = _path_of(located.data, dotted, origin)
+    parents = (path[:length] for length in range(1, len(path)))
+    made = {parent: origin for parent in parents if parent not in located.positions}
+    return Located(
+        _with_value(located.data, path, value.data),
+        made | _replace_part(located.positions, path, value.positions),
+    )
+
+
+def _path_of(data: Any, dotted: str, origin: Position) -> KeyPath:
+    """Return the path written `dotted`; its mapping keys need not exist in `data` yet."""
     path: KeyPath = ()
-    parents: list[Any] = []
-    node = located.data
-    for part in dotted.split("."):
-        key = _step(node, part, f"{option}: {_dotted(path) or 'the document'}")
-        parents.append(node)
-        path += (key,)
-        node = _value_at(node, (key,)) if _holds(node, key) else None
-    data = value.data
-    for key, parent in zip(reversed(path), reversed(parents), strict=True):
-        data = _with_item(parent, key, data)
-    made = {
-        path[:length]: Position(option, None)
-        for length in range(1, len(path))
-        if path[:length] not in located.positions
-    }
-    return Located(data, made | _replace_part(located.positions, path, placed))
+    parts = dotted.split(".")
+    if "" in parts:
+        raise InputError(f"{origin}: a key is empty")
+    for part in parts:
+        key = _key(data, part, f"{origin}: {_dotted(path)}")
+        path = (*path, key)
+        data = _value_at(data, (key,)) if _holds(data, key) else None
+    return path
 
 
-def _step(node: Any, part: str, where: str) -> str | int:
+def _key(node: Any, part: str, where: str) -> str | int:
     """Return the key or index that `part` names in `node`; InputError if it can name none."""
-    if not part:
-        raise InputError(f"{where}: a key between two dots is empty")
     if node is None or isinstance(node, dict):
         return part
     if not isinstance(node, list):
@@ -288,11 +291,18 @@ def _step(node: Any, part: str, where: str) -> str | int:
     return int(part)
 
 
-def _with_item(parent: Any, key: str | int, value: Any) -> Any:
-    """Return a copy of the list or mapping `parent` with one item set; null becomes a mapping."""
-    if isinstance(parent, list):
-        return [value if index == key else item for index, item in enumerate(parent)]
-    return (parent or {}) | {key: value}
+def _with_value(node: Any, path: KeyPath, value: Any) -> Any:
+    """Return a copy of `node` with `value` at `path`; what is missing or null becomes a mapping."""
+    if not path:
+        return value
+    key, rest = path[0], path[1:]
+    if isinstance(node, list):
+        return [
+            _with_value(item, rest, value) if index == key else item
+            for index, item in enumerate(node)
+        ]
+    mapping = node or {}
+    return mapping | {key: _with_value(mapping.get(key), rest, value)}
 
 
 # --- Strict YAML.
@@ -333,7 +343,7 @@ def load_yaml(source: Path | str, source_name: str | None = None) -> Located:
     else:
         name = source_name or "<text>"
         text = source
-    located = _parse(text, name)
+    located = _parse(text, Position(name, 1))
     if located.data is None:
         raise InputError(f"{located.position(())}: the document is empty")
     if not isinstance(located.data, dict):
@@ -357,32 +367,31 @@ def _read(path: Path, name: str) -> str:
         raise InputError(f"{name}:{line}: not UTF-8 text; save the file as UTF-8") from error
 
 
-def _parse(text: str, source: str) -> Located:
-    """Return any strict YAML value with its positions; the position of the root is always there."""
+def _parse(text: str, origin: Position) -> Located:
+    """Return any strict YAML value with its positions; the root always has one.
+
+    `origin` is where the text begins; all of a text without lines stands at its origin.
+    """
     odd = Reader.NON_PRINTABLE.search(text)
     if odd is not None:
-        line = text.count("\n", 0, odd.start()) + 1
-        raise InputError(f"{source}:{line}: control character {odd.group()!r} in the text")
-    builder = _Builder(source, yaml.parse(text, Loader=yaml.CSafeLoader))
+        where = _below_origin(origin, text.count("\n", 0, odd.start()))
+        raise InputError(f"{where}: control character {odd.group()!r} in the text")
+    builder = _Builder(origin, yaml.parse(text, Loader=yaml.CSafeLoader))
     try:
         data = builder.build_document()
     except yaml.MarkedYAMLError as error:
-        raise InputError(_syntax_problem(error, source)) from error
+        mark = error.problem_mark or error.context_mark
+        where = _below_origin(origin, mark.line if mark else 0)
+        parts = [part for part in (error.context, error.problem) if part]
+        raise InputError(f"{where}: not valid YAML: {', '.join(parts)}") from error
     if builder.problems:
         raise InputError("\n".join(builder.problems))
     return Located(data, builder.positions)
 
 
-def _syntax_problem(error: yaml.MarkedYAMLError, source: str) -> str:
-    """Return one line that says where the YAML breaks, and on what."""
-    where = Position(source, _line(error.problem_mark or error.context_mark))
-    parts = [part for part in (error.context, error.problem) if part]
-    return f"{where}: not valid YAML: {', '.join(parts)}"
-
-
-def _line(mark: Any) -> int | None:
-    """Return the line of a mark of the parser, which counts from 0."""
-    return None if mark is None else mark.line + 1
+def _below_origin(origin: Position, lines: int) -> Position:
+    """Return the position some lines below `origin`; `origin` itself if it has no lines."""
+    return origin if origin.line is None else Position(origin.source, origin.line + lines)
 
 
 _PLAIN_SCALARS: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (
@@ -400,7 +409,7 @@ _MAX_DEPTH = 50
 class _Builder:
     """Turns the parser's events into data and positions, and collects every problem."""
 
-    source: str
+    origin: Position
     events: Iterator[yaml.Event]
     positions: dict[KeyPath, Position] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -408,7 +417,7 @@ class _Builder:
     def build_document(self) -> Any:
         """Return the data of the only document, None if it is empty."""
         next(self.events)  # the start of the stream
-        self.positions[()] = Position(self.source, 1)
+        self.positions[()] = self.origin
         if isinstance(next(self.events), yaml.StreamEndEvent):
             return None
         event = next(self.events)
@@ -455,7 +464,7 @@ class _Builder:
             elif key == "<<":
                 self.refuse(here, "merge keys are not supported; write the values out")
             elif first is not None:
-                self.refuse(here, f"repeated key; it stands on line {first.line} already")
+                self.refuse(here, f"repeated key; first at {first}")
             data[key] = self.build(next(self.events), here)
         return data
 
@@ -468,7 +477,8 @@ class _Builder:
 
     def place(self, path: KeyPath, event: yaml.Event) -> None:
         """Note the line of the key or list item at `path`."""
-        self.positions[path] = Position(self.source, _line(event.start_mark))
+        mark = event.start_mark
+        self.positions[path] = _below_origin(self.origin, mark.line if mark else 0)
 
     def refuse(self, path: KeyPath, message: str) -> None:
         """Note one problem."""
@@ -563,7 +573,6 @@ def _problems(details: Iterable[ErrorDetails], located: Located, shapes: _Shapes
     return [_problem(where, path, "; or ".join(messages[path])) for where, path in placed]
 
 
-_TAG = "kind"
 _TAG_ERRORS = ("union_tag_invalid", "union_tag_not_found")
 _CHOICE_ERRORS = ("literal_error", "enum", "union_tag_invalid")
 
@@ -610,7 +619,9 @@ _MESSAGES: Mapping[str, str] = {
     "too_long": "{shown} is too long; it must have at most {max_length} items",
     "value_error": "{error}",
     "assertion_error": "{error}",
-    **dict.fromkeys(("tuple_type", "list_type", "set_type"), "{shown} is not a list"),
+    **dict.fromkeys(
+        ("tuple_type", "list_type", "set_type", "frozen_set_type"), "{shown} is not a list"
+    ),
     **dict.fromkeys(
         ("model_type", "model_attributes_type", "dict_type", *_TAG_ERRORS),
         "{shown} is not a mapping",
@@ -633,9 +644,11 @@ def _message(detail: ErrorDetails, path: KeyPath, located: Located, shapes: _Sha
     value = _value_at(located.data, path)
     if choices and kind in _CHOICE_ERRORS:
         return f"{_shown(value)} is not {one_of}{did_you_mean(str(value), choices)}"
+    if kind in _MESSAGES:
+        return _MESSAGES[kind].format(shown=_shown(value), **detail.get("ctx", {}))
     # What is not in the table keeps pydantic's words: 'Input should be a valid date'.
-    template = _MESSAGES.get(kind, detail["msg"].replace("Input", "{shown}", 1))
-    return template.format(shown=_shown(value), **detail.get("ctx", {}))
+    words = detail["msg"]
+    return f"{_shown(value)}: {words[:1].lower()}{words[1:]}"
 
 
 def _shown(value: Any) -> str:

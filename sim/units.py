@@ -3,25 +3,25 @@
 Inside Rackcast every number is a plain float in the unit its name ends with. Text such as
 ``3.35 TB/s`` exists only at the YAML edge, where `parse_quantity` checks its dimension:
 
-================== ======================================== ====================
-field suffix       type                                     reads, for example
-================== ======================================== ====================
-`_bytes`           `Bytes`                                  ``80 GiB``, ``8 Gb``
-`_bytes_per_s`     `BytesPerSecond`                         ``400 Gb/s``
-`_flop`            `Flop`                                   ``2 TFLOP``
-`_flop_per_s`      `FlopPerSecond`                          ``989 TFLOP/s``
-`_w`               `Watts`                                  ``14.3 kW``
-`_j`               `Joules`                                 ``5 kWh``
-`_s`               `Seconds`                                ``500 ms``, ``5 years``
-`_usd`             `Usd`                                    ``30 kUSD``
-`_usd_per_hour`    `UsdPerHour`                             ``3.99 USD/h``
-`_usd_per_kwh`     `UsdPerKwh`                              ``0.075 USD/kWh``
-`_usd_per_kw_month` `UsdPerKwMonth`                         ``150 USD/kW/month``
-`_usd_per_mtok`    `UsdPerMtok`                             ``0.60 USD/Mtok``
-`_fraction`        `Fraction` (0 to 1)                      ``10 %``
-(any)              `Multiplier` (1 or more), such as a PUE  ``125 %``
-`_tokens`          `Tokens` (whole, 1 or more)              ``8 ktok``
-================== ======================================== ====================
+=================== =========================================== ========================
+field suffix        type                                        reads, for example
+=================== =========================================== ========================
+`_bytes`            `Bytes`                                     ``80 GiB``, ``8 Gb``
+`_bytes_per_s`      `BytesPerSecond`                            ``400 Gb/s``
+`_flop`             `Flop`                                      ``2 TFLOP``
+`_flop_per_s`       `FlopPerSecond`                             ``989 TFLOP/s``
+`_w`                `Watts`                                     ``14.3 kW``
+`_j`                `Joules`                                    ``5 kWh``
+`_s`                `Seconds`                                   ``500 ms``, ``5 years``
+`_usd`              `Usd`                                       ``30 kUSD``
+`_usd_per_hour`     `UsdPerHour`                                ``3.99 USD/h``
+`_usd_per_kwh`      `UsdPerKwh`                                 ``0.075 USD/kWh``
+`_usd_per_kw_month` `UsdPerKwMonth`                             ``150 USD/kW/month``
+`_usd_per_mtok`     `UsdPerMtok`                                ``0.60 USD/Mtok``
+`_fraction`         `Fraction` (0 to 1)                         ``10 %``
+(any)               `Multiplier` (1 or more), such as a PUE     ``125 %``
+`_tokens`           `Tokens` (whole, 1 or more)                 ``8 ktok``
+=================== =========================================== ========================
 
 A bare number is already in the unit of the field. Prices keep the unit of the trade (an hour, a
 kWh, a kW and month, a million tokens); the constants below convert them. Letters mean what the
@@ -87,7 +87,6 @@ HOURS_PER_MONTH = MONTH_S / HOUR_S
 
 KW = KILO
 KWH_J = KILO * HOUR_S
-J_PER_KWH = KWH_J
 
 # --- Number formats.
 

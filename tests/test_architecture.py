@@ -11,11 +11,8 @@ import tokenize
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
-
-Node = TypeVar("Node", bound=ast.AST)
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sim"
@@ -32,6 +29,9 @@ EMPTY_NAMES = frozenset({"utils", "util", "common", "helpers", "helper", "base",
 
 CONVERSIONS = frozenset({2**10, 2**20, 2**30, 2**40, 10**9, 10**12})
 """Unit conversions that belong into ``sim/units.py``."""
+
+COUNT = re.compile(r"(?i)(tokens|seqs|sequences|rows|samples|size)$")
+"""Names of counts, which may well be 1024."""
 
 DISTRIBUTIONS = {
     "yaml": "pyyaml",
@@ -60,12 +60,8 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def nodes(kind: type[Node]) -> Iterator[tuple[Path, Node]]:
-    """Yield every node of a kind in the package, and the file it stands in."""
-    for path in MODULES:
-        for node in ast.walk(tree_of(path)):
-            if isinstance(node, kind):
-                yield path, node
+NODES = [(path, node) for path in MODULES for node in ast.walk(tree_of(path))]
+"""Every piece of syntax in the package, and the file it stands in."""
 
 
 # --- Imports.
@@ -144,21 +140,31 @@ def test_nothing_is_printed():
     """Results leave through the command line's console, never from inside a model."""
     prints = [
         f"{name_of(path)}:{node.lineno}"
-        for path, node in nodes(ast.Call)
-        if isinstance(node.func, ast.Name) and node.func.id == "print"
+        for path, node in NODES
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
     ]
     assert not prints
 
 
 def test_conversions_live_in_units():
+    counts = {id(value) for value in counted()}
     found = {
         f"{name_of(path)}:{node.lineno}: {ast.unparse(node)}"
-        for path, node in nodes(ast.expr)
-        if constant(node) in CONVERSIONS
+        for path, node in NODES
+        if isinstance(node, ast.expr) and constant(node) in CONVERSIONS and id(node) not in counts
     }
     elsewhere = {line for line in found if not line.startswith("sim/units.py")}
     assert found > elsewhere, "units.py has none: has it moved?"
     assert not elsewhere
+
+
+def counted() -> Iterator[ast.expr]:
+    """Yield values that are named as counts: 1024 tokens are no conversion."""
+    for _, node in NODES:
+        if isinstance(node, ast.keyword | ast.Assign | ast.AnnAssign) and node.value:
+            name = ast.unparse(node).partition("=")[0].partition(":")[0]
+            if COUNT.search(name.strip()):
+                yield node.value
 
 
 @pytest.mark.parametrize("text", ["1024", "1e9", "10**9", "1 << 30", "1024 * 1024", "2.0**40"])
@@ -191,7 +197,8 @@ def test_modules_and_functions_are_short():
         f"{name_of(path)}:{node.name}": len(
             code[path] & set(range(node.lineno, node.end_lineno + 1))
         )
-        for path, node in nodes(ast.FunctionDef)
+        for path, node in NODES
+        if isinstance(node, ast.FunctionDef)
     }
     long_modules = {name: size for name, size in modules.items() if size > MAX_MODULE_LINES}
     long_functions = {name: size for name, size in functions.items() if size > MAX_FUNCTION_LINES}
@@ -256,3 +263,23 @@ def test_a_path_of_one_machine_is_seen(line: str):
 @pytest.mark.parametrize("line", ["https://github.com/home/x", "docs/work/x", "./tmp/x"])
 def test_an_address_is_no_path_of_one_machine(line: str):
     assert not HOMES.search(line)
+
+
+LINK = re.compile(r"\]\(([^)#\s]+)")
+
+
+def test_links_between_pages_lead_somewhere():
+    pages = [path for path in tracked_or_new_files() if path.suffix == ".md"]
+    links = [
+        (name_of(page), target)
+        for page in pages
+        for target in LINK.findall(page.read_text(encoding="utf-8"))
+        if "://" not in target and not target.startswith("mailto:")
+    ]
+    broken = [
+        (page, target)
+        for page, target in links
+        if not (ROOT / page).parent.joinpath(target).exists()
+    ]
+    assert links
+    assert not broken

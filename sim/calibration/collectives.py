@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from sim.calibration.regression import Array, Knob, regress, residual_report, times
+from sim.calibration.regression import Array, Knob, regress, residual_report, rounded, times
 from sim.efficiency import Collective, CollectiveLaw, CollectiveLine, Exchange, Fit, Operation
 from sim.schema import StrictModel
 
@@ -224,8 +224,8 @@ def widen(eight: Collective, start_step_s: float, chips: int) -> Collective:
     wire = ((chips - 1) / chips) / (7 / 8)
     lines = tuple(
         CollectiveLine(
-            start_s=line.start_s + doublings * max(start_step_s, 0.0),
-            seconds_per_byte=line.seconds_per_byte * wire,
+            start_s=rounded(line.start_s + doublings * max(start_step_s, 0.0)),
+            seconds_per_byte=rounded(line.seconds_per_byte * wire),
         )
         for line in eight.law.lines
     )

@@ -41,6 +41,7 @@ def regress(
     forecast: Callable[[LawT, pd.DataFrame], Array],
     rows: pd.DataFrame,
     fixed: Mapping[str, float] = MappingProxyType({}),
+    weights: Array | float = 1.0,
 ) -> LawT:
     """Fit a law to measurements.
 
@@ -56,6 +57,8 @@ def regress(
         Measurements; ``time_s`` is what was measured, all positive.
     fixed
         Coefficients that the measurements do not show, and their values.
+    weights
+        Of the rows' residuals before the loss.
 
     Returns
     -------
@@ -80,7 +83,7 @@ def regress(
     def residuals(logs: Array) -> Array:
         values = dict(zip(knobs, np.exp(logs).tolist(), strict=True)) | dict(fixed)
         candidate = law_type.model_construct(None, **values)
-        return np.log(forecast(cast("LawT", candidate), rows) / measured)
+        return weights * np.log(forecast(cast("LawT", candidate), rows) / measured)
 
     found = least_squares(
         residuals,

@@ -12,6 +12,7 @@ from sim.efficiency import (
     Fit,
     GemmFormat,
     GemmKernel,
+    GroupedGemmKernel,
     MlaPrefillKernel,
     PrefillAttentionKernel,
 )
@@ -29,7 +30,12 @@ GEMM_FORMATS: Mapping[Dtype, tuple[GemmFormat, ...]] = {
 }
 """Measured formats that stand for a weight dtype, best first."""
 
-Kernel = TypeVar("Kernel", GemmKernel, DecodeAttentionKernel, MlaPrefillKernel)
+DEQUANTISED: frozenset[Dtype] = frozenset({"int4", "mxfp4"})
+"""Weight-only formats: the product itself is computed in 16 bits."""
+
+Kernel = TypeVar(
+    "Kernel", GemmKernel, GroupedGemmKernel, DecodeAttentionKernel, MlaPrefillKernel
+)
 
 
 class KernelShelf:
@@ -76,18 +82,19 @@ class KernelShelf:
             raise InputError(f"{self.accelerator_id} does not compute in {dtype}; it has {known}")
         return peaks[dtype]
 
-    def gemm(self, operator: DenseGemm | ExpertGemm) -> tuple[GemmKernel, str]:
-        """Find the law of a dense or grouped matrix product and where it comes from."""
-        grouped = isinstance(operator, ExpertGemm)
-        if operator.dtype not in self._peaks():
-            self.peak_flop_per_s(operator.dtype)
-        formats = GEMM_FORMATS.get(operator.dtype, ())
+    def gemm(self, operator: DenseGemm) -> tuple[GemmKernel, str]:
+        """Find the law of a dense matrix product and where it comes from."""
+        formats = self._formats(operator.dtype)
+        found = self._first((engine, kernels.gemm, formats) for engine, kernels in self._measured())
+        return self._found(found, f"GEMM with {operator.dtype} weights")
+
+    def grouped_gemm(self, operator: ExpertGemm) -> tuple[GroupedGemmKernel, str]:
+        """Find the law of the routed experts and where it comes from."""
+        formats = self._formats(operator.dtype)
         found = self._first(
-            (engine, kernels.grouped_gemm if grouped else kernels.gemm, formats)
-            for engine, kernels in self._measured()
+            (engine, kernels.grouped_gemm, formats) for engine, kernels in self._measured()
         )
-        what = "grouped GEMM" if grouped else "GEMM"
-        return self._found(found, f"{what} with {operator.dtype} weights")
+        return self._found(found, f"grouped GEMM with {operator.dtype} weights")
 
     def decode_attention(self, operator: DecodeAttention) -> tuple[DecodeAttentionKernel, str]:
         """Find the law of decode attention and where it comes from."""
@@ -116,6 +123,12 @@ class KernelShelf:
                     return kernel, _describe(engine, "prefill attention", kernel.fit)
         what = f"{operator.dtype} prefill attention over a {operator.kv_dtype} KV cache"
         raise self._missing(f"{what} with heads of {operator.value_dim}")
+
+    def _formats(self, weights: Dtype) -> tuple[GemmFormat, ...]:
+        """Measured formats that stand for a weight dtype; an error if the chip lacks it."""
+        computed = "bf16" if weights in DEQUANTISED else weights
+        self.peak_flop_per_s(computed)
+        return GEMM_FORMATS.get(weights, ())
 
     def _peaks(self) -> Mapping[Dtype, object]:
         return self._accelerator.peak_flop_per_s

@@ -27,9 +27,10 @@ from sim.cost.work import (
     Rows,
     StepShape,
 )
-from sim.efficiency import EngineOverhead, GemmKernel, PowerLaw
+from sim.efficiency import PowerLaw
 from sim.hardware import Accelerator
-from sim.units import DTYPE_BYTES
+from sim.overhead import EngineOverhead
+from sim.units import DTYPE_BYTES, Dtype
 
 Array = npt.NDArray[np.float64]
 
@@ -106,6 +107,10 @@ class StepTimer:
         self._bandwidth = accelerator.memory.bandwidth_bytes_per_s.value
         self._layers = max(op.calls for op in self.operators)
 
+    def with_overhead(self, overhead: EngineOverhead) -> "StepTimer":
+        """Return the same timer with another overhead."""
+        return StepTimer(self.operators, self.accelerator, self.kernels, self.network, overhead)
+
     def seconds(self, shape: StepShape) -> float:
         """Time of one step."""
         timed = (float(self.time(op, shape).seconds) for op in self.operators)
@@ -131,21 +136,43 @@ class StepTimer:
             return self._time_collective(operator, shape, moved)
         if isinstance(operator, Elementwise):
             memory_s = moved / self._bandwidth
-            call_s, compute_s = memory_s / ELEMENTWISE_EFFICIENCY, 0.0 * memory_s
+            call_s, compute_s, floor_s = memory_s / ELEMENTWISE_EFFICIENCY, 0.0 * memory_s, 0.0
             source = f"assumed: {ELEMENTWISE_EFFICIENCY:.0%} of peak bandwidth"
-        elif isinstance(operator, DenseGemm | ExpertGemm):
-            kernel, source = self.kernels.gemm(operator)
-            compute_s, memory_s = self._light(kernel.compute_dtype, flop, moved)
-            call_s = self._gemm_seconds(operator, shape, kernel, (compute_s, memory_s))
+        elif isinstance(operator, DenseGemm):
+            gemm, source = self.kernels.gemm(operator)
+            compute_s, memory_s = self._light(gemm.compute_dtype, flop, moved)
+            inputs = operator.count_rows(shape) * operator.batch * operator.k
+            conversion_s = self._conversion_s(inputs, gemm.activation_dtype)
+            call_s = gemm.law.seconds(
+                compute_s=compute_s,
+                memory_s=memory_s,
+                depth=float(operator.k),
+                conversion_s=conversion_s,
+            )
+            floor_s = gemm.law.floor_s
+        elif isinstance(operator, ExpertGemm):
+            grouped, source = self.kernels.grouped_gemm(operator)
+            compute_s, memory_s = self._light(grouped.compute_dtype, flop, moved)
+            vector_s = self._vector_s(operator.hidden, grouped.activation_dtype)
+            call_s = grouped.law.seconds(
+                compute_s=compute_s,
+                memory_s=memory_s,
+                pick_s=operator.visits(shape.tokens) * vector_s,
+                token_s=shape.tokens * vector_s,
+            )
+            floor_s = grouped.law.floor_s
         elif isinstance(operator, DecodeAttention):
             decode, source = self.kernels.decode_attention(operator)
             compute_s, memory_s = self._light(decode.compute_dtype, flop, moved)
             rows = np.maximum(shape.decode_sequences * operator.kv_heads, 1.0)
             call_s = decode.law.seconds(rows=rows, memory_s=memory_s, compute_s=compute_s)
+            floor_s = decode.law.floor_s
         else:
             prefill, source = self.kernels.prefill_attention(operator)
             compute_s, memory_s = self._light(prefill.compute_dtype, flop, moved)
             call_s = prefill.law.seconds(compute_s=compute_s, token_s=memory_s)
+            floor_s = prefill.law.floor_s
+        call_s = call_s - (1.0 - self.overhead.floor_fraction) * floor_s
         busy = np.sign(getattr(shape, operator.rows))
         calls = operator.calls
         return OperatorTime(
@@ -166,7 +193,7 @@ class StepTimer:
         speed-of-light times, up to the board's limit.
         """
         tdp_w = self.accelerator.power.tdp_w.value
-        awake = (law.idle_fraction + law.active_fraction) * timed.seconds
+        awake = law.active_fraction * timed.seconds
         work = law.compute_weight * timed.compute_s + law.memory_weight * timed.memory_s
         return tdp_w * np.minimum(awake + work, timed.seconds)
 
@@ -174,28 +201,13 @@ class StepTimer:
         """Speed-of-light times of arithmetic and memory traffic."""
         return flop / self.kernels.peak_flop_per_s(dtype), moved / self._bandwidth
 
-    def _gemm_seconds(
-        self,
-        operator: DenseGemm | ExpertGemm,
-        shape: StepShape,
-        kernel: GemmKernel,
-        light: tuple[Number, Number],
-    ) -> Number:
-        if isinstance(operator, DenseGemm):
-            depth, inputs = operator.k, operator.batch * operator.k
-            rows = operator.count_rows(shape)
-        else:
-            depth, inputs = operator.hidden + operator.intermediate, operator.hidden
-            rows = operator.visits(shape.tokens)
-        converted = DTYPE_BYTES[kernel.activation_dtype]
-        converts = kernel.activation_dtype not in ("bf16", "fp16", "fp32")
-        moved = rows * inputs * (ACTIVATION_BYTES + converted) * converts
-        return kernel.law.seconds(
-            compute_s=light[0],
-            memory_s=light[1],
-            depth=float(depth),
-            conversion_s=moved / self._bandwidth,
-        )
+    def _conversion_s(self, elements: Number, dtype: Dtype) -> Number:
+        """Speed-of-light time of turning 16-bit activations into the format of a product."""
+        return 0.0 * elements if dtype == "bf16" else elements * self._vector_s(1, dtype)
+
+    def _vector_s(self, elements: int, dtype: Dtype) -> float:
+        """Speed-of-light time of reading 16-bit activations and writing them in a format."""
+        return elements * (ACTIVATION_BYTES + DTYPE_BYTES[dtype]) / self._bandwidth
 
     def _time_collective(
         self, operator: Collective, shape: StepShape, message_bytes: Number

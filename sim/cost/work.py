@@ -29,6 +29,18 @@ Rows = Literal["tokens", "sequences", "decode_sequences", "prefill_tokens"]
 ACTIVATION_BYTES = DTYPE_BYTES["bf16"]
 """Activations move between operators in 16 bits whatever the weights are."""
 
+_CONVERTED: frozenset[Dtype] = frozenset({"fp8", "int8", "nvfp4"})
+"""Weight formats whose products take activations in the same format; others take 16 bits."""
+
+
+def input_bytes(weights: Dtype) -> float:
+    """Bytes per activation that a matrix product reads, by the format of its weights.
+
+    >>> input_bytes("fp8"), input_bytes("int4")
+    (1.0, 2.0)
+    """
+    return DTYPE_BYTES[weights] if weights in _CONVERTED else ACTIVATION_BYTES
+
 
 class Precision(StrictModel):
     """Number formats of a served model."""
@@ -112,11 +124,12 @@ class DenseGemm:
         One token through a 8192 x 1024 matrix in FP8 reads 8.4 MB and does 16.8 MFLOP:
 
         >>> gemm = DenseGemm("o", 1, "tokens", n=8192, k=1024, dtype="fp8")
-        >>> gemm.work(StepShape(decode_sequences=1))
-        Work(flop=16777216, bytes=8407040.0)
+        >>> gemm.work(StepShape(decode_sequences=1))  # 8192 * 1024 + 1024 + 8192 * 2 bytes
+        Work(flop=16777216, bytes=8406016.0)
         """
         rows = self.count_rows(shape)
-        moved = self.batch * rows * (self.n + self.k) * ACTIVATION_BYTES
+        per_row = self.k * input_bytes(self.dtype) + self.n * ACTIVATION_BYTES
+        moved = self.batch * rows * per_row
         return Work(
             flop=2 * self.batch * rows * self.n * self.k,
             bytes=self.weight_bytes * np.sign(rows) + moved,
@@ -174,7 +187,10 @@ class ExpertGemm:
     def work(self, shape: StepShape) -> Work:
         """FLOP and bytes of one layer's routed experts on this chip."""
         visits = self.visits(shape.tokens)
-        moved = visits * (2 * self.hidden + 3 * self.intermediate) * ACTIVATION_BYTES
+        converted = input_bytes(self.dtype)
+        per_visit = self.hidden * (converted + ACTIVATION_BYTES)
+        per_visit += self.intermediate * (2 * ACTIVATION_BYTES + converted)
+        moved = visits * per_visit
         return Work(
             flop=6 * visits * self.hidden * self.intermediate,
             bytes=self.touched(shape.tokens) * self.expert_bytes + moved,
@@ -238,6 +254,8 @@ class PrefillAttention:
     value_dim: int
     dtype: Dtype
     kv_dtype: Dtype
+    bytes_per_token: float
+    """Queries, keys, values and outputs of a token, each moved once, and the cache written."""
     windowed: bool = False
 
     @property
@@ -250,15 +268,14 @@ class PrefillAttention:
         return shape.prefill_window_pairs if self.windowed else shape.prefill_pairs
 
     def work(self, shape: StepShape) -> Work:
-        """FLOP of the causal half, and the bytes of queries and outputs.
+        """FLOP of the pairs, and the bytes of everything that moves once per token.
 
-        >>> op = PrefillAttention("attention", 80, "gqa", 8, 128, 128, "bf16", "fp8")
+        >>> op = PrefillAttention("attention", 80, "gqa", 8, 128, 128, "bf16", "fp8", 4864.0)
         >>> op.work(StepShape(prefill_tokens=2, prefill_pairs=3)).flop == 3 * 2 * 8 * 256
         True
         """
         flop = self.pairs(shape) * 2 * self.heads * (self.score_dim + self.value_dim)
-        width = self.heads * (self.score_dim + self.value_dim)
-        return Work(flop, shape.prefill_tokens * width * ACTIVATION_BYTES)
+        return Work(flop, shape.prefill_tokens * self.bytes_per_token)
 
 
 @dataclass(frozen=True)
@@ -421,6 +438,8 @@ def _grouped_query_attention(
             dtype=precision.weights,
         ),
     ]
+    cached = ACTIVATION_BYTES + DTYPE_BYTES[precision.kv_cache]
+    token_bytes = 2 * dim * (heads * ACTIVATION_BYTES + kv_heads * cached)
     for windowed, layers in _attention_layers(model, attention):
         suffix = "_window" if windowed else ""
         found.append(
@@ -433,6 +452,7 @@ def _grouped_query_attention(
                 dim,
                 precision.attention,
                 precision.kv_cache,
+                token_bytes,
                 windowed=windowed,
             )
         )
@@ -516,6 +536,7 @@ def _latent_attention(
             attention.v_head_dim,
             precision.attention,
             precision.kv_cache,
+            2 * heads * (attention.query_head_dim + attention.v_head_dim) * ACTIVATION_BYTES,
         ),
         DecodeAttention(
             "attention_decode",

@@ -1,6 +1,6 @@
 """All replicas of one case behind their router, run to the end."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import simpy
@@ -83,6 +83,10 @@ class Cluster:
                 request.on_done.request_done(request)
             return
         self.router.choose(request, self.replicas).submit(request)
+
+    def report_progress(self, listener: Callable[[int, int], None], total: int) -> None:
+        """Tell a listener from time to time how many of the requests have left."""
+        self.recorder.listen(lambda left: listener(left, total))
 
     def run_open(self, requests: Iterator[Request]) -> RunRecord:
         """Serve requests that arrive by the clock, until the last one has left."""

@@ -4,7 +4,7 @@ Rows are collected as tuples and turned into NumPy columns a block at a time, so
 costs a fraction of a microsecond and memory does not grow with Python objects.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from sim.engine.requests import Request
 Columns = dict[str, npt.NDArray[np.generic]]
 
 BLOCK_ROWS = 65_536
+PROGRESS_ROWS = 1_000
 
 REQUEST_COLUMNS: Mapping[str, str] = {
     "request_id": "i8",
@@ -96,9 +97,18 @@ class Recorder:
     def __init__(self) -> None:
         self.requests = Table(REQUEST_COLUMNS)
         self.stretches = Table(STRETCH_COLUMNS)
+        self._left = 0
+        self._listener: Callable[[int], None] | None = None
+
+    def listen(self, listener: Callable[[int], None]) -> None:
+        """Tell a listener how many requests have left, every thousand of them."""
+        self._listener = listener
 
     def request(self, request: Request) -> None:
-        """Record a request that has left the system, or that the end of the run cuts short."""
+        """Record a request that has left the system."""
+        self._left += 1
+        if self._listener is not None and self._left % PROGRESS_ROWS == 0:
+            self._listener(self._left)
         self.requests.append(
             (
                 request.request_id,

@@ -43,5 +43,5 @@ def test_an_error_comes_through_simpy_unchanged(error: type[RackcastError]) -> N
 
     env = simpy.Environment()
     env.process(parent(env))
-    with pytest.raises(error, match="^the pool is empty$"):
+    with pytest.raises(error, match=r"^the pool is empty$"):
         env.run()

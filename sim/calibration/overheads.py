@@ -1,0 +1,189 @@
+"""Fit the overheads of serving engines to measured serving runs.
+
+Kernels are fitted first and stay as they are; what is left between the sum of the kernels and the
+measured time per output token is the engine's own. Forecasts are linear in the overhead as long
+as the batches stay the same, so a few Gauss-Newton rounds around full simulations suffice.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+import yaml
+from scipy.optimize import least_squares
+
+from sim.calibration.runs import MeasuredRun, read_runs
+from sim.calibration.validate import forecast
+from sim.catalog import Catalog, open_catalog
+from sim.cost.work import StepShape
+from sim.deployment import Deployment, deploy
+from sim.efficiency import Engine, Fit
+from sim.errors import InfeasibleError
+from sim.overhead import EngineOverhead, EngineOverheads, FamilyOverhead
+
+ROUNDS = 5
+ROBUST_SCALE = 0.1
+"""Relative error beyond which a run pulls less."""
+NONE = EngineOverhead(step_s=0.0, layer_s=0.0, sequence_s=0.0, floor_fraction=1.0)
+FIELDS = tuple(EngineOverhead.model_fields)
+
+
+@dataclass(frozen=True)
+class FitRun:
+    """A measured run with what its time per output token depends on."""
+
+    run: MeasuredRun
+    measured_s: float
+    slopes: np.ndarray
+    """Seconds of TPOT per unit of each overhead field."""
+
+
+def fit_overhead(runs: Sequence[MeasuredRun], catalog: Catalog, seed: int = 1) -> FamilyOverhead:
+    """Fit one engine's overhead on one chip family.
+
+    Parameters
+    ----------
+    runs : sequence of MeasuredRun
+        Of this engine and family, with a measured TPOT.
+    catalog : Catalog
+    seed : int
+        Of the simulated traffic.
+    """
+    rows = [_fit_run(run, catalog) for run in runs]
+    slopes = np.array([row.slopes for row in rows])
+    measured = np.array([row.measured_s for row in rows])
+    overhead = NONE
+    for _ in range(ROUNDS):
+        simulated = _simulated(rows, catalog, overhead, seed)
+        start = _vector(overhead)
+        fixed = simulated - slopes @ start
+        overhead = _solve(slopes, fixed, measured, start)
+    ratio = _simulated(rows, catalog, overhead, seed) / measured
+    ape = np.abs(ratio - 1)
+    concurrency = [float(getattr(row.run.case.workload, "concurrency", 0)) for row in rows]
+    return FamilyOverhead(
+        law=overhead,
+        fit=Fit(
+            rows=len(rows),
+            median_ape=_rounded(np.median(ape)),
+            p90_ape=_rounded(np.quantile(ape, 0.9)),
+            bias=_rounded(np.mean(ratio) - 1),
+            ranges={"concurrency": (min(concurrency), max(concurrency))},
+            source="TPOT of " + ", ".join(sorted({f"{run.source}" for run in runs})),
+            note="models: " + ", ".join(sorted({run.case.model for run in runs})),
+        ),
+    )
+
+
+def _fit_run(run: MeasuredRun, catalog: Catalog) -> FitRun:
+    deployment = deploy(run.case, catalog)
+    clients = float(getattr(run.case.workload, "concurrency", 1)) / deployment.replicas
+    return FitRun(run, run.measured["tpot"], _slopes(deployment, clients))
+
+
+def _slopes(deployment: Deployment, sequences: float) -> np.ndarray:
+    """Seconds of one decode step per unit of each field of the overhead."""
+    timer = deployment.timer
+    shape = StepShape(decode_sequences=sequences, decode_context_tokens=sequences)
+    with_floors = timer.with_overhead(NONE).seconds(shape)
+    without = timer.with_overhead(NONE.model_copy(update={"floor_fraction": 0.0})).seconds(shape)
+    return np.array([1.0, float(deployment.model.layers), sequences, with_floors - without])
+
+
+def _simulated(
+    rows: Sequence[FitRun], catalog: Catalog, overhead: EngineOverhead, seed: int
+) -> np.ndarray:
+    """Forecast every run's TPOT with a trial overhead."""
+    trial = catalog.with_overhead(overhead)
+    return np.array(
+        [forecast(row.run, trial, seed)[row.run.statistic["tpot"]] for row in rows]
+    )
+
+
+def _solve(
+    slopes: np.ndarray, fixed: np.ndarray, measured: np.ndarray, start: np.ndarray
+) -> EngineOverhead:
+    """Find the overhead that explains the measurements best, none of it negative."""
+    scale = np.array([1e-3, 1e-5, 1e-5, 1.0])
+
+    def residuals(scaled: np.ndarray) -> np.ndarray:
+        return np.log((fixed + slopes @ (scaled * scale)) / measured)
+
+    limits = (np.zeros(4), np.array([20.0, 20.0, 20.0, 1.0]))
+    inside = np.clip(start / scale, 1e-6, limits[1] - 1e-6)
+    found = least_squares(
+        residuals, inside, bounds=limits, loss="soft_l1", f_scale=ROBUST_SCALE
+    )
+    values = [float(f"{value:.3g}") for value in found.x * scale]
+    return EngineOverhead(**dict(zip(FIELDS, values, strict=True)))
+
+
+def _vector(overhead: EngineOverhead) -> np.ndarray:
+    return np.array([getattr(overhead, field) for field in FIELDS])
+
+
+def _rounded(value: float | np.floating) -> float:
+    return round(float(value), 4)
+
+
+def families(runs: Sequence[MeasuredRun], catalog: Catalog) -> dict[str, list[MeasuredRun]]:
+    """Group runs by the family of their chips, leaving out those that cannot be forecast."""
+    grouped: dict[str, list[MeasuredRun]] = {}
+    for run in runs:
+        try:
+            family = deploy(run.case, catalog).accelerator.family
+        except InfeasibleError:
+            continue
+        grouped.setdefault(family, []).append(run)
+    return grouped
+
+
+def write_overheads(engine: Engine, fitted: Mapping[str, FamilyOverhead], out: Path) -> Path:
+    """Write the file of one engine."""
+    overheads = EngineOverheads(
+        engine=engine,
+        about="What the engine adds to the kernels fitted in hardware/calibrations.",
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
+        method="soft-L1 fit of log TPOT over full simulations of closed-loop runs, kernels fixed",
+        families=dict(fitted),
+    )
+    header = (
+        f"# Overheads of {engine}. Made by: python -m sim.calibration.overheads RUNS.csv\n"
+        "# Do not edit by hand: change the data or the fit and make it again.\n"
+    )
+    body = yaml.safe_dump(
+        overheads.model_dump(mode="json", exclude_none=True), sort_keys=False, width=100
+    )
+    path = out / f"{engine}.yaml"
+    path.write_text(header + body, encoding="utf-8")
+    return path
+
+
+def main(
+    runs_csv: Annotated[Path, typer.Argument(help="Measured serving runs.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hardware/overheads"),
+) -> None:
+    """Fit the overheads of every engine that has dense runs with a measured TPOT."""
+    catalog = open_catalog()
+    usable = [run for run in read_runs(runs_csv) if isinstance(run, MeasuredRun) and _fits(run)]
+    for engine in sorted({run.case.engine.name for run in usable}):
+        mine = [run for run in usable if run.case.engine.name == engine]
+        fitted = {
+            family: fit_overhead(found, catalog)
+            for family, found in sorted(families(mine, catalog).items())
+        }
+        typer.echo(str(write_overheads(engine, fitted, out)))
+
+
+def _fits(run: MeasuredRun) -> bool:
+    """Take audited or fully described closed-loop runs of dense models."""
+    closed = run.case.workload.kind == "closed_loop"
+    return closed and run.quality in "AB" and "tpot" in run.measured and "llama" in run.case.model
+
+
+if __name__ == "__main__":
+    typer.run(main)

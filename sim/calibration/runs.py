@@ -1,0 +1,239 @@
+"""Measured serving runs: one tidy row each, and the case that does the same in simulation."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import pandas as pd
+
+from sim.cost.work import Precision
+from sim.efficiency import Engine
+from sim.errors import InputError
+from sim.parallelism import Parallelism
+from sim.scenario import (
+    Case,
+    ClosedLoopWorkload,
+    OpenLoopWorkload,
+    PriceChoice,
+    ServingEngine,
+    Slo,
+)
+from sim.units import DTYPE_BYTES, MILLISECOND_S, Dtype
+from sim.workload.arrivals import PoissonArrivals
+from sim.workload.lengths import FixedLengths, LengthLaw, UniformRangeLengths
+
+Quantity = Literal["tpot", "ttft", "throughput"]
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+
+SYSTEMS: Mapping[str, str] = {
+    "H100-SXM-80GB": "h100_sxm_x8",
+    "H200-SXM-141GB": "h200_sxm_x8",
+    "B200-SXM-180GB": "b200_sxm_x8",
+    "GB300": "gb300_nvl72",
+}
+"""Catalogue system that stands for a measured machine."""
+
+MODELS: Mapping[str, str] = {
+    "llama-3.1-8b": "llama_3_1_8b",
+    "llama-3.1-70b": "llama_3_1_70b",
+    "llama-3.1-405b": "llama_3_1_405b",
+    "deepseek-r1": "deepseek_r1",
+    "deepseek-v3": "deepseek_r1",
+    "qwen3-32b": "qwen3_32b",
+    "mixtral-8x7b": "mixtral_8x7b",
+}
+"""Catalogue model by the last part of a measured model's name, lower case, suffixes dropped."""
+
+_SUFFIXES = ("-instruct", "-fp8", "-v0.1", "-0528")
+_DTYPES: Mapping[str, Dtype] = {
+    "bf16": "bf16",
+    "fp16": "bf16",
+    "bfloat16": "bf16",
+    "fp8": "fp8",
+    "fp4": "nvfp4",
+    "nvfp4": "nvfp4",
+}
+
+ROUNDS = 5
+"""Requests per client of a simulated closed loop."""
+RANDOM_LOW_FRACTION = 0.8
+"""InferenceX draws the lengths of its random requests from 80 to 100 % of the nominal ones."""
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """One row of a file of measured runs; times in seconds, missing figures are NaN."""
+
+    row_id: str
+    source: str
+    quality: str
+    hardware: str
+    model: str
+    engine: str
+    case: Case
+    measured: Mapping[Quantity, float]
+    statistic: Mapping[Quantity, str]
+    """Which column of a summary the measured figure compares with."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that cannot be forecast, and why."""
+
+    row_id: str
+    reason: str
+
+
+def read_runs(path: Path) -> Iterator[MeasuredRun | Skipped]:
+    """Read a file of measured serving runs.
+
+    Parameters
+    ----------
+    path : Path
+        A CSV with the columns of the project's format of measured runs.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or a column is missing.
+    """
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{path}: cannot be read as CSV: {error}") from error
+    needed = {"row_id", "hardware", "num_chips", "tp", "model", "engine", "isl", "osl"}
+    missing = sorted(needed - set(frame.columns))
+    if missing:
+        raise InputError(f"{path}:1: columns are missing: {', '.join(missing)}")
+    for row in frame.to_dict("records"):
+        yield _read_row({str(key): str(value) for key, value in row.items()})
+
+
+def _read_row(row: Mapping[str, str]) -> MeasuredRun | Skipped:
+    reason = _reason_to_skip(row)
+    if reason is not None:
+        return Skipped(row["row_id"], reason)
+    measured, statistic = _measured(row)
+    return MeasuredRun(
+        row_id=row["row_id"],
+        source=row.get("source_key", ""),
+        quality=row.get("quality", ""),
+        hardware=row["hardware"],
+        model=row["model"],
+        engine=row["engine"],
+        case=_case(row),
+        measured=measured,
+        statistic=statistic,
+    )
+
+
+def _reason_to_skip(row: Mapping[str, str]) -> str | None:
+    checks: tuple[tuple[bool, str], ...] = (
+        (row["hardware"] not in SYSTEMS, f"no system for {row['hardware']}"),
+        (_model_id(row) is None, f"no model for {row['model']}"),
+        (_engine(row) is None, f"no engine for {row['engine']}"),
+        (not row["isl"] or not row["osl"], "lengths are not given"),
+        (not row["tp"], "tp is not given"),
+        (row.get("pp", "1") not in ("", "1"), "pipeline parallelism"),
+        (row.get("weight_dtype", "") not in _DTYPES, f"weights in {row.get('weight_dtype')}"),
+        (_load(row) is None, f"load of {row.get('scenario')} runs is not simulated yet"),
+    )
+    return next((reason for fails, reason in checks if fails), None)
+
+
+def _model_id(row: Mapping[str, str]) -> str | None:
+    name = row["model"].rsplit("/", 1)[-1].lower()
+    for suffix in _SUFFIXES:
+        name = name.removesuffix(suffix)
+    return MODELS.get(name)
+
+
+def _engine(row: Mapping[str, str]) -> Engine | None:
+    name = row["engine"].lower()
+    if "tensorrt" in name or "trtllm" in name:
+        return "trtllm"
+    return next((engine for engine in ("vllm", "sglang") if engine in name), None)  # type: ignore[return-value]
+
+
+def _load(row: Mapping[str, str]) -> Literal["closed", "open"] | None:
+    if row.get("scenario") == "concurrency" and row.get("concurrency"):
+        return "closed"
+    if row.get("scenario") == "server" and row.get("request_rate_qps"):
+        return "open"
+    return None
+
+
+def _case(row: Mapping[str, str]) -> Case:
+    engine, model = _engine(row), _model_id(row)
+    assert engine is not None  # noqa: S101 - checked by _reason_to_skip
+    assert model is not None  # noqa: S101
+    weights = _DTYPES[row["weight_dtype"]]
+    kv_cache = _DTYPES.get(row.get("kv_dtype", ""), _usual_kv_dtype(weights))
+    tp, chips = int(row["tp"]), int(row["num_chips"])
+    ep = int(row.get("ep") or 1)
+    return Case(
+        name=row["row_id"],
+        system=SYSTEMS[row["hardware"]],
+        model=model,
+        parallelism=Parallelism(tp=tp, ep=tp if ep > 1 else 1),
+        precision=Precision(weights=weights, kv_cache=kv_cache),
+        replicas=max(1, chips // tp),
+        engine=ServingEngine(name=engine, max_num_seqs=1024),
+        workload=_workload(row),
+        slo=Slo(ttft_s=1.0, tpot_s=1.0),
+        prices=PriceChoice(book="us_2026_11"),
+    )
+
+
+def _usual_kv_dtype(weights: Dtype) -> Dtype:
+    """Name the cache format of a run that does not say: 8 bits beside quantised weights."""
+    return "fp8" if DTYPE_BYTES[weights] <= DTYPE_BYTES["fp8"] else "bf16"
+
+
+def _workload(row: Mapping[str, str]) -> ClosedLoopWorkload | OpenLoopWorkload:
+    lengths = _lengths(row)
+    if _load(row) == "closed":
+        clients = int(float(row["concurrency"]))
+        return ClosedLoopWorkload(
+            kind="closed_loop",
+            lengths=lengths,
+            requests=max(ROUNDS * clients, 2 * ROUNDS),
+            concurrency=clients,
+        )
+    rate = float(row["request_rate_qps"])
+    return OpenLoopWorkload(
+        kind="open_loop",
+        lengths=lengths,
+        arrivals=PoissonArrivals(rate_requests_per_s=rate),
+        requests=500,
+    )
+
+
+def _lengths(row: Mapping[str, str]) -> LengthLaw:
+    isl, osl = int(float(row["isl"])), int(float(row["osl"]))
+    if "origin IX" in row.get("notes", ""):
+        return UniformRangeLengths(
+            kind="uniform_range",
+            input_tokens=isl,
+            output_tokens=osl,
+            low_fraction=RANDOM_LOW_FRACTION,
+        )
+    return FixedLengths(kind="fixed", input_tokens=isl, output_tokens=osl)
+
+
+def _measured(row: Mapping[str, str]) -> tuple[dict[Quantity, float], dict[Quantity, str]]:
+    """Take the published median where there is one, else the mean."""
+    measured: dict[Quantity, float] = {}
+    statistic: dict[Quantity, str] = {}
+    for quantity in ("tpot", "ttft"):
+        for label in ("p50", "mean"):
+            text = row.get(f"{quantity}_{label}_ms", "")
+            if text:
+                measured[quantity] = float(text) * MILLISECOND_S
+                statistic[quantity] = f"{quantity}_s_{label}"
+                break
+    if row.get("output_tokens_per_s"):
+        measured["throughput"] = float(row["output_tokens_per_s"])
+        statistic["throughput"] = "output_tokens_per_s"
+    return measured, statistic

@@ -1,0 +1,92 @@
+"""Host and launch time of serving engines, fitted to measured serving runs.
+
+One file of ``hardware/overheads`` per engine. A chip family without a fit of its own takes the
+mean of the fitted ones, and says so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.efficiency import Engine, Fit
+from sim.schema import StrictModel
+from sim.units import Fraction, Seconds
+
+Number = float | npt.NDArray[np.float64]
+
+
+class EngineOverhead(StrictModel):
+    """What a serving engine adds to its kernels' measured times, and what it saves on them."""
+
+    step_s: Seconds
+    """Per step: scheduling, input preparation, sampling, detokenisation."""
+    layer_s: Seconds
+    """Per layer: norms, rotary and residual kernels, gaps between kernels."""
+    sequence_s: Seconds
+    """Per sequence of the batch."""
+    floor_fraction: Fraction
+    """Share of the kernels' measured floors that remains inside the engine: kernels that are
+    measured alone pay for launch, prologue and quantisation, which engines overlap and fuse."""
+
+    def seconds(self, *, layers: Number, sequences: Number) -> Number:
+        """Added time of one step, seconds.
+
+        >>> overhead = EngineOverhead(step_s=1e-3, layer_s=1e-5, sequence_s=1e-6,
+        ...                           floor_fraction=1.0)
+        >>> overhead.seconds(layers=80.0, sequences=200.0)
+        0.002
+        """
+        return self.step_s + self.layer_s * layers + self.sequence_s * sequences
+
+
+class FamilyOverhead(StrictModel):
+    """The overhead of one engine on one chip family."""
+
+    law: EngineOverhead
+    fit: Fit
+
+
+class EngineOverheads(StrictModel):
+    """The overheads of one engine (one file of ``hardware/overheads``)."""
+
+    engine: Engine
+    about: str
+    date: str
+    """Day of the fit."""
+    method: str
+    families: Mapping[str, FamilyOverhead]
+    """By chip family."""
+
+    def of_family(self, family: str) -> "ChosenOverhead":
+        """Give the overhead on a chip family, and where it comes from."""
+        if family in self.families:
+            known = self.families[family]
+            source = (
+                f"fitted: {self.engine} on {family}, {known.fit.rows} runs, "
+                f"median error of TPOT {known.fit.median_ape:.1%}"
+            )
+            return ChosenOverhead(known.law, source)
+        laws = [known.law.model_dump() for known in self.families.values()]
+        mean = EngineOverhead(
+            **{field: float(np.mean([law[field] for law in laws])) for field in laws[0]}
+        )
+        return ChosenOverhead(mean, f"assumed: mean of {', '.join(self.families)}")
+
+
+    def with_law(self, law: EngineOverhead) -> Self:
+        """Return the same overheads with one law for every family, to try it out."""
+        families = {
+            family: known.model_copy(update={"law": law}) for family, known in self.families.items()
+        }
+        return self.model_copy(update={"families": families})
+
+
+@dataclass(frozen=True)
+class ChosenOverhead:
+    """An overhead and its provenance."""
+
+    law: EngineOverhead
+    source: str

@@ -1,0 +1,256 @@
+"""What the numbers of a run say, in words that do not claim more than they do.
+
+A case is called ahead only where its forecast, and its interval if it has one, is clear of the
+next; where they overlap, the sentence says that the two are too close to call.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from sim.report.formats import duration, figure, percent, usd
+
+Better = Literal["low", "high"]
+
+TIE_FRACTION = 0.01
+"""Forecasts closer than this are called level: no simulator is right to one percent."""
+
+RATIO_WORDS_FROM = 1.5
+"""From here on a lead is written as a ratio (1.8 times), below as a percentage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One column that cases are compared by, and the words for it."""
+
+    column: str
+    better: Better
+    what: str
+    """Names the quantity: ``energy per output token``."""
+    lead: str
+    """Follows the name of the case that is ahead."""
+    write: Callable[[float], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The case that is ahead by one measure, and the one behind it."""
+
+    best: str
+    best_value: float
+    second: str | None
+    """None if no other case has a number."""
+    second_value: float
+    separated: bool
+    """Whether the two differ by more than `TIE_FRACTION` and their intervals, if there are any,
+    do not overlap."""
+
+    @property
+    def lead_words(self) -> str:
+        """By how much the first is ahead of the second, as ``1.8 times less than B``.
+
+        >>> Ranking("A", 2.0, "B", 5.0, separated=True).lead_words
+        '2.5 times less than B'
+        >>> Ranking("A", 5.0, "B", 4.0, separated=True).lead_words
+        '25 % more than B'
+        """
+        low, high = sorted((self.best_value, self.second_value))
+        if not low > 0:
+            return f"ahead of {self.second}"
+        word = "less" if self.best_value < self.second_value else "more"
+        if high / low >= RATIO_WORDS_FROM:
+            return f"{figure(high / low, 2)} times {word} than {self.second}"
+        share = abs(self.best_value / self.second_value - 1)
+        return f"{share * 100:.0f} % {word} than {self.second}"
+
+
+def _joules(energy_j: float) -> str:
+    return f"{figure(energy_j)} J"
+
+
+def _rate(tokens_per_s: float) -> str:
+    return f"{figure(tokens_per_s)} output tokens per second"
+
+
+COST = Measure(
+    "usd_per_mtok_output",
+    "low",
+    "cost per million output tokens",
+    "has the cheapest output tokens",
+    usd,
+)
+ENERGY = Measure(
+    "energy_j_per_output_token",
+    "low",
+    "energy per output token",
+    "uses the least energy per output token",
+    _joules,
+)
+TTFT = Measure(
+    "ttft_s_p50",
+    "low",
+    "median time to first token",
+    "has the shortest median time to first token",
+    duration,
+)
+TPOT = Measure(
+    "tpot_s_p50",
+    "low",
+    "median time per output token",
+    "has the shortest median time per output token",
+    duration,
+)
+THROUGHPUT = Measure(
+    "output_tokens_per_s_per_chip",
+    "high",
+    "throughput per chip",
+    "does most per chip",
+    _rate,
+)
+
+
+def rank(summary: pd.DataFrame, measure: Measure) -> Ranking | None:
+    """Say which case is ahead by a measure; None if no case has a number.
+
+    Examples
+    --------
+    >>> summary = pd.DataFrame({"case": ["a", "b"], "usd_per_mtok_output": [3.0, 2.0]})
+    >>> ranking = rank(summary, COST)
+    >>> ranking.best, ranking.second, ranking.separated
+    ('b', 'a', True)
+    """
+    known = summary[summary[measure.column].notna()].sort_values(
+        measure.column, ascending=measure.better == "low", kind="stable"
+    )
+    if known.empty:
+        return None
+    first = known.iloc[0]
+    best, best_value = str(first["case"]), float(first[measure.column])
+    if len(known) == 1:
+        return Ranking(best, best_value, None, math.nan, separated=False)
+    second = known.iloc[1]
+    second_value = float(second[measure.column])
+    differ = abs(best_value - second_value) > TIE_FRACTION * min(best_value, second_value)
+    return Ranking(
+        best,
+        best_value,
+        str(second["case"]),
+        second_value,
+        separated=differ and not _overlap(first, second, measure.column),
+    )
+
+
+def interval(row: "pd.Series[float]", column: str) -> tuple[float, float] | None:
+    """Interval of a forecast; None if it has none.
+
+    >>> interval(pd.Series({"x": 2.0, "x_lo": 1.0, "x_hi": 4.0}), "x")
+    (1.0, 4.0)
+    """
+    low, high = (float(row.get(f"{column}_{bound}", math.nan)) for bound in ("lo", "hi"))
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+def _overlap(first: "pd.Series[float]", second: "pd.Series[float]", column: str) -> bool:
+    """Whether two forecasts may be equal, as far as their intervals say."""
+    low, high = sorted((first, second), key=lambda row: float(row[column]))
+    low_interval, high_interval = interval(low, column), interval(high, column)
+    top = low_interval[1] if low_interval else float(low[column])
+    bottom = high_interval[0] if high_interval else float(high[column])
+    return top >= bottom
+
+
+def headline(summary: pd.DataFrame, measure: Measure) -> str:
+    """Title of a chart that compares cases by one measure.
+
+    >>> summary = pd.DataFrame({"case": ["a", "b"], "usd_per_mtok_output": [3.0, 2.0]})
+    >>> headline(summary, COST)
+    'b has the cheapest output tokens: $2.00, 1.5 times less than a'
+    """
+    ranking = rank(summary, measure)
+    if ranking is None:
+        return f"No case has a defined {measure.what}"
+    return _lead(ranking, measure, measure.write(ranking.best_value))
+
+
+def answer(summary: pd.DataFrame) -> str:
+    """Answer of a run in one paragraph, from its numbers alone."""
+    return " ".join(
+        (
+            *_load(summary),
+            *_cost(summary),
+            *_slo(summary),
+            *_leads(summary, (TTFT, TPOT, THROUGHPUT, ENERGY)),
+            *_unserved(summary),
+        )
+    )
+
+
+def _lead(ranking: Ranking, measure: Measure, value: str) -> str:
+    """Say who is ahead and by how much, or that nobody is; ``value`` is the first one's."""
+    if ranking.second is None:
+        return f"{ranking.best}: {measure.what} {value}"
+    if not ranking.separated:
+        return (
+            f"{ranking.best} ({measure.write(ranking.best_value)}) and {ranking.second} "
+            f"({measure.write(ranking.second_value)}) are too close to call on {measure.what}"
+        )
+    return f"{ranking.best} {measure.lead}: {value}, {ranking.lead_words}"
+
+
+def _load(summary: pd.DataFrame) -> Iterator[str]:
+    loads = summary["offered_requests_per_s"].dropna()
+    if loads.empty:
+        return
+    low, high = float(loads.min()), float(loads.max())
+    subject = "The case was" if len(summary) == 1 else f"All {len(summary)} cases were"
+    if high - low <= TIE_FRACTION * high:
+        yield f"{subject} offered {figure(low)} requests per second."
+    else:
+        yield (
+            f"The {len(summary)} cases were offered different loads, from {figure(low)} to "
+            f"{figure(high)} requests per second."
+        )
+
+
+def _cost(summary: pd.DataFrame) -> Iterator[str]:
+    ranking = rank(summary, COST)
+    if ranking is None:
+        return
+    row = summary.loc[summary["case"] == ranking.best].iloc[0]
+    bounds = interval(row, COST.column)
+    within = f" (interval {usd(bounds[0])} to {usd(bounds[1])})" if bounds else ""
+    yield _lead(ranking, COST, f"{usd(ranking.best_value)} per million{within}") + "."
+
+
+def _slo(summary: pd.DataFrame) -> Iterator[str]:
+    known = summary[summary["slo_attainment_fraction"].notna()]
+    shares = [
+        f"{case} {percent(float(share))}"
+        for case, share in zip(known["case"], known["slo_attainment_fraction"], strict=True)
+    ]
+    if shares:
+        yield f"Requests that met the SLO: {', '.join(shares)}."
+
+
+def _leads(summary: pd.DataFrame, measures: tuple[Measure, ...]) -> Iterator[str]:
+    for measure in measures:
+        ranking = rank(summary, measure)
+        if ranking is not None:
+            yield _lead(ranking, measure, measure.write(ranking.best_value)) + "."
+
+
+def _unserved(summary: pd.DataFrame) -> Iterator[str]:
+    """Say where the figures are those of the lucky requests only."""
+    for case, completed, failed in zip(
+        summary["case"], summary["completed_requests"], summary["failed_requests"], strict=True
+    ):
+        if completed == 0:
+            yield f"{case} completed no request: its cost, times and energy are not defined."
+        elif failed > 0:
+            yield (
+                f"{case} failed or did not finish {failed:,.0f} of {completed + failed:,.0f} "
+                "requests; its times are those of the others."
+            )

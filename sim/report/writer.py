@@ -1,0 +1,171 @@
+"""Write the folder of a run.
+
+Everything is written to a new folder beside the target and moved into place when it is complete:
+a run that is interrupted leaves what was there before. Files that are not ours stay. But for
+``manifest.json``, which may carry wall time, equal tables give equal bytes.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sim.errors import InputError
+from sim.report.charts import draw_charts
+from sim.report.data import (
+    BILL_COLUMNS,
+    COUNT_COLUMNS,
+    CURVE_COLUMNS,
+    PROVENANCE_COLUMNS,
+    REQUEST_COLUMNS,
+    TEXT_COLUMNS,
+    TIMELINE_COLUMNS,
+    RunTables,
+    ordered,
+    ordered_summary,
+)
+from sim.report.html import report_page
+
+SCHEMA_VERSION = 1
+"""Of ``summary.json``; rises when a reader of the old one would be misled."""
+
+MANIFEST = "manifest.json"
+REPORT = "report.html"
+OPTIONAL_FILES = ("curve.csv", "charts/throughput_interactivity", "charts/cost_interactivity")
+ZSTD_LEVEL = 3
+ROWS_PER_GROUP = 131_072
+
+_COUNTS = ("request_id", "input_tokens", "output_tokens", "replica", "preemptions")
+
+
+def write_run(tables: RunTables, out: Path) -> Path:
+    """Write all files of a run, and return the path of its ``report.html``.
+
+    Parameters
+    ----------
+    tables : RunTables
+    out : Path
+        The folder; made if it is not there. Files of an earlier run in it are replaced, all
+        others stay.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be written.
+    """
+    try:
+        with _staging(out) as staging:
+            _write_files(tables, staging)
+            _write_manifest(tables, staging)
+            _move_into_place(staging, out)
+    except OSError as error:
+        raise InputError(f"cannot write the run to {out}: {error.strerror or error}") from error
+    return out / REPORT
+
+
+def _write_files(tables: RunTables, folder: Path) -> None:
+    charts = draw_charts(tables)
+    (folder / "charts").mkdir()
+    for chart in charts:
+        (folder / "charts" / f"{chart.name}.svg").write_bytes(chart.svg)
+        (folder / "charts" / f"{chart.name}.png").write_bytes(chart.png)
+    (folder / "summary.json").write_text(_json(summary_document(tables)), "utf-8", newline="\n")
+    _write_csv(ordered_summary(tables.summary), folder / "summary.csv")
+    _write_csv(ordered(tables.timeline, TIMELINE_COLUMNS), folder / "timeline.csv")
+    _write_csv(ordered(tables.bill, BILL_COLUMNS), folder / "bill.csv")
+    if tables.curve is not None:
+        _write_csv(ordered(tables.curve, CURVE_COLUMNS), folder / "curve.csv")
+    _write_requests(ordered(tables.requests, REQUEST_COLUMNS), folder / "requests.parquet")
+    (folder / REPORT).write_text(report_page(tables, charts), "utf-8", newline="\n")
+
+
+def summary_document(tables: RunTables) -> dict[str, object]:
+    """Return the content of ``summary.json``; what is not defined is None."""
+    provenance = ordered(tables.provenance, PROVENANCE_COLUMNS)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "scenario": tables.scenario,
+        "question": tables.question,
+        "seed": int(tables.seed),
+        "version": tables.version,
+        "notes": list(tables.notes),
+        "provenance": _records(provenance),
+        "rows": _records(ordered_summary(tables.summary)),
+    }
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, object]]:
+    return [
+        {str(column): _plain(value) for column, value in row.items()}
+        for row in frame.astype(object).to_dict("records")
+    ]
+
+
+def _plain(value: object) -> object:
+    """Turn a cell into what JSON knows: no NumPy types, None for what is not defined."""
+    if pd.isna(value):  # type: ignore[call-overload]
+        return None
+    item = getattr(value, "item", None)
+    plain = item() if callable(item) else value
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+
+
+def _json(document: object) -> str:
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+
+
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table: a point in decimals, the shortest digits that read back, empty if missing."""
+    frame.to_csv(path, index=False, lineterminator="\n", encoding="utf-8")
+
+
+def _write_requests(requests: pd.DataFrame, path: Path) -> None:
+    """Write the requests without the versions that pandas would add."""
+    table = pa.Table.from_pandas(requests, preserve_index=False).replace_schema_metadata(None)
+    fields = [pa.field(field.name, _request_type(field)) for field in table.schema]
+    pq.write_table(
+        table.cast(pa.schema(fields)),
+        path,
+        compression="zstd",
+        compression_level=ZSTD_LEVEL,
+        row_group_size=ROWS_PER_GROUP,
+        version="2.6",
+        data_page_version="1.0",
+    )
+
+
+def _request_type(field: pa.Field) -> pa.DataType:
+    """One type a column, whatever pandas made of a column that happens to be empty or missing."""
+    if field.name.endswith("_s"):
+        return pa.float64()
+    if field.name in _COUNTS and pa.types.is_integer(field.type):
+        return pa.int64()
+    if field.name in {"case", "tenant", "outcome"} or pa.types.is_large_string(field.type):
+        return pa.string()
+    return field.type
+
+
+def _write_manifest(tables: RunTables, folder: Path) -> None:
+    """Write the manifest last: it has the hash of every other file, and so tells a mixture."""
+    written = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in written
+    }
+    document = {
+        "scenario": tables.scenario,
+        "seed": int(tables.seed),
+        "version": tables.version,
+        **tables.manifest,
+        "files": files,
+    }
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+    (folder / MANIFEST).write_text(text, "utf-8", newline="\n")

@@ -1,0 +1,245 @@
+"""Kernel data to laws: what counts as work, that a fit finds a known law, and how good ours are."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sim.calibration import collectives, fit, kernels
+from sim.calibration.kernels import Peaks
+from sim.calibration.regression import Knob, regress
+from sim.efficiency import Calibration, GemmLaw
+from sim.errors import InputError
+from sim.schema import load_yaml, validate
+
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("RACKCAST_SHARED", ROOT.parent / "shared"))
+MEASURED = SHARED / "measured"
+
+needs_measurements = pytest.mark.skipif(
+    not (MEASURED / "comms.csv").is_file(),
+    reason=f"measured kernels are not part of the project; none at {MEASURED} (RACKCAST_SHARED)",
+)
+
+PEAKS = Peaks(flop_per_s={"bf16": 100e12, "fp8": 200e12}, bandwidth_bytes_per_s=1e12, tdp_w=700.0)
+
+
+def write(folder: Path, operation: str, header: str, *rows: str) -> Path:
+    kernels_folder = folder / "kernels"
+    kernels_folder.mkdir(exist_ok=True)
+    lines = [f"hardware,framework,version,kernel_source,{header},latency_us"]
+    lines += [f"X1,vllm,1.0,best,{row}" for row in rows]
+    (kernels_folder / f"aic_{operation}_x.csv").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+class TestWork:
+    def test_dense_product(self, tmp_path: Path) -> None:
+        data = write(tmp_path, "gemm", "gemm_dtype,m,n,k", "fp8,10,2000,1000,7")
+        row = kernels.gemm(data, "X1", PEAKS).iloc[0]
+        # 2 * 10 * 2000 * 1000 flop = 40 MFLOP at 200 TFLOP/s.
+        assert row["compute_s"] == pytest.approx(0.2e-6)
+        # 2 MB of weights, 10 kB in, 40 kB out in bf16 at 1 TB/s.
+        assert row["memory_s"] == pytest.approx(2.05e-6)
+        # 10,000 activations read at 2 bytes and written at 1.
+        assert row["conversion_s"] == pytest.approx(0.03e-6)
+        assert row["time_s"] == pytest.approx(7e-6)
+
+    def test_bf16_is_not_converted(self, tmp_path: Path) -> None:
+        data = write(tmp_path, "gemm", "gemm_dtype,m,n,k", "bfloat16,10,2000,1000,7")
+        assert kernels.gemm(data, "X1", PEAKS).iloc[0]["conversion_s"] == 0.0
+
+    def test_experts_dealt_like_cards(self, tmp_path: Path) -> None:
+        header = (
+            "moe_dtype,num_tokens,hidden_size,inter_size,topk,num_experts,"
+            "moe_tp_size,moe_ep_size,distribution"
+        )
+        data = write(
+            tmp_path,
+            "moe",
+            header,
+            "bfloat16,16,1000,500,2,64,1,1,balanced,50",
+            "bfloat16,1,1000,500,2,64,1,8,balanced,50",
+        )
+        many, one = kernels.grouped_gemm(data, "X1", PEAKS).to_dict("records")
+        # 32 picks of 6 * 1000 * 500 flop, at 100 TFLOP/s.
+        assert many["compute_s"] == pytest.approx(32 * 3e6 / 100e12)
+        # 32 experts of 3 MB; and per pick 4 kB of hidden vectors and 3 kB beside the activation.
+        assert many["memory_s"] == pytest.approx((32 * 3e6 + 32 * 7e3) / 1e12)
+        assert many["token_s"] == pytest.approx(16 * 4e3 / 1e12)
+        # A quarter of a pick per rank; a rank that gets any gets one.
+        assert one["pick_s"] == pytest.approx(4e3 / 1e12)
+
+    def test_decode_reads_no_more_than_its_window(self, tmp_path: Path) -> None:
+        header = (
+            "attn_dtype,kv_cache_dtype,batch_size,kv_len,num_heads,num_key_value_heads,"
+            "head_dim,window_size"
+        )
+        data = write(
+            tmp_path,
+            "attention_decode",
+            header,
+            "bfloat16,fp8,4,1000,16,2,100,0,9",
+            "bfloat16,fp8,4,1000,16,2,100,128,9",
+            "bfloat16,fp8,4,100,16,0,100,128,9",
+        )
+        full, windowed, short = kernels.decode_attention(data, "X1", PEAKS).to_dict("records")
+        # 4 sequences, 1000 positions, keys and values, 2 heads of 100 bytes.
+        assert full["memory_s"] == pytest.approx(4 * 1000 * 2 * 200 / 1e12)
+        assert full["rows"] == 8
+        assert windowed["memory_s"] == pytest.approx(full["memory_s"] * 0.128)
+        # No KV heads in the file: as many as query heads.
+        assert short["memory_s"] == pytest.approx(4 * 100 * 2 * 1600 / 1e12)
+
+    def test_prefill_counts_the_pairs_of_a_triangle_or_a_band(self, tmp_path: Path) -> None:
+        header = (
+            "attn_dtype,kv_cache_dtype,batch_size,isl,num_heads,num_key_value_heads,"
+            "head_dim,window_size"
+        )
+        data = write(
+            tmp_path,
+            "attention_prefill",
+            header,
+            "bfloat16,bfloat16,1,4,1,1,1,0,9",
+            "bfloat16,bfloat16,1,4,1,1,1,2,9",
+        )
+        full, windowed = kernels.prefill_attention(data, "X1", PEAKS).to_dict("records")
+        # Queries see 1 + 2 + 3 + 4 keys; in a window of two, 1 + 2 + 2 + 2.
+        assert full["flop"] == 4 * 10
+        assert windowed["flop"] == 4 * 7
+
+    def test_latent_decode_reads_one_cache_for_all_heads(self, tmp_path: Path) -> None:
+        header = "mla_dtype,kv_cache_dtype,batch_size,kv_len,num_heads,tp_size"
+        data = write(tmp_path, "mla_decode", header, "bfloat16,bfloat16,2,100,16,8,9")
+        row = kernels.mla_decode(data, "X1", PEAKS).iloc[0]
+        assert row["memory_s"] == pytest.approx(200 * 576 * 2 / 1e12)
+        assert row["compute_s"] == pytest.approx(200 * 16 * 2 * 1088 / 100e12)
+
+    def test_an_unknown_chip_is_named(self, tmp_path: Path) -> None:
+        data = write(tmp_path, "gemm", "gemm_dtype,m,n,k", "fp8,10,2000,1000,7")
+        with pytest.raises(InputError, match="no rows of gemm on X2"):
+            kernels.gemm(data, "X2", PEAKS)
+
+
+class TestRegression:
+    def test_finds_the_law_that_made_the_times_despite_outliers(self) -> None:
+        truth = GemmLaw(
+            floor_s=4e-6,
+            compute_efficiency=0.7,
+            memory_efficiency=0.8,
+            depth_s=1e-9,
+            sharpness=2.0,
+            conversion_slowdown=3.0,
+        )
+        generator = np.random.default_rng(1)
+        m, n, k = (
+            2.0 ** generator.integers(low, high, 400) for low, high in [(0, 15), (9, 16), (9, 15)]
+        )
+        rows = pd.DataFrame(
+            {
+                "compute_s": 2 * m * n * k / 1e15,
+                "memory_s": (n * k + m * k + 2 * m * n) / 3e12,
+                "depth": k,
+                "conversion_s": 3 * m * k / 3e12,
+            }
+        )
+
+        def forecast(law: GemmLaw, rows: pd.DataFrame) -> np.ndarray:
+            columns = ("compute_s", "memory_s", "depth", "conversion_s")
+            return law.seconds(**{name: rows[name].to_numpy() for name in columns})
+
+        rows["time_s"] = forecast(truth, rows)
+        rows.loc[::20, "time_s"] *= 5.0
+        knobs = {
+            "floor_s": Knob(1e-5, 1e-7, 1e-3),
+            "compute_efficiency": Knob(0.5, 0.01, 1.0),
+            "memory_efficiency": Knob(0.5, 0.01, 1.0),
+            "depth_s": Knob(5e-10, 1e-13, 1e-8),
+            "sharpness": Knob(3.0, 1.0, 8.0),
+            "conversion_slowdown": Knob(1.0, 1e-3, 1e3),
+        }
+        found = regress(GemmLaw, knobs, forecast, rows)
+        assert found.model_dump() == pytest.approx(truth.model_dump(), rel=0.05)
+
+    def test_collective_lines_find_both_algorithms(self) -> None:
+        size = np.geomspace(256, 1e9, 23)
+        time_s = np.minimum(3e-6 + 3e-11 * size, 2e-5 + 4e-12 * size)
+        law = collectives.fit_lines(size, time_s)
+        assert law.seconds(size) == pytest.approx(time_s, rel=0.02)
+
+    def test_a_shard_slower_than_the_layer_is_left_out(self) -> None:
+        shape = {"hidden_size": 1, "inter_size": 1, "topk": 1, "num_experts": 1, "num_tokens": 8}
+        rows = pd.DataFrame(
+            [
+                shape | {"moe_tp_size": tp, "moe_ep_size": 1, "time_s": time_s}
+                for tp, time_s in [(1, 1.0), (2, 0.6), (4, 1.3)]
+            ]
+        )
+        kept, dropped = fit._without_broken_shards(
+            rows, ["hidden_size", "inter_size", "topk", "num_experts"]
+        )
+        assert (kept["moe_tp_size"].tolist(), dropped) == ([1, 2], 1)
+
+
+@pytest.fixture(scope="module")
+def refitted() -> Calibration:
+    return fit.fit_accelerator(MEASURED, "h200_sxm", {"h200_sxm": fit.catalogue_peaks("h200_sxm")})
+
+
+@needs_measurements
+@pytest.mark.shared_data
+class TestMeasured:
+    def test_the_committed_file_is_what_the_data_give(self, refitted: Calibration) -> None:
+        path = ROOT / "hardware/calibrations/h200_sxm.yaml"
+        committed = dict(fit.fits(validate(Calibration, load_yaml(path))))
+        again = dict(fit.fits(refitted))
+        assert set(again) == set(committed)
+        for name, report in committed.items():
+            assert again[name].rows == report.rows
+            assert again[name].median_ape == pytest.approx(report.median_ape, abs=0.005), name
+
+    def test_what_was_timed_by_its_launch_is_excluded_with_a_reason(
+        self, refitted: Calibration
+    ) -> None:
+        assert "launch-bound" in refitted.excluded["gemm vllm fp8_block"]
+        assert "fp8_block" not in refitted.kernels["vllm"].gemm
+        assert "fp8_block" in refitted.kernels["trtllm"].gemm
+
+    def test_an_unmeasured_accelerator_is_refused(self) -> None:
+        with pytest.raises(InputError, match="no measurements of tpu_v6e; there are h100_sxm"):
+            fit.fit_accelerator(MEASURED, "tpu_v6e", {})
+
+
+# What simple laws reach; a worse median after a change of law, data or method is a regression.
+# Exceptions are named, with what is known of them.
+LIMITS = {
+    "gemm": 0.095,
+    "grouped_gemm": 0.125,
+    "decode_attention": 0.065,
+    "prefill_attention": 0.085,
+    "mla_decode": 0.11,
+    "mla_prefill": 0.085,
+}
+KNOWN_WORSE = {
+    # Time bends in the total context (slower than straight between 10 and 100 us).
+    ("h100_sxm", "trtllm decode_attention bf16"): 0.10,
+    ("h100_sxm", "trtllm decode_attention fp8"): 0.12,
+    ("h200_sxm", "trtllm decode_attention bf16"): 0.15,
+    ("h200_sxm", "trtllm decode_attention fp8"): 0.14,
+    # Tuning differs from shape to shape: two shards slower than four.
+    ("b200_sxm", "trtllm grouped_gemm nvfp4"): 0.21,
+}
+
+
+@pytest.mark.parametrize("accelerator", sorted(fit.SUBJECTS))
+def test_residuals_of_the_committed_laws(accelerator: str) -> None:
+    path = ROOT / f"hardware/calibrations/{accelerator}.yaml"
+    reports = dict(fit.fits(validate(Calibration, load_yaml(path))))
+    for name, report in reports.items():
+        family = name.split()[1] if " " in name else name
+        if family in LIMITS:
+            limit = KNOWN_WORSE.get((accelerator, name), LIMITS[family])
+            assert report.median_ape <= limit, f"{name}: {report.median_ape}"
+            assert abs(report.bias) <= 0.08, f"{name}: bias {report.bias}"
