@@ -380,26 +380,6 @@ class PowerLaw(StrictModel):
         return power_w
 
 
-class EngineOverhead(StrictModel):
-    """Host and launch time of a serving engine that no kernel measurement contains."""
-
-    step_s: NotNegative
-    """Per step: scheduling, input preparation, sampling, detokenisation."""
-    layer_s: NotNegative
-    """Per layer: norms, rotary and residual kernels, gaps between kernels."""
-    sequence_s: NotNegative
-    """Per sequence of the batch."""
-
-    def seconds(self, *, layers: Values, sequences: Values) -> Values:
-        """Overhead of one step, seconds.
-
-        >>> EngineOverhead(step_s=1e-3, layer_s=1e-5, sequence_s=1e-6).seconds(
-        ...     layers=80.0, sequences=200.0)
-        0.002
-        """
-        return self.step_s + self.layer_s * layers + self.sequence_s * sequences
-
-
 class Fit(StrictModel):
     """How a law was fitted and how well it holds on the rows it was fitted to."""
 

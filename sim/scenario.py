@@ -278,7 +278,8 @@ def _merged_cases(located: Located, base: Located) -> list[Located]:
     """Lay each case over the shared keys."""
     entries = located.data.get("cases")
     if entries is None:
-        name = Located({"name": located.data.get("name")}, {(): located.position(("name",))})
+        where = located.position(("name",))
+        name = Located({"name": located.data.get("name")}, {(): where, ("name",): where})
         return [merge(base, name)]
     if not isinstance(entries, list) or not entries:
         where = located.position(("cases",))

@@ -1,6 +1,6 @@
 """Measured serving runs: one tidy row each, and the case that does the same in simulation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -19,6 +19,7 @@ from sim.scenario import (
     ServingEngine,
     Slo,
 )
+from sim.schema import did_you_mean
 from sim.units import DTYPE_BYTES, MILLISECOND_S, Dtype
 from sim.workload.arrivals import PoissonArrivals
 from sim.workload.lengths import FixedLengths, LengthLaw, UniformRangeLengths
@@ -55,6 +56,8 @@ _DTYPES: Mapping[str, Dtype] = {
     "nvfp4": "nvfp4",
 }
 
+MAX_NUM_SEQS = 1_024
+"""Benchmarks of closed loops set the limit above their concurrency."""
 ROUNDS = 5
 """Requests per client of a simulated closed loop."""
 RANDOM_LOW_FRACTION = 0.8
@@ -75,6 +78,28 @@ class MeasuredRun:
     measured: Mapping[Quantity, float]
     statistic: Mapping[Quantity, str]
     """Which column of a summary the measured figure compares with."""
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """What runs are selected and grouped by."""
+        case = self.case
+        return {
+            "source": self.source,
+            "quality": self.quality,
+            "hardware": self.hardware,
+            "model": case.model,
+            "engine": case.engine.name,
+            "tp": str(case.parallelism.tp),
+            "weights": case.precision.weights,
+        }
+
+    def key(self, column: str) -> str:
+        """Value of one of the `keys`."""
+        keys = self.keys
+        if column not in keys:
+            hint = did_you_mean(column, tuple(keys))
+            raise InputError(f"runs have no column {column!r}{hint}; use {', '.join(keys)}")
+        return keys[column]
 
 
 @dataclass(frozen=True)
@@ -108,6 +133,32 @@ def read_runs(path: Path) -> Iterator[MeasuredRun | Skipped]:
         raise InputError(f"{path}:1: columns are missing: {', '.join(missing)}")
     for row in frame.to_dict("records"):
         yield _read_row({str(key): str(value) for key, value in row.items()})
+
+
+def selected(
+    runs: Iterable[MeasuredRun | Skipped], wanted: Sequence[tuple[str, str]]
+) -> list[MeasuredRun | Skipped]:
+    """Keep the runs that have these values, and none that cannot be forecast if any is wanted.
+
+    Parameters
+    ----------
+    runs : iterable
+    wanted : sequence of (str, str)
+        Column of `MeasuredRun.key` and its value.
+
+    Raises
+    ------
+    InputError
+        There is no such column.
+    """
+    if not wanted:
+        return list(runs)
+    return [
+        run
+        for run in runs
+        if isinstance(run, MeasuredRun)
+        and all(run.key(column) == value for column, value in wanted)
+    ]
 
 
 def _read_row(row: Mapping[str, str]) -> MeasuredRun | Skipped:
@@ -179,7 +230,7 @@ def _case(row: Mapping[str, str]) -> Case:
         parallelism=Parallelism(tp=tp, ep=tp if ep > 1 else 1),
         precision=Precision(weights=weights, kv_cache=kv_cache),
         replicas=max(1, chips // tp),
-        engine=ServingEngine(name=engine, max_num_seqs=1024),
+        engine=ServingEngine(name=engine, max_num_seqs=MAX_NUM_SEQS),
         workload=_workload(row),
         slo=Slo(ttft_s=1.0, tpot_s=1.0),
         prices=PriceChoice(book="us_2026_11"),

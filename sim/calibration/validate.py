@@ -1,6 +1,6 @@
 """Forecast measured serving runs and say how far the forecasts are off."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,8 @@ from sim.catalog import Catalog
 from sim.deployment import deploy
 from sim.errors import InfeasibleError, InputError
 from sim.metrics import request_table
-from sim.simulate import simulate
+from sim.schema import did_you_mean
+from sim.simulate import Progress, simulate
 
 STEADY = (0.2, 0.8)
 """Share of the completions, by time, that a closed loop's throughput is counted over."""
@@ -22,37 +23,50 @@ class Validation:
     """Forecasts beside measurements, one row per run and quantity."""
 
     rows: pd.DataFrame
-    """Columns ``row_id, source, hardware, model, engine, tp, weights, quantity, measured,
-    forecast, ape``; APE is a fraction."""
+    """``row_id``, the run's keys, ``quantity, measured, forecast, ape``; APE is a fraction."""
     skipped: pd.Series
     """Number of runs by the reason why they were left out."""
 
     def errors(self, by: Sequence[str] = ()) -> pd.DataFrame:
-        """Sum up the errors by quantity, and by other columns if asked."""
-        grouped = self.rows.groupby(["quantity", *by])
-        return grouped.apply(_errors).reset_index()
+        """Sum up the errors by quantity, and by other columns if asked.
+
+        Raises
+        ------
+        InputError
+            No run could be forecast, or there is no such column.
+        """
+        if self.rows.empty:
+            raise InputError(f"no run could be forecast: {dict(self.skipped)}")
+        missing = [column for column in by if column not in self.rows]
+        if missing:
+            hint = did_you_mean(missing[0], list(self.rows))
+            raise InputError(f"runs have no column {missing[0]!r}{hint}")
+        parts = self.rows.groupby(["quantity", *by])
+        rows = [(_key(key), _errors(part)) for key, part in parts]
+        names = ["quantity", *by]
+        return pd.DataFrame([dict(zip(names, key, strict=True)) | found for key, found in rows])
 
 
 def validate_runs(
-    runs: Iterable[MeasuredRun | Skipped],
+    runs: Sequence[MeasuredRun | Skipped],
     catalog: Catalog,
     seed: int = 1,
-    progress: Callable[[], None] | None = None,
+    progress: Progress | None = None,
 ) -> Validation:
     """Simulate each run as it was done and compare.
 
     Parameters
     ----------
-    runs : iterable
+    runs : sequence
         From `sim.calibration.runs.read_runs`.
     catalog : Catalog
     seed : int
     progress : callable, optional
-        Called after each run.
+        Called after each run with how many are done.
     """
     rows: list[dict[str, object]] = []
     reasons: list[str] = []
-    for run in runs:
+    for index, run in enumerate(runs):
         if isinstance(run, Skipped):
             reasons.append(run.reason)
         else:
@@ -61,7 +75,7 @@ def validate_runs(
             except (InfeasibleError, InputError) as error:
                 reasons.append(str(error).split(": ", 1)[-1])
         if progress is not None:
-            progress()
+            progress(index + 1, len(runs))
     return Validation(pd.DataFrame(rows), pd.Series(reasons, dtype=str).value_counts())
 
 
@@ -104,12 +118,7 @@ def _row(run: MeasuredRun, quantity: Quantity, value: float) -> dict[str, object
     measured = run.measured[quantity]
     return {
         "row_id": run.row_id,
-        "source": run.source,
-        "hardware": run.hardware,
-        "model": run.model,
-        "engine": run.case.engine.name,
-        "tp": run.case.parallelism.tp,
-        "weights": run.case.precision.weights,
+        **run.keys,
         "quantity": quantity,
         "measured": measured,
         "forecast": value,
@@ -117,14 +126,42 @@ def _row(run: MeasuredRun, quantity: Quantity, value: float) -> dict[str, object
     }
 
 
-def _errors(rows: pd.DataFrame) -> pd.Series:
+def document(found: Validation, by: Sequence[str] = ()) -> dict[str, object]:
+    """Everything that ``rackcast validate --json`` prints; APE as a fraction."""
+    errors = found.errors().set_index("quantity").to_dict("index")
+    runs = found.rows["row_id"].nunique()
+    return {
+        "runs": runs + int(found.skipped.sum()),
+        "covered": runs,
+        "skipped": {str(reason): int(count) for reason, count in found.skipped.items()},
+        **{str(quantity): figures for quantity, figures in errors.items()},
+        "by": {column: found.errors([column]).to_dict("records") for column in by},
+    }
+
+
+def error_table(found: Validation, by: Sequence[str] = ()) -> str:
+    """Lay the errors out for people, one table per grouping."""
+    runs = found.rows["row_id"].nunique()
+    lines = [f"{runs} runs forecast, {int(found.skipped.sum())} skipped"]
+    lines += [f"  {count:5d}  {reason}" for reason, count in found.skipped.items()]
+    for columns in ([], *([column] for column in by)):
+        table = found.errors(columns)
+        percent = ["median_ape", "mean_ape", "p90_ape", "bias"]
+        table[percent] = table[percent].map("{:+.1%}".format)
+        lines += ["", table.to_string(index=False)]
+    return "\n".join(lines)
+
+
+def _key(key: object) -> tuple[object, ...]:
+    return key if isinstance(key, tuple) else (key,)
+
+
+def _errors(rows: pd.DataFrame) -> dict[str, float]:
     ape = rows["ape"]
-    return pd.Series(
-        {
-            "runs": len(rows),
-            "median_ape": ape.median(),
-            "mean_ape": ape.mean(),
-            "p90_ape": ape.quantile(0.9),
-            "bias": float(np.mean(rows["forecast"] / rows["measured"] - 1)),
-        }
-    )
+    return {
+        "runs": len(rows),
+        "median_ape": float(ape.median()),
+        "mean_ape": float(ape.mean()),
+        "p90_ape": float(ape.quantile(0.9)),
+        "bias": float(np.mean(rows["forecast"] / rows["measured"] - 1)),
+    }

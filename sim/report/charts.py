@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from sim.report.data import BILL_LINES, RunTables, rows_of
 from sim.report.findings import COST, ENERGY, Measure, headline, interval
 from sim.report.formats import duration, figure, percent, plain, usd
-from sim.report.labels import Box, Canvas, Wanted, along
+from sim.report.labels import Box, Canvas, Wanted, along, around
 from sim.report.style import (
     LABEL_PT,
     MARGIN_IN,
@@ -35,7 +35,6 @@ from sim.report.style import (
     chart_settings,
     clipped,
     colour,
-    drawable,
     line_height_in,
     text_width_in,
     wrap,
@@ -46,6 +45,16 @@ Floats = npt.NDArray[np.float64]
 
 PNG_DOTS_PER_IN = 200
 """Two pixels of the PNG for each pixel of a page a thousand wide."""
+
+CHART_NAMES: tuple[str, ...] = (
+    "cost",
+    "throughput_interactivity",
+    "cost_interactivity",
+    "latency",
+    "timeline",
+    "energy",
+)
+"""Stems of the chart files, in the order of the report."""
 
 QUANTILES = (0.5, 0.95, 0.99)
 ECDF_POINTS = 600
@@ -79,14 +88,20 @@ class Drawing:
 
 def draw_charts(tables: RunTables) -> tuple[Chart, ...]:
     """Draw every chart the run has data for, in the order of the report."""
-    painters: dict[str, Callable[[RunTables], Drawing]] = {"cost": cost_chart}
-    if tables.curve is not None and not tables.curve.empty:
-        painters["throughput_interactivity"] = throughput_chart
-        painters["cost_interactivity"] = cost_curve_chart
-    painters["latency"] = latency_chart
-    painters["timeline"] = timeline_chart
-    painters["energy"] = energy_chart
-    return tuple(_render(name, painter, tables) for name, painter in painters.items())
+    painters = (
+        cost_chart,
+        throughput_chart,
+        cost_curve_chart,
+        latency_chart,
+        timeline_chart,
+        energy_chart,
+    )
+    has_curve = tables.curve is not None and not tables.curve.empty
+    return tuple(
+        _render(name, painter, tables)
+        for name, painter in zip(CHART_NAMES, painters, strict=True)
+        if has_curve or not name.endswith("_interactivity")
+    )
 
 
 def _render(name: str, painter: Callable[[RunTables], Drawing], tables: RunTables) -> Chart:
@@ -225,16 +240,20 @@ def _bar_sheet(
     axes.set_xlim(0.0, limit)
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.yaxis.set_major_locator(NullLocator())
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda x, _: plain(x) if longest > 0 and x <= longest * 1.05 else "")
-    )
+    _bar_ticks(axes, longest)
     for place, (bar, name) in enumerate(zip(bars, names, strict=True)):
         middle_in = axis_in + (len(bars) - place - 0.5) * row_in
         _bar_name(sheet, bar, name, middle_in)
         _draw_bar(axes, bar, place, plot_in / limit)
         _bar_value(axes, bar, place, write)
     return sheet
+
+
+def _bar_ticks(axes: Axes, longest: float) -> None:
+    """Ticks as far as the bars go: right of them stand their values."""
+    ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(0.0, longest)
+    axes.set_xticks([tick for tick in ticks if longest > 0 and 0 <= tick <= longest * 1.04])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: plain(x)))
 
 
 def _reach(bar: Bar) -> float:
@@ -342,7 +361,7 @@ class TradeOff:
     title: str
     subtitle: str
     write: Callable[[float], str]
-    log: bool
+    write_tick: Callable[[float], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +375,7 @@ class Curve:
     concurrency: tuple[float, ...]
 
 
+MARKER_PT = 6.5
 INTERACTIVITY_AXIS = "Interactivity, output tokens per second for each user"
 
 
@@ -365,11 +385,11 @@ def throughput_chart(tables: RunTables) -> Drawing:
         tables,
         TradeOff(
             column="output_tokens_per_s_per_chip",
-            axis="Output tokens per second per chip",
+            axis="Output tokens per second per chip (logarithmic)",
             title="More users at once: more tokens from each chip, fewer for each user",
             subtitle="Up and to the right is better. Small numbers: concurrent requests.",
             write=figure,
-            log=False,
+            write_tick=plain,
         ),
     )
 
@@ -384,7 +404,7 @@ def cost_curve_chart(tables: RunTables) -> Drawing:
             title="What a faster answer costs",
             subtitle="Down and to the right is better. Small numbers: concurrent requests.",
             write=usd,
-            log=True,
+            write_tick=lambda value: f"${plain(value)}",
         ),
     )
 
@@ -445,7 +465,7 @@ def _curve_sheet(
             linestyle=curve.style.dash,
             linewidth=2.2,
             marker=curve.style.marker,
-            markersize=6.5,
+            markersize=MARKER_PT,
             markeredgecolor=colour("paper"),
             markeredgewidth=0.9,
         )
@@ -456,12 +476,7 @@ def _curve_limits(axes: Axes, plan: TradeOff, points: Floats) -> None:
     axes.set_xlim(0.0, points[:, 0].max() * 1.1)
     axes.xaxis.set_major_locator(MaxNLocator(9))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: plain(x)))
-    if plan.log:
-        _log_axis(axes, "y", points[:, 1], lambda y: f"${plain(y)}")
-        return
-    axes.set_ylim(0.0, points[:, 1].max() * 1.1)
-    axes.yaxis.set_major_locator(MaxNLocator(7))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: plain(y)))
+    _log_axis(axes, "y", points[:, 1], plan.write_tick)
 
 
 def _log_axis(axes: Axes, which: str, values: Floats, write: Callable[[float], str]) -> None:
@@ -492,12 +507,14 @@ def _label_curves(axes: Axes, curves: Sequence[Curve], *, direct: bool) -> bool:
     """Write names and concurrencies beside the curves; whether every name found a place."""
     places = [_in_points(axes, curve.points) for curve in curves]
     box = axes.get_window_extent()
-    per_point = axes.get_figure(root=True).dpi / POINTS_PER_IN
+    per_point = _pixels_per_point(axes)
     canvas = Canvas(
-        box.width / per_point, box.height / per_point, np.vstack([along(p) for p in places])
+        box.width / per_point,
+        box.height / per_point,
+        np.vstack([*(along(p) for p in places), *(around(p, MARKER_PT) for p in places)]),
     )
     named = not direct or all(
-        [_name_curve(axes, canvas, curve, at) for curve, at in zip(curves, places, strict=True)]
+        _name_curve(axes, canvas, curve, at) for curve, at in zip(curves, places, strict=True)
     )
     for number in range(max(map(len, places))):
         for curve, at in zip(curves, places, strict=True):
@@ -505,9 +522,14 @@ def _label_curves(axes: Axes, curves: Sequence[Curve], *, direct: bool) -> bool:
     return named
 
 
+def _pixels_per_point(axes: Axes) -> float:
+    root = axes.get_figure(root=True)
+    return (root.dpi if root else POINTS_PER_IN) / POINTS_PER_IN
+
+
 def _in_points(axes: Axes, points: Floats) -> Floats:
-    """Data to points of type, from the lower left corner of the axes."""
-    per_point = axes.get_figure(root=True).dpi / POINTS_PER_IN
+    """Turn data into points of type, from the lower left corner of the axes."""
+    per_point = _pixels_per_point(axes)
     corner = axes.get_window_extent().min
     pixels = np.asarray(axes.transData.transform(points), dtype=np.float64)
     return (pixels - corner) / per_point
@@ -755,24 +777,20 @@ def timeline_chart(tables: RunTables) -> Drawing:
             axes = sheet.axes(left_in, bottom_in, column_in - PANEL_LEFT_IN - 0.14, PANEL_IN)
             axes.set_xlim(0.0, until_s / unit_s)
             _panel(axes, panel, rows.assign(unit_s=unit_s), case_style(place))
-            _panel_axes(axes, top if panel.shared else None, last=place == len(shown) - 1)
+            _panel_axes(axes, panel, top, last=place == len(shown) - 1)
     for place, case in enumerate(shown):
         _row_name(sheet, case, place, TIME_AXIS_IN + (len(shown) - 1 - place) * ROW_IN + 1.14)
     return Drawing(sheet, title, _timeline_in_words(tables))
 
 
 def _row_name(sheet: Sheet, case: str, place: int, baseline_in: float) -> None:
-    sheet.swatch(
-        LegendEntry("", case_style(place).colour, None), MARGIN_IN, baseline_in + 0.048
-    )
+    sheet.swatch(LegendEntry("", case_style(place).colour, None), MARGIN_IN, baseline_in + 0.048)
     name = clipped(wrap(case, WIDTH_IN - 1.0, LABEL_PT, bold=True), 1)[0]
-    sheet.text(
-        MARGIN_IN + 0.22, baseline_in, name, LABEL_PT, {"color": "ink", "weight": "bold"}
-    )
+    sheet.text(MARGIN_IN + 0.22, baseline_in, name, LABEL_PT, {"color": "ink", "weight": "bold"})
 
 
 def _time_unit(until_s: float) -> tuple[str, float]:
-    """Unit of the time axis: seconds up to ten minutes, minutes up to five hours, or hours."""
+    """Choose the unit of the time axis: seconds up to ten minutes, minutes up to five hours, or hours."""
     if until_s <= 10 * MINUTE_S:
         return "seconds", 1.0
     return ("minutes", MINUTE_S) if until_s <= 5 * HOUR_S else ("hours", HOUR_S)
@@ -813,9 +831,12 @@ def _panel(axes: Axes, panel: Panel, rows: pd.DataFrame, style: CaseStyle) -> No
         axes.stairs(values, edges, baseline=None, color=ink, linewidth=1.3)
 
 
-def _panel_axes(axes: Axes, top: float | None, *, last: bool) -> None:
-    axes.set_ylim(0.0, top if top else max(axes.get_ylim()[1], 1e-9))
-    axes.yaxis.set_major_locator(MaxNLocator(3, min_n_ticks=2))
+def _panel_axes(axes: Axes, panel: Panel, top: float, *, last: bool) -> None:
+    axes.set_ylim(0.0, top if panel.shared and top > 0 else max(axes.get_ylim()[1], 1e-9))
+    if panel.scale == PERCENT:
+        axes.set_yticks([0.0, 50.0, 100.0])
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(3, min_n_ticks=2))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: plain(y)))
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: plain(x) if last else ""))

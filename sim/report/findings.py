@@ -18,9 +18,6 @@ Better = Literal["low", "high"]
 TIE_FRACTION = 0.01
 """Forecasts closer than this are called level: no simulator is right to one percent."""
 
-RATIO_WORDS_FROM = 1.5
-"""From here on a lead is written as a ratio (1.8 times), below as a percentage."""
-
 
 @dataclass(frozen=True, slots=True)
 class Measure:
@@ -33,6 +30,9 @@ class Measure:
     lead: str
     """Follows the name of the case that is ahead."""
     write: Callable[[float], str]
+    """With its unit, in full."""
+    write_briefly: Callable[[float], str]
+    """Where the unit has just been said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +48,13 @@ class Ranking:
     """Whether the two differ by more than `TIE_FRACTION` and their intervals, if there are any,
     do not overlap."""
 
-    @property
-    def lead_words(self) -> str:
-        """By how much the first is ahead of the second, as ``1.8 times less than B``.
-
-        >>> Ranking("A", 2.0, "B", 5.0, separated=True).lead_words
-        '2.5 times less than B'
-        >>> Ranking("A", 5.0, "B", 4.0, separated=True).lead_words
-        '25 % more than B'
-        """
-        low, high = sorted((self.best_value, self.second_value))
-        if not low > 0:
-            return f"ahead of {self.second}"
-        word = "less" if self.best_value < self.second_value else "more"
-        if high / low >= RATIO_WORDS_FROM:
-            return f"{figure(high / low, 2)} times {word} than {self.second}"
-        share = abs(self.best_value / self.second_value - 1)
-        return f"{share * 100:.0f} % {word} than {self.second}"
-
 
 def _joules(energy_j: float) -> str:
     return f"{figure(energy_j)} J"
+
+
+def _usd_per_mtok(usd_per_mtok: float) -> str:
+    return f"{usd(usd_per_mtok)} per million"
 
 
 def _rate(tokens_per_s: float) -> str:
@@ -78,8 +64,9 @@ def _rate(tokens_per_s: float) -> str:
 COST = Measure(
     "usd_per_mtok_output",
     "low",
-    "cost per million output tokens",
+    "cost of output tokens",
     "has the cheapest output tokens",
+    _usd_per_mtok,
     usd,
 )
 ENERGY = Measure(
@@ -88,12 +75,14 @@ ENERGY = Measure(
     "energy per output token",
     "uses the least energy per output token",
     _joules,
+    _joules,
 )
 TTFT = Measure(
     "ttft_s_p50",
     "low",
     "median time to first token",
     "has the shortest median time to first token",
+    duration,
     duration,
 )
 TPOT = Measure(
@@ -102,6 +91,7 @@ TPOT = Measure(
     "median time per output token",
     "has the shortest median time per output token",
     duration,
+    duration,
 )
 THROUGHPUT = Measure(
     "output_tokens_per_s_per_chip",
@@ -109,6 +99,7 @@ THROUGHPUT = Measure(
     "throughput per chip",
     "does most per chip",
     _rate,
+    figure,
 )
 
 
@@ -167,7 +158,7 @@ def headline(summary: pd.DataFrame, measure: Measure) -> str:
 
     >>> summary = pd.DataFrame({"case": ["a", "b"], "usd_per_mtok_output": [3.0, 2.0]})
     >>> headline(summary, COST)
-    'b has the cheapest output tokens: $2.00, 1.5 times less than a'
+    'b has the cheapest output tokens: $2.00 per million, against $3.00 for a'
     """
     ranking = rank(summary, measure)
     if ranking is None:
@@ -195,9 +186,10 @@ def _lead(ranking: Ranking, measure: Measure, value: str) -> str:
     if not ranking.separated:
         return (
             f"{ranking.best} ({measure.write(ranking.best_value)}) and {ranking.second} "
-            f"({measure.write(ranking.second_value)}) are too close to call on {measure.what}"
+            f"({measure.write_briefly(ranking.second_value)}) are too close to call on {measure.what}"
         )
-    return f"{ranking.best} {measure.lead}: {value}, {ranking.lead_words}"
+    second = f"{measure.write_briefly(ranking.second_value)} for {ranking.second}"
+    return f"{ranking.best} {measure.lead}: {value}, against {second}"
 
 
 def _load(summary: pd.DataFrame) -> Iterator[str]:
@@ -222,7 +214,7 @@ def _cost(summary: pd.DataFrame) -> Iterator[str]:
     row = summary.loc[summary["case"] == ranking.best].iloc[0]
     bounds = interval(row, COST.column)
     within = f" (interval {usd(bounds[0])} to {usd(bounds[1])})" if bounds else ""
-    yield _lead(ranking, COST, f"{usd(ranking.best_value)} per million{within}") + "."
+    yield _lead(ranking, COST, f"{_usd_per_mtok(ranking.best_value)}{within}") + "."
 
 
 def _slo(summary: pd.DataFrame) -> Iterator[str]:

@@ -6,6 +6,7 @@ that is free. A label that finds none is left out, and the caller decides what t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -50,9 +51,19 @@ def along(points: Points) -> Points:
         return points
     samples = [
         start + (end - start) * np.linspace(0.0, 1.0, _steps(start, end), endpoint=False)[:, None]
-        for start, end in zip(points[:-1], points[1:], strict=True)
+        for start, end in pairwise(points)
     ]
     return np.vstack([*samples, points[-1:]])
+
+
+def around(points: Points, diameter: float) -> Points:
+    """Sample the rims of the markers at some points, four samples each.
+
+    >>> around(np.array([[5.0, 5.0]]), 2.0).tolist()
+    [[4.0, 5.0], [6.0, 5.0], [5.0, 4.0], [5.0, 6.0]]
+    """
+    rim = diameter / 2 * np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
+    return (points[:, None, :] + rim).reshape(-1, 2)
 
 
 def _steps(start: Points, end: Points) -> int:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -95,7 +95,7 @@ class CaseStyle:
     text: str
     """The same hue, dark enough to be read."""
     marker: str
-    dash: str
+    dash: Literal["-", "--"]
 
 
 def case_style(index: int) -> CaseStyle:
@@ -137,7 +137,7 @@ def themed(svg: str) -> str:
 
 @contextmanager
 def chart_settings(salt: str) -> Iterator[None]:
-    """Settings a chart is drawn and saved with, whatever the user's own matplotlib says.
+    """Apply the settings a chart is drawn and saved with, whatever the user's own matplotlib says.
 
     Parameters
     ----------
@@ -176,9 +176,9 @@ def _glyphs() -> frozenset[int]:
 
 
 def drawable(text: str) -> str:
-    """Text with a box in the place of each character that the font of the charts lacks.
+    r"""Put a box in the place of each character that the font of the charts lacks.
 
-    >>> drawable("8x H100\\t\u8a08\u7b97")
+    >>> drawable("8x H100\t\u8a08\u7b97")
     '8x H100 \u25a1\u25a1'
     """
     spaced = " ".join(text.split())
@@ -257,7 +257,7 @@ class LegendEntry:
     colour: str
     marker: str | None
     """None draws a square; otherwise a line with that marker."""
-    dash: str = "-"
+    dash: Literal["-", "--"] = "-"
 
 
 class Sheet:
@@ -385,9 +385,7 @@ class Sheet:
     ) -> float:
         """Write lines downward from a height of the figure; return the height below them."""
         for line in lines:
-            self.text(
-                MARGIN_IN, top_in - size_pt / POINTS_PER_IN - FOOTER_IN, line, size_pt, style
-            )
+            self.text(MARGIN_IN, top_in - size_pt / POINTS_PER_IN - FOOTER_IN, line, size_pt, style)
             top_in -= line_height_in(size_pt)
         return top_in
 

@@ -137,7 +137,7 @@ def summary_cell(case: "pd.Series[float]", row: Row) -> Cell:
 
 
 def summary_frame(summary: pd.DataFrame) -> pd.DataFrame:
-    """The long summary as text: a row per quantity with its unit, a column per case."""
+    """Write the long summary as text: a row per quantity with its unit, a column per case."""
     rows = [row for group in GROUPS for row in group.rows]
     frame = pd.DataFrame(
         {
@@ -151,7 +151,7 @@ def summary_frame(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def console_table(summary: pd.DataFrame) -> Table:
-    """The short summary for a terminal: fits 120 columns, and 80 with its case names folded.
+    """Write the short summary for a terminal: it fits 120 columns, and 80 with its case names folded.
 
     Parameters
     ----------
@@ -208,5 +208,5 @@ class _TimeUnit:
 
 
 def _number(value: object) -> float:
-    """A cell as a float; NaN for what pandas calls missing."""
+    """Read a cell as a float; NaN for what pandas calls missing."""
     return math.nan if pd.isna(value) else float(value)  # type: ignore[arg-type, call-overload]

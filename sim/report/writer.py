@@ -19,14 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sim.errors import InputError
-from sim.report.charts import draw_charts
+from sim.report.charts import CHART_NAMES, draw_charts
 from sim.report.data import (
     BILL_COLUMNS,
-    COUNT_COLUMNS,
     CURVE_COLUMNS,
     PROVENANCE_COLUMNS,
     REQUEST_COLUMNS,
-    TEXT_COLUMNS,
     TIMELINE_COLUMNS,
     RunTables,
     ordered,
@@ -39,7 +37,18 @@ SCHEMA_VERSION = 1
 
 MANIFEST = "manifest.json"
 REPORT = "report.html"
-OPTIONAL_FILES = ("curve.csv", "charts/throughput_interactivity", "charts/cost_interactivity")
+OUR_FILES: tuple[str, ...] = (
+    "summary.json",
+    "summary.csv",
+    "requests.parquet",
+    "timeline.csv",
+    "bill.csv",
+    "curve.csv",
+    *(f"charts/{name}.{kind}" for name in CHART_NAMES for kind in ("svg", "png")),
+    REPORT,
+    MANIFEST,
+)
+"""All files a run may write, in the order they are moved into place."""
 ZSTD_LEVEL = 3
 ROWS_PER_GROUP = 131_072
 
@@ -61,6 +70,9 @@ def write_run(tables: RunTables, out: Path) -> Path:
     InputError
         The folder cannot be written.
     """
+    out = out.resolve()
+    if out.exists() and not out.is_dir():
+        raise InputError(f"cannot write the run to {out}: it is a file and not a folder")
     try:
         with _staging(out) as staging:
             _write_files(tables, staging)
@@ -169,3 +181,30 @@ def _write_manifest(tables: RunTables, folder: Path) -> None:
     }
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
     (folder / MANIFEST).write_text(text, "utf-8", newline="\n")
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """Make an empty folder on the file system of the target, and clear away what is left of it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    outer = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    # mkdtemp makes a folder for its owner only; the one within has the permissions of any other.
+    inner = outer / "run"
+    try:
+        inner.mkdir()
+        yield inner
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)
+
+
+def _move_into_place(staging: Path, out: Path) -> None:
+    """Rename the whole folder if there is none yet, or else replace our files one by one."""
+    if not out.exists():
+        staging.rename(out)
+        return
+    (out / "charts").mkdir(exist_ok=True)
+    for name in OUR_FILES:
+        if (staging / name).exists():
+            (staging / name).replace(out / name)
+        else:
+            (out / name).unlink(missing_ok=True)

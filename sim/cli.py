@@ -1,0 +1,288 @@
+"""The command line: results to stdout, progress and diagnostics to stderr.
+
+Exit codes: 0; 2 bad input; 3 valid but infeasible; 70 a bug of ours; 130 interrupted.
+Tables, charts and pandas are imported when a command needs them, so that help is instant.
+"""
+
+import json
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sim.errors import InputError, InternalError, RackcastError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sim.catalog import Catalog
+    from sim.scenario import Case, Scenario
+    from sim.simulate import Progress
+
+EXIT_BUG = InternalError.exit_code
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="rackcast",
+    help="Forecast tokens, latency, watts and dollars of LLM inference.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ScenarioPath = Annotated[Path, typer.Argument(help="Scenario YAML.", metavar="SCENARIO")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override any value: dotted.path=value.", metavar="KEY=VALUE"),
+]
+Seed = Annotated[int | None, typer.Option(help="Override the scenario's seed.", min=0)]
+CatalogFolders = Annotated[
+    list[Path] | None,
+    typer.Option("--catalog", help="A folder with catalogue entries of your own; later wins."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+def main() -> None:
+    """Run the command line and turn errors into messages and exit codes."""
+    try:
+        app(standalone_mode=True)
+    except RackcastError as error:
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing was written")
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception:  # noqa: BLE001 - the outermost frame: whatever comes here is a bug of ours
+        traceback.print_exc()
+        _complain("this is a bug of Rackcast; please report it with the lines above")
+        sys.exit(EXIT_BUG)
+
+
+@app.command()
+def run(
+    scenario: ScenarioPath,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    seed: Seed = None,
+    settings: Settings = None,
+    catalog: CatalogFolders = None,
+    *,
+    every_step: Annotated[
+        bool, typer.Option("--every-step", help="Walk every step: slow, same result.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Simulate a scenario, print its summary and write tables, charts and report.html."""
+    from sim.forecast import forecast  # noqa: PLC0415 - pandas and pydantic take half a second
+    from sim.report.tables import console_table  # noqa: PLC0415
+    from sim.report.writer import summary_document, write_run  # noqa: PLC0415
+
+    known = _catalog(catalog)
+    question = _scenario(scenario, settings, seed)
+    manifest = {"command": shlex.join(["rackcast", *sys.argv[1:]]), "scenario_path": str(scenario)}
+    with _watching(quiet=quiet) as watch:
+        tables = forecast(question, known, watch, every_step=every_step, manifest=manifest)
+    if as_json:
+        typer.echo(json.dumps(summary_document(tables), indent=2))
+    else:
+        _stdout().print(console_table(tables.summary))
+    if out is not None:
+        typer.echo(f"report: {write_run(tables, out)}", err=as_json)
+
+
+@app.command()
+def explain(
+    scenario: ScenarioPath,
+    case: Annotated[str | None, typer.Option(help="Case to explain; the first one.")] = None,
+    batch: Annotated[int, typer.Option(help="Sequences of the decode step.", min=1)] = 64,
+    context: Annotated[int, typer.Option(help="Keys each of them attends to.", min=1)] = 1024,
+    prompt: Annotated[int, typer.Option(help="Tokens of the prefill step.", min=1)] = 8192,
+    settings: Settings = None,
+    catalog: CatalogFolders = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Show the operators of one prefill and one decode step: flop, bytes, seconds, bound, source."""
+    from sim.deployment import deploy  # noqa: PLC0415
+    from sim.report.explanation import explanation, operator_table  # noqa: PLC0415
+
+    chosen = _case(_scenario(scenario, settings, None), case)
+    steps = explanation(deploy(chosen, _catalog(catalog)), batch, context, prompt)
+    if as_json:
+        typer.echo(json.dumps([asdict(step) for step in steps], indent=2))
+        return
+    console = _stdout()
+    for step in steps:
+        console.print(operator_table(step))
+
+
+@app.command("list")
+def list_entries(
+    kind: Annotated[str, typer.Argument(help="accelerators, systems, models, scenarios...")],
+    catalog: CatalogFolders = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """List the entries of one kind of the catalogue."""
+    from sim.catalog import KINDS  # noqa: PLC0415
+    from sim.schema import did_you_mean  # noqa: PLC0415
+
+    if kind not in KINDS:
+        hint = did_you_mean(kind, KINDS)
+        raise InputError(f"there is no kind {kind!r}{hint}; there are: {', '.join(KINDS)}")
+    names = _catalog(catalog).names(kind)
+    typer.echo(json.dumps(list(names)) if as_json else "\n".join(names))
+
+
+@app.command()
+def check(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="YAML files; the whole catalogue without any.")
+    ] = None,
+    catalog: CatalogFolders = None,
+) -> None:
+    """Validate YAML files of scenarios and catalogue entries: all problems at once."""
+    from sim.checks import check_catalog, check_file  # noqa: PLC0415
+
+    known = _catalog(catalog)
+    if not files:
+        typer.echo(f"{check_catalog(known)} files are valid")
+        return
+    problems = []
+    for file in files:
+        try:
+            typer.echo(f"{file}: valid {check_file(file, known)}")
+        except RackcastError as error:
+            problems.append(error)
+    if problems:
+        _complain("\n".join(str(problem) for problem in problems))
+        raise typer.Exit(problems[0].exit_code)
+
+
+@app.command()
+def schema(
+    name: Annotated[str, typer.Argument(help="scenario, accelerator, system, model...")] = "scenario",
+) -> None:
+    """Print the JSON Schema of a kind of file, for editors."""
+    from sim.checks import schema_of  # noqa: PLC0415
+
+    typer.echo(json.dumps(schema_of(name), indent=2))
+
+
+@app.command()
+def validate(
+    runs: Annotated[Path, typer.Argument(help="Measured serving runs, CSV.", metavar="RUNS.csv")],
+    by: Annotated[
+        list[str] | None, typer.Option(help="Also by this column: hardware, engine, model, tp...")
+    ] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(help="Only runs with this value: model=llama_3_1_70b.", metavar="COLUMN=VALUE"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the simulated traffic.", min=0)] = 1,
+    catalog: CatalogFolders = None,
+    *,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Forecast measured serving runs and print how far the forecasts are off."""
+    from sim.calibration.runs import read_runs, selected  # noqa: PLC0415
+    from sim.calibration.validate import document, error_table, validate_runs  # noqa: PLC0415
+
+    chosen = selected(read_runs(runs), [_split(setting) for setting in select or []])
+    with _watching(quiet=quiet) as watch:
+        found = validate_runs(chosen, _catalog(catalog), seed, watch("runs"))
+    if as_json:
+        typer.echo(json.dumps(document(found, by or []), indent=2))
+        return
+    typer.echo(error_table(found, by or []))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(distribution_version("rackcast"))
+
+
+def _complain(message: str) -> None:
+    typer.echo(f"rackcast: {message}", err=True)
+
+
+def _stdout() -> "Console":
+    """A console whose width does not depend on the terminal when the output is piped."""
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def _catalog(folders: list[Path] | None) -> "Catalog":
+    from sim.catalog import open_catalog  # noqa: PLC0415
+
+    return open_catalog(folders or [])
+
+
+def _scenario(path: Path, settings: list[str] | None, seed: int | None) -> "Scenario":
+    from sim.scenario import load_scenario  # noqa: PLC0415
+
+    pairs = [_split(setting) for setting in settings or []]
+    if seed is not None:
+        pairs.append(("seed", str(seed)))
+    return load_scenario(path, pairs)
+
+
+def _split(setting: str) -> tuple[str, str]:
+    key, separator, value = setting.partition("=")
+    if not separator or not key:
+        raise InputError(f"{setting!r} is not KEY=VALUE")
+    return key, value
+
+
+def _case(scenario: "Scenario", name: str | None) -> "Case":
+    if name is None:
+        return scenario.cases[0]
+    for case in scenario.cases:
+        if case.name == name:
+            return case
+    names = ", ".join(case.name for case in scenario.cases)
+    raise InputError(f"there is no case {name!r}; there are: {names}")
+
+
+@contextmanager
+def _watching(*, quiet: bool) -> Iterator[Any]:
+    """Give out progress bars on stderr, one per part of the work."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415
+    from rich.progress import TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=quiet, transient=True) as bars:
+
+        def watch(name: str) -> "Progress":
+            task = bars.add_task(name, total=None)
+
+            def update(done: int, total: int) -> None:
+                bars.update(task, completed=done, total=total)
+
+            return update
+
+        yield watch
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""A whole scenario from its file to the tables of its report."""
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from sim.catalog import Catalog, Kind
+from sim.cost.work import StepShape
+from sim.deployment import Deployment, deploy
+from sim.economics import Purchase, Rental, purchase, rental
+from sim.hardware import Figure
+from sim.metrics import (
+    Accounts,
+    accounts,
+    activity,
+    request_table,
+    summary_row,
+    timeline,
+)
+from sim.report.data import CURVE_COLUMNS, RunTables
+from sim.scenario import Case, ClosedLoopWorkload, Scenario, TraceWorkload
+from sim.simulate import CaseRun, Progress, Traffic, draw_traffic, serve, simulate
+from sim.units import GB, GIB, KW
+
+Tokens = npt.NDArray[np.int64]
+
+Watcher = Callable[[str], Progress]
+"""Gives a progress listener for each case or curve, by its name."""
+
+FALLING_BEHIND = 0.95
+"""A case that completes less than this share of the offered rate is called saturated."""
+
+
+@dataclass(frozen=True)
+class CaseTables:
+    """The tables of one case."""
+
+    summary: dict[str, object]
+    requests: pd.DataFrame
+    timeline: pd.DataFrame
+    bill: pd.DataFrame
+    curve: pd.DataFrame | None
+    provenance: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def forecast(
+    scenario: Scenario,
+    catalog: Catalog,
+    watch: Watcher,
+    *,
+    every_step: bool = False,
+    manifest: Mapping[str, object],
+) -> RunTables:
+    """Simulate every case of a scenario and put the results side by side.
+
+    All cases are resolved before the first one runs, so that a mistake in the last one shows at
+    once.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    catalog : Catalog
+    watch : callable
+        Gives a progress listener for each part of the work.
+    every_step : bool
+        Walk every step instead of jumping over stretches.
+    manifest : mapping
+        What to record about the call beside the seed, versions and inputs.
+    """
+    started = time.monotonic()
+    seed = scenario.header.seed
+    deployments = [deploy(case, catalog) for case in scenario.cases]
+    terms = [_terms(deployment, catalog) for deployment in deployments]
+    results = []
+    for deployment, price in zip(deployments, terms, strict=True):
+        name = deployment.case.name
+        run = simulate(
+            deployment, catalog, seed, every_step=every_step, progress=watch(name)
+        )
+        curve = _curve(deployment, catalog, price, seed, watch)
+        results.append(case_tables(run, price, curve))
+    curves = [result.curve for result in results if result.curve is not None]
+    return RunTables(
+        scenario=scenario.header.name,
+        question=scenario.header.question.strip(),
+        seed=seed,
+        version=version("rackcast"),
+        summary=pd.DataFrame([result.summary for result in results]),
+        requests=_stacked([result.requests for result in results]),
+        timeline=_stacked([result.timeline for result in results]),
+        bill=_stacked([result.bill for result in results]),
+        curve=_stacked(curves) if curves else None,
+        provenance=_stacked([result.provenance for result in results]),
+        notes=_notes(results),
+        manifest={
+            **manifest,
+            "seed": seed,
+            "versions": {"rackcast": version("rackcast"), "python": platform.python_version()},
+            "inputs": dict(_inputs(scenario, catalog, manifest)),
+            "wall_time_s": round(time.monotonic() - started, 3),
+        },
+    )
+
+
+def case_tables(
+    run: CaseRun, terms: Rental | Purchase, curve: pd.DataFrame | None
+) -> CaseTables:
+    """Turn one simulated case into its tables."""
+    deployment, case = run.deployment, run.deployment.case
+    requests = request_table(run.record)
+    work = activity(deployment, run.record)
+    books = accounts(deployment, requests, work, terms)
+    summary = summary_row(deployment, requests, books)
+    summary |= {"slo_ttft_s": case.slo.ttft_s, "slo_tpot_s": case.slo.tpot_s}
+    arrivals = requests["arrival_s"]
+    requests.insert(1, "tenant", "all")
+    requests["measured"] = arrivals.between(books.window.start_s, books.window.end_s)
+    return CaseTables(
+        summary=summary,
+        requests=_named(requests, case),
+        timeline=_named(timeline(deployment, requests, work), case),
+        bill=_named(pd.DataFrame(books.bill), case),
+        curve=curve,
+        provenance=_named(pd.DataFrame(_provenance(deployment, books)), case),
+        notes=(*deployment.notes, *_case_notes(run, requests, books, summary)),
+    )
+
+
+def _terms(deployment: Deployment, catalog: Catalog) -> Rental | Purchase:
+    case, system = deployment.case, deployment.system
+    book = catalog.prices(case.prices.book)
+    if case.prices.mode == "rent":
+        return rental(book, system.accelerator, case.prices.rent)
+    return purchase(book, case.system, system)
+
+
+def _curve(
+    deployment: Deployment,
+    catalog: Catalog,
+    terms: Rental | Purchase,
+    seed: int,
+    watch: Watcher,
+) -> pd.DataFrame | None:
+    """Run the closed loops of a case's curve, each to the end."""
+    case = deployment.case
+    if case.curve is None:
+        return None
+    points = [per_replica * deployment.replicas for per_replica in case.curve.concurrency_per_replica]
+    progress = watch(f"{case.name}, curve")
+    rows = []
+    for index, clients in enumerate(points):
+        traffic = _closed_traffic(case, clients, catalog, seed)
+        run = CaseRun(deployment, serve(deployment, traffic), None)
+        rows.append({"concurrency": clients, **case_tables(run, terms, None).summary})
+        progress(index + 1, len(points))
+    return pd.DataFrame(rows)[list(CURVE_COLUMNS)]
+
+
+def _closed_traffic(case: Case, clients: int, catalog: Catalog, seed: int) -> Traffic:
+    """Draw the requests of a curve point: lengths of the case's traffic, arrivals on completion."""
+    assert case.curve is not None  # noqa: S101 - the caller has looked
+    requests = clients * case.curve.requests_per_client
+    workload = case.workload
+    if isinstance(workload, TraceWorkload):
+        trace = draw_traffic(case, workload, catalog, seed)
+        return Traffic(
+            _repeated(trace.input_tokens, requests),
+            _repeated(trace.output_tokens, requests),
+            None,
+            clients,
+        )
+    closed = ClosedLoopWorkload(
+        kind="closed_loop",
+        traffic=None if workload.lengths is not None else workload.traffic,
+        lengths=workload.lengths,
+        requests=requests,
+        concurrency=clients,
+    )
+    return draw_traffic(case, closed, catalog, seed)
+
+
+def _repeated(values: Tokens, count: int) -> Tokens:
+    """Take values in order, from the start again when they run out."""
+    return np.resize(values, count)
+
+
+def _named(frame: pd.DataFrame, case: Case) -> pd.DataFrame:
+    frame.insert(0, "case", case.name)
+    return frame
+
+
+def _stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(frames, ignore_index=True)
+
+
+def _provenance(deployment: Deployment, books: Accounts) -> Iterator[dict[str, str]]:
+    """Say what a forecast rests on: one row per fact, fit or assumption."""
+    model, chip, memory = deployment.model, deployment.accelerator, deployment.memory
+    yield _item("model", model.name, f"architecture: {model.source}")
+    capacity, bandwidth = chip.memory.capacity_bytes, chip.memory.bandwidth_bytes_per_s
+    yield _item("memory", f"{capacity.value / GIB:.1f} GiB", _cited(capacity))
+    yield _item("memory bandwidth", f"{bandwidth.value / GB:,.0f} GB/s", _cited(bandwidth))
+    dtype = deployment.case.precision.weights
+    peak = chip.peak_flop_per_s[dtype]
+    yield _item(f"dense {dtype} peak", f"{peak.value:.3g} FLOP/s", _cited(peak))
+    yield _item(
+        "KV cache",
+        f"{deployment.kv_blocks * deployment.case.engine.block_tokens:,} tokens per replica",
+        f"memory less {memory.weights_bytes / GIB:.1f} GiB weights, "
+        f"{memory.activations_bytes / GIB:.1f} GiB activations (computed) and "
+        f"{memory.engine_bytes / GIB:.1f} GiB for the engine (assumed), per chip",
+    )
+    shape = StepShape(
+        decode_sequences=1, decode_context_tokens=1, prefill_sequences=1, prefill_tokens=1
+    )
+    for row in deployment.explain(shape):
+        yield _item(f"time of {row.name}", f"{row.calls} per step", row.source)
+    power = deployment.calibration.power
+    inherited = f", inherited from {power.inherited_from}" if power.inherited_from else ""
+    yield _item(
+        "power under load",
+        f"median error {power.fit.median_ape:.1%}",
+        f"fitted: {power.fit.source}{inherited}",
+    )
+    idle, host = chip.power.idle_w, deployment.system.host_power_w
+    yield _item("idle power of a chip", f"{idle.value:.0f} W", _cited(idle))
+    yield _item("power of the hosts", f"{host.value / KW:.2f} kW", _cited(host))
+    for line in books.bill:
+        yield _item(f"cost: {line.line}", f"{line.usd_per_hour:.2f} USD/h", line.source)
+
+
+def _item(item: str, value: str, source: str) -> dict[str, str]:
+    return {"item": item, "value": value, "source": source}
+
+
+def _cited(figure: Figure[float]) -> str:
+    return f"{figure.confidence}: {figure.source}"
+
+
+def _case_notes(
+    run: CaseRun, requests: pd.DataFrame, books: Accounts, summary: Mapping[str, object]
+) -> Iterator[str]:
+    case, window = run.deployment.case, books.window
+    yield (
+        f"{case.name}: counted from {window.start_s:.0f} s (after "
+        f"{case.measure.warmup_fraction:.0%} of the arrivals) to the last arrival at "
+        f"{window.end_s:.0f} s; requests of that time are followed to their end."
+    )
+    if run.capacity_requests_per_s is not None:
+        yield (
+            f"{case.name}: a pilot run with every place taken served "
+            f"{run.capacity_requests_per_s:.2f} requests/s; the offered rate is a fraction of it."
+        )
+    done = requests["done_s"].between(window.start_s, window.end_s).sum() / window.duration_s
+    offered = float(str(summary["offered_requests_per_s"]))
+    if case.workload.kind != "closed_loop" and done < FALLING_BEHIND * offered:
+        yield (
+            f"{case.name}: falls behind: {done:.2f} requests/s leave while {offered:.2f} arrive; "
+            "its latencies grow with the length of the run."
+        )
+    failed = int(str(summary["failed_requests"]))
+    if failed:
+        yield f"{case.name}: {failed} requests are longer than the KV cache or the model allows."
+
+
+def _notes(results: Sequence[CaseTables]) -> tuple[str, ...]:
+    """Collect the notes of all cases, each once."""
+    general = (
+        "Forecasts carry no interval yet; how far forecasts of measured runs were off stands "
+        "beside every fitted law below.",
+        "Request rates are those of a steady hour; boot, failures and maintenance are not in.",
+    )
+    notes = dict.fromkeys(note for result in results for note in result.notes)
+    return (*general, *notes)
+
+
+def _inputs(
+    scenario: Scenario, catalog: Catalog, manifest: Mapping[str, object]
+) -> Iterator[tuple[str, str]]:
+    """Hash every file that the result depends on."""
+    files: dict[str, Path] = {}
+    if "scenario_path" in manifest:
+        files["scenario"] = Path(str(manifest["scenario_path"]))
+    for case in scenario.cases:
+        chip = catalog.system(case.system).accelerator
+        named: tuple[tuple[Kind, str], ...] = (
+            ("systems", case.system),
+            ("accelerators", chip),
+            ("calibrations", chip),
+            ("overheads", case.engine.name),
+            ("models", case.model),
+            ("prices", case.prices.book),
+        )
+        files |= {f"{kind}/{entry}": catalog.path(kind, entry) for kind, entry in named}
+        workload = case.workload
+        if isinstance(workload, TraceWorkload):
+            if workload.path is not None:
+                files[f"trace/{workload.path.name}"] = workload.path
+        elif workload.traffic is not None:
+            files[f"lengths/{workload.traffic}"] = catalog.path("lengths", workload.traffic)
+    for name in sorted(files):
+        yield name, hashlib.sha256(files[name].read_bytes()).hexdigest()

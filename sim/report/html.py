@@ -1,0 +1,200 @@
+"""The page of a run: one file that needs nothing else, not even a network.
+
+The page has no script. Its content policy forbids a browser to load anything, so that a report can
+be opened from a mail as safely as a picture.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from sim.report.charts import Chart
+from sim.report.data import RunTables, ordered_summary, rows_of
+from sim.report.findings import answer
+from sim.report.formats import UNDEFINED, percent, usd
+from sim.report.style import CASE_COLOURS, css_variables, themed
+from sim.report.tables import GROUPS, Cell, Row, summary_cell
+
+ALL_CASES = "all cases"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A chart as the page shows it."""
+
+    name: str
+    title: str
+    alt: str
+    svg: Markup
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryLine:
+    """A quantity and its number for each case."""
+
+    row: Row
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BillRow:
+    """A line of a bill, written."""
+
+    line: str
+    usd_per_hour: str
+    usd: str
+    share: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """The bill of one case."""
+
+    case: str
+    hue: int
+    rows: tuple[BillRow, ...]
+    total_usd_per_hour: str
+    total_usd: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """One thing the forecast rests on, and the cases it holds for."""
+
+    cases: str
+    item: str
+    value: str
+    source: str
+
+
+def report_page(tables: RunTables, charts: Sequence[Chart]) -> str:
+    """Return the whole page as text.
+
+    Parameters
+    ----------
+    tables : RunTables
+    charts : sequence of Chart
+        Shown in this order.
+    """
+    environment = Environment(
+        loader=PackageLoader("sim", "report/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        tables=tables,
+        light=Markup(css_variables(0)),  # noqa: S704 - our own colours
+        dark=Markup(css_variables(1)),  # noqa: S704 - our own colours
+        answer=answer(tables.summary),
+        cases=[(case, index % CASE_COLOURS) for index, case in enumerate(tables.cases)],
+        systems=[_system(case) for _, case in tables.summary.iterrows()],
+        groups=list(_groups(tables.summary)),
+        figures=[_figure(chart) for chart in charts],
+        bills=list(_bills(tables)),
+        grounds=list(_grounds(tables)),
+        command=str(tables.manifest.get("command", "")),
+        inputs=_inputs(tables.manifest),
+    )
+
+
+def _system(case: "pd.Series[str]") -> str:
+    """Say what runs on what, for the head of a column."""
+    return f"{case['model']} on {case['system']}"
+
+
+def _groups(summary: pd.DataFrame) -> Iterator[tuple[str, list[SummaryLine]]]:
+    """Lines of the summary table under their headings; a line that no case defines is left out."""
+    cases = [case for _, case in ordered_summary(summary).iterrows()]
+    for group in GROUPS:
+        lines = [
+            SummaryLine(row, tuple(summary_cell(case, row) for case in cases)) for row in group.rows
+        ]
+        yield group.title, [line for line in lines if any(c.text != UNDEFINED for c in line.cells)]
+
+
+_PROLOGUE = re.compile(r"\A.*?(?=<svg\b)", re.DOTALL)
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
+_STYLE = re.compile(r"<style\b.*?</style>", re.DOTALL)
+_SIZE = re.compile(r'(<svg\b[^>]*?)\s+width="[^"]*"')
+_HEIGHT = re.compile(r'(<svg\b[^>]*?)\s+height="[^"]*"')
+
+
+def _figure(chart: Chart) -> Figure:
+    return Figure(chart.name, chart.title, chart.alt, Markup(inline_svg(chart)))  # noqa: S704
+
+
+def inline_svg(chart: Chart) -> str:
+    """Return a drawing fit to stand in a page beside others.
+
+    What belongs to a file goes (prologue, comments, style sheet, fixed size), ids get the name of
+    the chart in front so that no two are equal, and colours become variables of the page.
+    """
+    svg = chart.svg.decode("utf-8")
+    for pattern in (_PROLOGUE, _COMMENT, _METADATA, _STYLE):
+        svg = pattern.sub("", svg)
+    svg = _HEIGHT.sub(r"\1", _SIZE.sub(r"\1", svg, count=1), count=1)
+    svg = re.sub(r'\bid="', f'id="{chart.name}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{chart.name}-", svg)
+    head = f'<svg role="img" aria-labelledby="alt-{chart.name}"'
+    return themed(svg.replace("<svg", head, 1))
+
+
+def _bills(tables: RunTables) -> Iterator[Bill]:
+    for index, case in enumerate(tables.cases):
+        rows = rows_of(tables.bill, case)
+        if not rows.empty:
+            yield Bill(
+                case=case,
+                hue=index % CASE_COLOURS,
+                rows=tuple(_bill_row(row) for row in rows.to_dict("records")),
+                total_usd_per_hour=usd(math.fsum(rows["usd_per_hour"])),
+                total_usd=usd(math.fsum(rows["usd"])),
+            )
+
+
+def _bill_row(row: Mapping[object, object]) -> BillRow:
+    line = str(row["line"])
+    return BillRow(
+        line=line,
+        usd_per_hour=usd(_float(row["usd_per_hour"])),
+        usd=usd(_float(row["usd"])),
+        share=percent(_float(row["share_fraction"])),
+        source=str(row["source"]),
+    )
+
+
+def _float(value: object) -> float:
+    return float(value)  # type: ignore[arg-type]
+
+
+def _grounds(tables: RunTables) -> Iterator[Ground]:
+    """List what the forecast rests on, equal entries of several cases as one."""
+    entries: dict[tuple[str, str, str], list[str]] = {}
+    for row in tables.provenance.to_dict("records"):
+        key = (str(row["item"]), _written(row["value"]), str(row["source"]))
+        entries.setdefault(key, []).append(str(row["case"]))
+    for (item, value, source), cases in entries.items():
+        everywhere = len(tables.cases) > 1 and set(cases) == set(tables.cases)
+        yield Ground(ALL_CASES if everywhere else ", ".join(cases), item, value, source)
+
+
+def _written(value: object) -> str:
+    """Write a value of the provenance table: numbers as they read back, text as it is."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _inputs(manifest: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Return each input file with its hash; none if the manifest does not say."""
+    inputs = manifest.get("inputs", {})
+    if not isinstance(inputs, Mapping):
+        return []
+    return [(str(name), str(digest)) for name, digest in inputs.items()]
