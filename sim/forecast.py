@@ -116,7 +116,7 @@ def case_tables(
 ) -> CaseTables:
     """Turn one simulated case into its tables."""
     deployment, case = run.deployment, run.deployment.case
-    requests = request_table(run.record)
+    requests = request_table(run.record, deployment.timer.overhead)
     work = activity(deployment, run.record)
     books = accounts(deployment, requests, work, terms)
     summary = summary_row(deployment, requests, books)

@@ -6,10 +6,11 @@ mean of the fitted ones, and says so.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from sim.efficiency import Engine, Fit
 from sim.schema import StrictModel
@@ -31,15 +32,46 @@ class EngineOverhead(StrictModel):
     """Share of the kernels' measured floors that remains inside the engine: kernels that are
     measured alone pay for launch, prologue and quantisation, which engines overlap and fuse."""
 
+    frontend_s: Seconds
+    """Per request, outside the engine: HTTP, tokenisation, hand-over, first chunk back."""
+    frontend_sequence_s: Seconds
+    """The same per request already there: server and client stream its tokens meanwhile."""
+    frontend_max_sequences: Annotated[float, Field(ge=0)]
+    """Largest number of those in the fit; the delay is held beyond it."""
+
     def seconds(self, *, layers: Number, sequences: Number) -> Number:
         """Added time of one step, seconds.
 
-        >>> overhead = EngineOverhead(step_s=1e-3, layer_s=1e-5, sequence_s=1e-6,
-        ...                           floor_fraction=1.0)
+        >>> overhead = NO_OVERHEAD.model_copy(
+        ...     update={"step_s": 1e-3, "layer_s": 1e-5, "sequence_s": 1e-6})
         >>> overhead.seconds(layers=80.0, sequences=200.0)
         0.002
         """
         return self.step_s + self.layer_s * layers + self.sequence_s * sequences
+
+    def frontend_delay_s(self, sequences: Number) -> Number:
+        """Time that a request spends outside the engine before its first token is seen, seconds.
+
+        >>> overhead = NO_OVERHEAD.model_copy(
+        ...     update={"frontend_s": 0.02, "frontend_sequence_s": 0.001,
+        ...             "frontend_max_sequences": 64.0})
+        >>> [round(float(overhead.frontend_delay_s(n)), 3) for n in (0.0, 10.0, 64.0, 200.0)]
+        [0.02, 0.03, 0.084, 0.084]
+        """
+        held = np.minimum(sequences, self.frontend_max_sequences)
+        return self.frontend_s + self.frontend_sequence_s * held
+
+
+NO_OVERHEAD = EngineOverhead(
+    step_s=0.0,
+    layer_s=0.0,
+    sequence_s=0.0,
+    floor_fraction=1.0,
+    frontend_s=0.0,
+    frontend_sequence_s=0.0,
+    frontend_max_sequences=0.0,
+)
+"""An engine that adds nothing to its kernels."""
 
 
 class FamilyOverhead(StrictModel):
@@ -47,6 +79,9 @@ class FamilyOverhead(StrictModel):
 
     law: EngineOverhead
     fit: Fit
+    """Of the time per output token."""
+    frontend_fit: Fit
+    """Of the time to first token."""
 
 
 class EngineOverheads(StrictModel):

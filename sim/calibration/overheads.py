@@ -23,13 +23,16 @@ from sim.cost.work import StepShape
 from sim.deployment import Deployment, deploy
 from sim.efficiency import Engine, Fit
 from sim.errors import InfeasibleError
-from sim.overhead import EngineOverhead, EngineOverheads, FamilyOverhead
+from sim.overhead import NO_OVERHEAD, EngineOverhead, EngineOverheads, FamilyOverhead
+from sim.units import MILLISECOND_S
 
 ROUNDS = 5
 ROBUST_SCALE = 0.1
 """Relative error beyond which a run pulls less."""
-NONE = EngineOverhead(step_s=0.0, layer_s=0.0, sequence_s=0.0, floor_fraction=1.0)
-FIELDS = tuple(EngineOverhead.model_fields)
+FIELDS = ("step_s", "layer_s", "sequence_s", "floor_fraction")
+"""What the time per output token depends on."""
+SATURATED_S = 5.0
+"""Runs with a longer time to first token wait for memory, which says nothing of the frontend."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class FitRun:
 
     run: MeasuredRun
     measured_s: float
+    sequences: float
+    """Clients per replica."""
     slopes: np.ndarray
     """Seconds of TPOT per unit of each overhead field."""
 
@@ -56,41 +61,79 @@ def fit_overhead(runs: Sequence[MeasuredRun], catalog: Catalog, seed: int = 1) -
     rows = [_fit_run(run, catalog) for run in runs]
     slopes = np.array([row.slopes for row in rows])
     measured = np.array([row.measured_s for row in rows])
-    overhead = NONE
+    overhead = NO_OVERHEAD
     for _ in range(ROUNDS):
         simulated = _simulated(rows, catalog, overhead, seed)
         start = _vector(overhead)
         fixed = simulated - slopes @ start
         overhead = _solve(slopes, fixed, measured, start)
-    ratio = _simulated(rows, catalog, overhead, seed) / measured
-    ape = np.abs(ratio - 1)
-    concurrency = [float(getattr(row.run.case.workload, "concurrency", 0)) for row in rows]
+    law, frontend_fit = _fit_frontend(rows, catalog, overhead, seed)
+    simulated = _simulated(rows, catalog, overhead, seed)
     return FamilyOverhead(
-        law=overhead,
-        fit=Fit(
-            rows=len(rows),
-            median_ape=_rounded(np.median(ape)),
-            p90_ape=_rounded(np.quantile(ape, 0.9)),
-            bias=_rounded(np.mean(ratio) - 1),
-            ranges={"concurrency": (min(concurrency), max(concurrency))},
-            source="TPOT of " + ", ".join(sorted({f"{run.source}" for run in runs})),
-            note="models: " + ", ".join(sorted({run.case.model for run in runs})),
-        ),
+        law=law,
+        fit=_quality(rows, simulated / measured, "TPOT"),
+        frontend_fit=frontend_fit,
+    )
+
+
+def _fit_frontend(
+    rows: Sequence[FitRun], catalog: Catalog, overhead: EngineOverhead, seed: int
+) -> tuple[EngineOverhead, Fit]:
+    """Explain what is left of the time to first token by a delay outside the engine."""
+    used = [row for row in rows if row.run.measured.get("ttft", SATURATED_S) < SATURATED_S]
+    trial = catalog.with_overhead(overhead)
+    simulated = np.array(
+        [forecast(row.run, trial, seed)[row.run.statistic["ttft"]] for row in used]
+    )
+    measured = np.array([row.run.measured["ttft"] for row in used])
+    sequences = np.array([row.sequences for row in used])
+
+    def residuals(delays: np.ndarray) -> np.ndarray:
+        delay_s = (delays[0] + delays[1] * sequences) * MILLISECOND_S
+        return np.log((simulated + delay_s) / measured)
+
+    limits = (np.zeros(2), np.array([1e3, 1e2]))
+    found = least_squares(
+        residuals, np.array([10.0, 1.0]), bounds=limits, loss="soft_l1", f_scale=ROBUST_SCALE
+    )
+    law = overhead.model_copy(
+        update={
+            "frontend_s": float(f"{found.x[0] * MILLISECOND_S:.3g}"),
+            "frontend_sequence_s": float(f"{found.x[1] * MILLISECOND_S:.3g}"),
+            "frontend_max_sequences": float(sequences.max()),
+        }
+    )
+    return law, _quality(used, np.exp(residuals(found.x)), "TTFT")
+
+
+def _quality(rows: Sequence[FitRun], ratio: np.ndarray, quantity: str) -> Fit:
+    """Sum up how well the fitted runs are reproduced."""
+    ape = np.abs(ratio - 1)
+    sequences = [row.sequences for row in rows]
+    runs = [row.run for row in rows]
+    return Fit(
+        rows=len(rows),
+        median_ape=_rounded(np.median(ape)),
+        p90_ape=_rounded(np.quantile(ape, 0.9)),
+        bias=_rounded(np.mean(ratio) - 1),
+        ranges={"sequences_per_replica": (min(sequences), max(sequences))},
+        source=f"{quantity} of " + ", ".join(sorted({run.source for run in runs})),
+        note="models: " + ", ".join(sorted({run.case.model for run in runs})),
     )
 
 
 def _fit_run(run: MeasuredRun, catalog: Catalog) -> FitRun:
     deployment = deploy(run.case, catalog)
     clients = float(getattr(run.case.workload, "concurrency", 1)) / deployment.replicas
-    return FitRun(run, run.measured["tpot"], _slopes(deployment, clients))
+    return FitRun(run, run.measured["tpot"], clients, _slopes(deployment, clients))
 
 
 def _slopes(deployment: Deployment, sequences: float) -> np.ndarray:
     """Seconds of one decode step per unit of each field of the overhead."""
     timer = deployment.timer
     shape = StepShape(decode_sequences=sequences, decode_context_tokens=sequences)
-    with_floors = timer.with_overhead(NONE).seconds(shape)
-    without = timer.with_overhead(NONE.model_copy(update={"floor_fraction": 0.0})).seconds(shape)
+    with_floors = timer.with_overhead(NO_OVERHEAD).seconds(shape)
+    without = timer.with_overhead(NO_OVERHEAD.model_copy(update={"floor_fraction": 0.0})).seconds(shape)
     return np.array([1.0, float(deployment.model.layers), sequences, with_floors - without])
 
 
@@ -119,7 +162,7 @@ def _solve(
         residuals, inside, bounds=limits, loss="soft_l1", f_scale=ROBUST_SCALE
     )
     values = [float(f"{value:.3g}") for value in found.x * scale]
-    return EngineOverhead(**dict(zip(FIELDS, values, strict=True)))
+    return NO_OVERHEAD.model_copy(update=dict(zip(FIELDS, values, strict=True)))
 
 
 def _vector(overhead: EngineOverhead) -> np.ndarray:
@@ -148,7 +191,8 @@ def write_overheads(engine: Engine, fitted: Mapping[str, FamilyOverhead], out: P
         engine=engine,
         about="What the engine adds to the kernels fitted in hardware/calibrations.",
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
-        method="soft-L1 fit of log TPOT over full simulations of closed-loop runs, kernels fixed",
+        method="soft-L1 fit of log TPOT, then of log TTFT, over full simulations of closed-loop runs; "
+        "kernels stay as they are; residuals are of the runs that were fitted, none held out",
         families=dict(fitted),
     )
     header = (

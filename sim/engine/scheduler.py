@@ -238,13 +238,14 @@ class Scheduler:
         places = limits.max_num_seqs - self.running_requests
         while waiting and budget > 0 and places > 0:
             request = waiting[0]
-            tokens = min(request.prefill_tokens, budget)
+            wanted = request.input_tokens + request.generated_tokens
+            tokens = wanted if wanted < budget else budget
             if blocks_for(tokens, self.pool.block_tokens) > self.pool.free_blocks:
                 return
             waiting.popleft()
             if request.admit_tick < 0:
                 request.admit_tick = tick
-            if tokens < request.prefill_tokens:
+            if tokens < wanted:
                 self.prefilling = request
             self._compute(request, tokens, stretch)
             budget -= tokens

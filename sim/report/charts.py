@@ -57,8 +57,8 @@ CHART_NAMES: tuple[str, ...] = (
 """Stems of the chart files, in the order of the report."""
 
 QUANTILES = (0.5, 0.95, 0.99)
-ECDF_POINTS = 600
-TIMELINE_BINS = 240
+ECDF_POINTS = 400
+TIMELINE_BINS = 150
 NAME_IN = 2.1
 """Widest column of case names beside bars."""
 PERCENT = 0.01
@@ -138,6 +138,14 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Scale:
+    """How the numbers of a bar chart are written."""
+
+    value: Callable[[float], str]
+    tick: Callable[[float], str]
+
+
+@dataclass(frozen=True, slots=True)
 class Bar:
     """One case in a chart of bars; a value of NaN is said to be undefined."""
 
@@ -156,8 +164,8 @@ def cost_chart(tables: RunTables) -> Drawing:
     lines = [line for line in BILL_LINES if line in set(tables.bill["line"])]
     legend = [LegendEntry(line, colour(f"line-{line}"), None) for line in lines]
     title = headline(tables.summary, COST)
-    subtitle = "US dollars per million output tokens, split as the bill of the case"
-    sheet = _bar_sheet(_heading(tables, title, subtitle), bars, legend, usd)
+    subtitle = "US dollars per million output tokens; the parts of a bar are those of the bill"
+    sheet = _bar_sheet(_heading(tables, title, subtitle), bars, legend, Scale(usd, _tick_usd))
     return Drawing(sheet, title, _bars_in_words("Cost per million output tokens", bars, usd))
 
 
@@ -171,8 +179,13 @@ def energy_chart(tables: RunTables) -> Drawing:
     ]
     title = headline(tables.summary, ENERGY)
     subtitle = "Joules per output token, whole systems with their hosts"
-    sheet = _bar_sheet(_heading(tables, title, subtitle), bars, (), _joules)
+    scale = Scale(_joules, lambda energy_j: f"{plain(energy_j)} J")
+    sheet = _bar_sheet(_heading(tables, title, subtitle), bars, (), scale)
     return Drawing(sheet, title, _bars_in_words("Energy per output token", bars, _joules))
+
+
+def _tick_usd(value: float) -> str:
+    return f"${plain(value)}"
 
 
 def _joules(energy_j: float) -> str:
@@ -226,8 +239,9 @@ def _bar_sheet(
     heading: Heading,
     bars: Sequence[Bar],
     legend: Sequence[LegendEntry],
-    write: Callable[[float], str],
+    scale: Scale,
 ) -> Sheet:
+    """Draw bars, their names on the left and their values on the right."""
     names = [clipped(wrap(bar.case, NAME_IN, LABEL_PT), 4) for bar in bars]
     row_in = max(0.58, 0.2 + max(map(len, names)) * line_height_in(LABEL_PT))
     axis_in, labels_in = 0.36, 1.35
@@ -240,20 +254,20 @@ def _bar_sheet(
     axes.set_xlim(0.0, limit)
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.yaxis.set_major_locator(NullLocator())
-    _bar_ticks(axes, longest)
+    _bar_ticks(axes, longest, scale.tick)
     for place, (bar, name) in enumerate(zip(bars, names, strict=True)):
         middle_in = axis_in + (len(bars) - place - 0.5) * row_in
         _bar_name(sheet, bar, name, middle_in)
         _draw_bar(axes, bar, place, plot_in / limit)
-        _bar_value(axes, bar, place, write)
+        _bar_value(axes, bar, place, scale.value)
     return sheet
 
 
-def _bar_ticks(axes: Axes, longest: float) -> None:
+def _bar_ticks(axes: Axes, longest: float, write: Callable[[float], str]) -> None:
     """Ticks as far as the bars go: right of them stand their values."""
     ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(0.0, longest)
     axes.set_xticks([tick for tick in ticks if longest > 0 and 0 <= tick <= longest * 1.04])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: plain(x)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: write(x) if x > 0 else "0"))
 
 
 def _reach(bar: Bar) -> float:
@@ -404,7 +418,7 @@ def cost_curve_chart(tables: RunTables) -> Drawing:
             title="What a faster answer costs",
             subtitle="Down and to the right is better. Small numbers: concurrent requests.",
             write=usd,
-            write_tick=lambda value: f"${plain(value)}",
+            write_tick=_tick_usd,
         ),
     )
 
@@ -790,7 +804,7 @@ def _row_name(sheet: Sheet, case: str, place: int, baseline_in: float) -> None:
 
 
 def _time_unit(until_s: float) -> tuple[str, float]:
-    """Choose the unit of the time axis: seconds up to ten minutes, minutes up to five hours, or hours."""
+    """Choose the unit of a time axis: seconds to ten minutes, minutes to five hours, or hours."""
     if until_s <= 10 * MINUTE_S:
         return "seconds", 1.0
     return ("minutes", MINUTE_S) if until_s <= 5 * HOUR_S else ("hours", HOUR_S)

@@ -11,9 +11,12 @@ from typing import Literal
 
 import pandas as pd
 
-from sim.report.formats import duration, figure, percent, usd
+from sim.report.formats import brief, duration, figure, percent, usd
 
 Better = Literal["low", "high"]
+
+HEADLINE_NAME_LETTERS = 48
+"""A case with a longer name is not named in a title, where it would hide what is said of it."""
 
 TIE_FRACTION = 0.01
 """Forecasts closer than this are called level: no simulator is right to one percent."""
@@ -163,6 +166,8 @@ def headline(summary: pd.DataFrame, measure: Measure) -> str:
     ranking = rank(summary, measure)
     if ranking is None:
         return f"No case has a defined {measure.what}"
+    if max(len(ranking.best), len(ranking.second or "")) > HEADLINE_NAME_LETTERS:
+        return f"{measure.what.capitalize()} by case"
     return _lead(ranking, measure, measure.write(ranking.best_value))
 
 
@@ -184,9 +189,13 @@ def _lead(ranking: Ranking, measure: Measure, value: str) -> str:
     if ranking.second is None:
         return f"{ranking.best}: {measure.what} {value}"
     if not ranking.separated:
+        first, second = (
+            measure.write(ranking.best_value),
+            measure.write_briefly(ranking.second_value),
+        )
         return (
-            f"{ranking.best} ({measure.write(ranking.best_value)}) and {ranking.second} "
-            f"({measure.write_briefly(ranking.second_value)}) are too close to call on {measure.what}"
+            f"{ranking.best} ({first}) and {ranking.second} ({second}) are too close to call "
+            f"on {measure.what}"
         )
     second = f"{measure.write_briefly(ranking.second_value)} for {ranking.second}"
     return f"{ranking.best} {measure.lead}: {value}, against {second}"
@@ -199,11 +208,11 @@ def _load(summary: pd.DataFrame) -> Iterator[str]:
     low, high = float(loads.min()), float(loads.max())
     subject = "The case was" if len(summary) == 1 else f"All {len(summary)} cases were"
     if high - low <= TIE_FRACTION * high:
-        yield f"{subject} offered {figure(low)} requests per second."
+        yield f"{subject} offered {brief(low)} requests per second."
     else:
         yield (
-            f"The {len(summary)} cases were offered different loads, from {figure(low)} to "
-            f"{figure(high)} requests per second."
+            f"The {len(summary)} cases were offered different loads, from {brief(low)} to "
+            f"{brief(high)} requests per second."
         )
 
 

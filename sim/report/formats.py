@@ -26,6 +26,16 @@ def figure(value: float, digits: int = 3) -> str:
     return f"{value:,.{decimals}f}"
 
 
+def brief(value: float) -> str:
+    """Write a number of a sentence: three significant digits, no zeros at the end.
+
+    >>> [brief(x) for x in (4.0, 0.5204, 12345.6, math.nan)]
+    ['4', '0.52', '12,346', '–']
+    """
+    text = figure(value)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def plain(value: float) -> str:
     """Write a number of an axis without trailing zeros.
 

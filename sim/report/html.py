@@ -93,7 +93,7 @@ def report_page(tables: RunTables, charts: Sequence[Chart]) -> str:
         tables=tables,
         light=Markup(css_variables(0)),  # noqa: S704 - our own colours
         dark=Markup(css_variables(1)),  # noqa: S704 - our own colours
-        answer=answer(tables.summary),
+        answer=_unbroken(answer(tables.summary)),
         cases=[(case, index % CASE_COLOURS) for index, case in enumerate(tables.cases)],
         systems=[_system(case) for _, case in tables.summary.iterrows()],
         groups=list(_groups(tables.summary)),
@@ -103,6 +103,15 @@ def report_page(tables: RunTables, charts: Sequence[Chart]) -> str:
         command=str(tables.manifest.get("command", "")),
         inputs=_inputs(tables.manifest),
     )
+
+
+def _unbroken(text: str) -> str:
+    r"""Keep numbers and their units on one line.
+
+    >>> _unbroken("in 20 ms for 95 %") == "in 20\xa0ms for 95\xa0%"
+    True
+    """
+    return re.sub(r"(?<=\d) (?=%|(?:µs|ms|s|J)\b)", "\N{NO-BREAK SPACE}", text)
 
 
 def _system(case: "pd.Series[str]") -> str:

@@ -151,7 +151,7 @@ def summary_frame(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def console_table(summary: pd.DataFrame) -> Table:
-    """Write the short summary for a terminal: it fits 120 columns, and 80 with its case names folded.
+    """Write the short summary for a terminal: 120 columns wide, or 80 with case names folded.
 
     Parameters
     ----------

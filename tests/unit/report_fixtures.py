@@ -106,6 +106,7 @@ def rented() -> RunTables:
     rows = tables.bill[tables.bill["line"] == "capital"].assign(
         line="rent", share_fraction=1.0, source=SOURCES["rent"]
     )
+    rows[["usd_per_hour", "usd"]] /= OWNED["capital"]
     return dataclasses.replace(tables, bill=rows.reset_index(drop=True))
 
 
