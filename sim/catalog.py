@@ -154,10 +154,10 @@ class Catalog:
     def with_overhead(self, overhead: EngineOverhead) -> "Catalog":
         """Return a catalogue in which every engine has this overhead, to try it out."""
         trial = Catalog(self.files)
-        trial._read.update(self._read)  # noqa: SLF001 - the same class
+        trial._read.update(self._read)
         for engine in self.names("overheads"):
-            known = self.overheads(cast(Engine, engine))
-            trial._read["overheads", engine] = known.with_law(overhead)  # noqa: SLF001
+            known = self.overheads(cast("Engine", engine))
+            trial._read["overheads", engine] = known.with_law(overhead)
         return trial
 
     def validate_all(self) -> None:

@@ -1,6 +1,7 @@
 """Validate any YAML file of the project: what it is follows from its folder or its keys."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +80,16 @@ def check_catalog(catalog: Catalog) -> int:
     """
     problems: list[str] = []
 
-    def attempt(check: Callable[[], object]) -> None:
+    scenarios, lengths = catalog.files["scenarios"].values(), catalog.files["lengths"].values()
+    checks: list[Callable[[], object]] = [
+        catalog.validate_all,
+        *(partial(check_file, path, catalog) for path in (*lengths, *scenarios)),
+    ]
+    for check in checks:
         try:
             check()
         except RackcastError as error:
             problems.append(str(error))
-
-    attempt(catalog.validate_all)
-    paths = [path for kind in ("lengths", "scenarios") for path in catalog.files[kind].values()]
-    for path in paths:
-        attempt(lambda path=path: check_file(path, catalog))
     if problems:
         raise InputError("\n".join(problems))
     return sum(len(files) for files in catalog.files.values())

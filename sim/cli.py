@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version as distribution_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sim.catalog import Catalog
+    from sim.forecast import Watcher
     from sim.scenario import Case, Scenario
-    from sim.simulate import Progress
+    from sim.simulate import Progress as Listener
 
 EXIT_BUG = InternalError.exit_code
 EXIT_INTERRUPTED = 130
@@ -112,7 +113,7 @@ def explain(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Show the operators of one prefill and one decode step: flop, bytes, seconds, bound, source."""
+    """Show the operators of a prefill and a decode step: flop, bytes, seconds, bound, source."""
     from sim.deployment import deploy  # noqa: PLC0415
     from sim.report.explanation import explanation, operator_table  # noqa: PLC0415
 
@@ -171,7 +172,7 @@ def check(
 
 @app.command()
 def schema(
-    name: Annotated[str, typer.Argument(help="scenario, accelerator, system, model...")] = "scenario",
+    name: Annotated[str, typer.Argument(help="scenario, system, model, prices...")] = "scenario",
 ) -> None:
     """Print the JSON Schema of a kind of file, for editors."""
     from sim.checks import schema_of  # noqa: PLC0415
@@ -187,7 +188,7 @@ def validate(
     ] = None,
     select: Annotated[
         list[str] | None,
-        typer.Option(help="Only runs with this value: model=llama_3_1_70b.", metavar="COLUMN=VALUE"),
+        typer.Option(help="Only such runs: model=llama_3_1_70b.", metavar="COLUMN=VALUE"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the simulated traffic.", min=0)] = 1,
     catalog: CatalogFolders = None,
@@ -219,7 +220,7 @@ def _complain(message: str) -> None:
 
 
 def _stdout() -> "Console":
-    """A console whose width does not depend on the terminal when the output is piped."""
+    """Open a console whose width does not depend on the terminal when the output is piped."""
     from rich.console import Console  # noqa: PLC0415
 
     return Console() if sys.stdout.isatty() else Console(width=120)
@@ -258,11 +259,16 @@ def _case(scenario: "Scenario", name: str | None) -> "Case":
 
 
 @contextmanager
-def _watching(*, quiet: bool) -> Iterator[Any]:
+def _watching(*, quiet: bool) -> "Iterator[Watcher]":
     """Give out progress bars on stderr, one per part of the work."""
     from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415
-    from rich.progress import TimeElapsedColumn  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
@@ -273,7 +279,7 @@ def _watching(*, quiet: bool) -> Iterator[Any]:
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=quiet, transient=True) as bars:
 
-        def watch(name: str) -> "Progress":
+        def watch(name: str) -> "Listener":
             task = bars.add_task(name, total=None)
 
             def update(done: int, total: int) -> None:

@@ -152,7 +152,11 @@ def deploy(case: Case, catalog: Catalog) -> Deployment:
         operators(model, case.parallelism, case.precision),
         accelerator,
         KernelShelf(
-            accelerator, system.accelerator, calibration, engine.name, overhead.source
+            accelerator,
+            system.accelerator,
+            calibration,
+            engine.name,
+            overhead.source,
         ),
         Network(system.accelerator, calibration, engine.name),
         overhead.law,
@@ -225,8 +229,9 @@ def _notes(case: Case, model: Model, timer: StepTimer) -> list[str]:
     if model.estimate:
         notes.append(f"{case.name}: the shape of {model.name} is an estimate, not published.")
     shape = StepShape(decode_sequences=1, decode_context_tokens=1, prefill_tokens=1)
-    for row in timer.explain(shape):
-        if row.source.startswith("extrapolated"):
-            notes.append(f"{case.name}: {row.name}: {row.source}.")
+    notes += [
+        f"{case.name}: {row.name}: {row.source}."
+        for row in timer.explain(shape)
+        if row.source.startswith("extrapolated")
+    ]
     return notes
-

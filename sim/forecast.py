@@ -83,9 +83,7 @@ def forecast(
     results = []
     for deployment, price in zip(deployments, terms, strict=True):
         name = deployment.case.name
-        run = simulate(
-            deployment, catalog, seed, every_step=every_step, progress=watch(name)
-        )
+        run = simulate(deployment, catalog, seed, every_step=every_step, progress=watch(name))
         curve = _curve(deployment, catalog, price, seed, watch)
         results.append(case_tables(run, price, curve))
     curves = [result.curve for result in results if result.curve is not None]
@@ -111,9 +109,7 @@ def forecast(
     )
 
 
-def case_tables(
-    run: CaseRun, terms: Rental | Purchase, curve: pd.DataFrame | None
-) -> CaseTables:
+def case_tables(run: CaseRun, terms: Rental | Purchase, curve: pd.DataFrame | None) -> CaseTables:
     """Turn one simulated case into its tables."""
     deployment, case = run.deployment, run.deployment.case
     requests = request_table(run.record, deployment.timer.overhead)
@@ -154,7 +150,7 @@ def _curve(
     case = deployment.case
     if case.curve is None:
         return None
-    points = [per_replica * deployment.replicas for per_replica in case.curve.concurrency_per_replica]
+    points = [clients * deployment.replicas for clients in case.curve.concurrency_per_replica]
     progress = watch(f"{case.name}, curve")
     rows = []
     for index, clients in enumerate(points):

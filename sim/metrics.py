@@ -16,6 +16,7 @@ from sim.cost.work import StepShape
 from sim.deployment import Deployment
 from sim.economics import (
     BillLine,
+    Purchase,
     Rental,
     TokenCost,
     Usage,
@@ -25,7 +26,6 @@ from sim.economics import (
     usd_per_hour,
     usd_per_mtok,
 )
-from sim.economics import Purchase
 from sim.engine.cluster import RunRecord
 from sim.engine.records import Columns
 from sim.overhead import EngineOverhead
@@ -166,8 +166,7 @@ def timeline(
             "offered_requests_per_s": arrived / width,
             "output_tokens_per_s": work.per_bin(work.output_tokens, edges) / width,
             "running_requests": work.per_bin(running * busy_s, edges) / width,
-            "waiting_requests": work.per_bin(stretches["waiting_requests"] * busy_s, edges)
-            / width,
+            "waiting_requests": work.per_bin(stretches["waiting_requests"] * busy_s, edges) / width,
             "kv_used_fraction": work.per_bin(used * busy_s, edges) / fleet,
             "utilization_fraction": busy / fleet,
             "power_w": _fleet_power_w(deployment, chip_j, busy, width),
@@ -272,7 +271,7 @@ def summary_row(
 
 
 def _shape(stretches: Columns) -> StepShape:
-    """Counts of one step of each stretch, and attention sums over all its steps."""
+    """Gather counts of one step of each stretch, and attention sums over all its steps."""
     return StepShape(
         decode_sequences=stretches["decode_sequences"],
         decode_context_tokens=stretches["decode_context_tokens"].astype(float),
@@ -324,15 +323,11 @@ def _fleet_power_w(
     return (chip_j + idle_j) / width_s + host_w
 
 
-def _statistics(
-    name: str, values: "pd.Series[float]", which: tuple[str, ...]
-) -> dict[str, float]:
+def _statistics(name: str, values: "pd.Series[float]", which: tuple[str, ...]) -> dict[str, float]:
     found = {"mean": float(values.mean()) if len(values) else np.nan}
     for label in which:
         if label.startswith("p"):
-            found[label] = (
-                float(np.percentile(values, float(label[1:]))) if len(values) else np.nan
-            )
+            found[label] = float(np.percentile(values, float(label[1:]))) if len(values) else np.nan
     return {f"{name}_{label}": found[label] for label in which}
 
 

@@ -40,7 +40,7 @@ class EngineOverhead(StrictModel):
     """Largest number of those in the fit; the delay is held beyond it."""
 
     def seconds(self, *, layers: Number, sequences: Number) -> Number:
-        """Added time of one step, seconds.
+        """Return the added time of one step, seconds.
 
         >>> overhead = NO_OVERHEAD.model_copy(
         ...     update={"step_s": 1e-3, "layer_s": 1e-5, "sequence_s": 1e-6})
@@ -109,7 +109,6 @@ class EngineOverheads(StrictModel):
             **{field: float(np.mean([law[field] for law in laws])) for field in laws[0]}
         )
         return ChosenOverhead(mean, f"assumed: mean of {', '.join(self.families)}")
-
 
     def with_law(self, law: EngineOverhead) -> Self:
         """Return the same overheads with one law for every family, to try it out."""

@@ -296,9 +296,7 @@ def _merged_case(located: Located, base: Located, index: int) -> Located:
     return Located(merged.data, {**merged.positions, (): part.position(())})
 
 
-def _collect(
-    model: type[Any], located: Located, problems: dict[str, None]
-) -> Any | None:  # noqa: ANN401 - one helper for two models
+def _collect(model: type[Any], located: Located, problems: dict[str, None]) -> Any | None:
     try:
         return validate(model, located)
     except InputError as error:
@@ -324,7 +322,7 @@ def _forget_in_cases(located: Located, dotted: str) -> Located:
     return Located(data, located.positions)
 
 
-def _without(entry: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401 - YAML data
+def _without(entry: Any, path: tuple[str, ...]) -> Any:
     if not isinstance(entry, Mapping) or path[0] not in entry:
         return entry
     if len(path) == 1:

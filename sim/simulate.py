@@ -15,7 +15,7 @@ from sim.errors import InputError
 from sim.scenario import Case, ClosedLoopWorkload, OpenLoopWorkload, TraceWorkload
 from sim.schema import validate
 from sim.seeds import stream
-from sim.workload.arrivals import ArrivalLaw, ModulatedArrivals
+from sim.workload.arrivals import ArrivalLaw, BurstArrivals, ModulatedArrivals
 from sim.workload.lengths import LengthLaw
 from sim.workload.traces import read_trace
 from sim.workload.traffic import TrafficLaw
@@ -76,9 +76,7 @@ def simulate(
     if isinstance(workload, OpenLoopWorkload) and workload.load_fraction is not None:
         capacity = capacity_requests_per_s(deployment, catalog, seed)
         rate = capacity * workload.load_fraction
-        workload = workload.model_copy(
-            update={"rate_requests_per_s": rate, "load_fraction": None}
-        )
+        workload = workload.model_copy(update={"rate_requests_per_s": rate, "load_fraction": None})
     traffic = draw_traffic(case, workload, catalog, seed)
     record = serve(deployment, traffic, every_step=every_step, progress=progress)
     return CaseRun(deployment, record, capacity)
@@ -175,15 +173,19 @@ def _laws(
 
 
 def _paced(arrivals: ArrivalLaw | None, workload: OpenLoopWorkload) -> ArrivalLaw:
-    """Bring an arrival law to the wanted rate; a rate profile is spread over the whole run."""
+    """Bring an arrival law to the wanted rate.
+
+    The rate profile of a fitted traffic law is spread over the whole run, whatever its length; a
+    profile that the scenario itself gives keeps its period.
+    """
     if arrivals is None:
         raise InputError("the workload names no traffic and gives no arrivals")
     rate = workload.rate_requests_per_s
-    if rate is not None and not hasattr(arrivals, "at_rate"):
-        raise InputError(f"{arrivals.kind} arrivals have no rate to set")
     if rate is not None:
+        if isinstance(arrivals, BurstArrivals):
+            raise InputError("burst arrivals have no rate to set")
         arrivals = arrivals.at_rate(rate)
-    if isinstance(arrivals, ModulatedArrivals):
+    if isinstance(arrivals, ModulatedArrivals) and workload.arrivals is None:
         arrivals = arrivals.stretched_to(workload.requests / arrivals.rate_requests_per_s)
     return arrivals
 

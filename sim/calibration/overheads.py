@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import numpy.typing as npt
 import typer
 import yaml
 from scipy.optimize import least_squares
@@ -24,11 +25,13 @@ from sim.deployment import Deployment, deploy
 from sim.efficiency import Engine, Fit
 from sim.errors import InfeasibleError
 from sim.overhead import NO_OVERHEAD, EngineOverhead, EngineOverheads, FamilyOverhead
-from sim.units import MILLISECOND_S
+from sim.units import MILLISECOND_S, NANOSECOND_S
 
 ROUNDS = 5
 ROBUST_SCALE = 0.1
 """Relative error beyond which a run pulls less."""
+Array = npt.NDArray[np.float64]
+
 FIELDS = ("step_s", "layer_s", "sequence_s", "floor_fraction")
 """What the time per output token depends on."""
 SATURATED_S = 5.0
@@ -43,7 +46,7 @@ class FitRun:
     measured_s: float
     sequences: float
     """Clients per replica."""
-    slopes: np.ndarray
+    slopes: Array
     """Seconds of TPOT per unit of each overhead field."""
 
 
@@ -88,9 +91,10 @@ def _fit_frontend(
     measured = np.array([row.run.measured["ttft"] for row in used])
     sequences = np.array([row.sequences for row in used])
 
-    def residuals(delays: np.ndarray) -> np.ndarray:
+    def residuals(delays: Array) -> Array:
         delay_s = (delays[0] + delays[1] * sequences) * MILLISECOND_S
-        return np.log((simulated + delay_s) / measured)
+        ratio: Array = np.log((simulated + delay_s) / measured)
+        return ratio
 
     limits = (np.zeros(2), np.array([1e3, 1e2]))
     found = least_squares(
@@ -98,15 +102,15 @@ def _fit_frontend(
     )
     law = overhead.model_copy(
         update={
-            "frontend_s": float(f"{found.x[0] * MILLISECOND_S:.3g}"),
-            "frontend_sequence_s": float(f"{found.x[1] * MILLISECOND_S:.3g}"),
+            "frontend_s": _significant(found.x[0] * MILLISECOND_S),
+            "frontend_sequence_s": _significant(found.x[1] * MILLISECOND_S),
             "frontend_max_sequences": float(sequences.max()),
         }
     )
     return law, _quality(used, np.exp(residuals(found.x)), "TTFT")
 
 
-def _quality(rows: Sequence[FitRun], ratio: np.ndarray, quantity: str) -> Fit:
+def _quality(rows: Sequence[FitRun], ratio: Array, quantity: str) -> Fit:
     """Sum up how well the fitted runs are reproduced."""
     ape = np.abs(ratio - 1)
     sequences = [row.sequences for row in rows]
@@ -128,45 +132,47 @@ def _fit_run(run: MeasuredRun, catalog: Catalog) -> FitRun:
     return FitRun(run, run.measured["tpot"], clients, _slopes(deployment, clients))
 
 
-def _slopes(deployment: Deployment, sequences: float) -> np.ndarray:
+def _slopes(deployment: Deployment, sequences: float) -> Array:
     """Seconds of one decode step per unit of each field of the overhead."""
     timer = deployment.timer
     shape = StepShape(decode_sequences=sequences, decode_context_tokens=sequences)
     with_floors = timer.with_overhead(NO_OVERHEAD).seconds(shape)
-    without = timer.with_overhead(NO_OVERHEAD.model_copy(update={"floor_fraction": 0.0})).seconds(shape)
+    without = timer.with_overhead(NO_OVERHEAD.model_copy(update={"floor_fraction": 0.0})).seconds(
+        shape
+    )
     return np.array([1.0, float(deployment.model.layers), sequences, with_floors - without])
 
 
 def _simulated(
     rows: Sequence[FitRun], catalog: Catalog, overhead: EngineOverhead, seed: int
-) -> np.ndarray:
+) -> Array:
     """Forecast every run's TPOT with a trial overhead."""
     trial = catalog.with_overhead(overhead)
-    return np.array(
-        [forecast(row.run, trial, seed)[row.run.statistic["tpot"]] for row in rows]
-    )
+    return np.array([forecast(row.run, trial, seed)[row.run.statistic["tpot"]] for row in rows])
 
 
-def _solve(
-    slopes: np.ndarray, fixed: np.ndarray, measured: np.ndarray, start: np.ndarray
-) -> EngineOverhead:
+def _solve(slopes: Array, fixed: Array, measured: Array, start: Array) -> EngineOverhead:
     """Find the overhead that explains the measurements best, none of it negative."""
     scale = np.array([1e-3, 1e-5, 1e-5, 1.0])
 
-    def residuals(scaled: np.ndarray) -> np.ndarray:
-        return np.log((fixed + slopes @ (scaled * scale)) / measured)
+    def residuals(scaled: Array) -> Array:
+        ratio: Array = np.log((fixed + slopes @ (scaled * scale)) / measured)
+        return ratio
 
     limits = (np.zeros(4), np.array([20.0, 20.0, 20.0, 1.0]))
     inside = np.clip(start / scale, 1e-6, limits[1] - 1e-6)
-    found = least_squares(
-        residuals, inside, bounds=limits, loss="soft_l1", f_scale=ROBUST_SCALE
-    )
-    values = [float(f"{value:.3g}") for value in found.x * scale]
+    found = least_squares(residuals, inside, bounds=limits, loss="soft_l1", f_scale=ROBUST_SCALE)
+    values = [_significant(value) for value in found.x * scale]
     return NO_OVERHEAD.model_copy(update=dict(zip(FIELDS, values, strict=True)))
 
 
-def _vector(overhead: EngineOverhead) -> np.ndarray:
+def _vector(overhead: EngineOverhead) -> Array:
     return np.array([getattr(overhead, field) for field in FIELDS])
+
+
+def _significant(value: float) -> float:
+    """Round to three digits; what is below a nanosecond is a bound of the solver: nothing."""
+    return float(f"{value:.3g}") if value > NANOSECOND_S else 0.0
 
 
 def _rounded(value: float | np.floating) -> float:
@@ -191,7 +197,7 @@ def write_overheads(engine: Engine, fitted: Mapping[str, FamilyOverhead], out: P
         engine=engine,
         about="What the engine adds to the kernels fitted in hardware/calibrations.",
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
-        method="soft-L1 fit of log TPOT, then of log TTFT, over full simulations of closed-loop runs; "
+        method="soft-L1 fit of log TPOT, then of log TTFT, over full simulations of closed loops; "
         "kernels stay as they are; residuals are of the runs that were fitted, none held out",
         families=dict(fitted),
     )

@@ -204,7 +204,8 @@ def _engine(row: Mapping[str, str]) -> Engine | None:
     name = row["engine"].lower()
     if "tensorrt" in name or "trtllm" in name:
         return "trtllm"
-    return next((engine for engine in ("vllm", "sglang") if engine in name), None)  # type: ignore[return-value]
+    others: tuple[Engine, ...] = ("vllm", "sglang")
+    return next((engine for engine in others if engine in name), None)
 
 
 def _load(row: Mapping[str, str]) -> Literal["closed", "open"] | None:

@@ -39,7 +39,7 @@ class Validation:
             raise InputError(f"no run could be forecast: {dict(self.skipped)}")
         missing = [column for column in by if column not in self.rows]
         if missing:
-            hint = did_you_mean(missing[0], list(self.rows))
+            hint = did_you_mean(missing[0], [str(column) for column in self.rows.columns])
             raise InputError(f"runs have no column {missing[0]!r}{hint}")
         parts = self.rows.groupby(["quantity", *by])
         rows = [(_key(key), _errors(part)) for key, part in parts]
@@ -114,11 +114,11 @@ def _throughput(run: MeasuredRun, completed: pd.DataFrame) -> float:
 
 
 def _compare(run: MeasuredRun, forecasts: dict[str, float]) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
-    for quantity in QUANTITIES:
-        if quantity in run.measured:
-            rows.append(_row(run, quantity, forecasts[run.statistic[quantity]]))
-    return rows
+    return [
+        _row(run, quantity, forecasts[run.statistic[quantity]])
+        for quantity in QUANTITIES
+        if quantity in run.measured
+    ]
 
 
 def _row(run: MeasuredRun, quantity: Quantity, value: float) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Which fitted law stands for which operator: the serving engine's kernels on one chip."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from sim.cost.work import DecodeAttention, DenseGemm, ExpertGemm, PrefillAttention
@@ -25,17 +25,23 @@ GEMM_FORMATS: Mapping[Dtype, tuple[GemmFormat, ...]] = {
     "fp16": ("bf16",),
     "fp8": ("fp8", "fp8_block"),
     "nvfp4": ("nvfp4",),
-    "mxfp4": ("mxfp4_bf16", "mxfp4_fp8"),
     "int4": ("int4_bf16",),
 }
-"""Measured formats that stand for a weight dtype, best first."""
+"""Measured formats that stand for the weight dtype of a dense product, best first."""
 
-DEQUANTISED: frozenset[Dtype] = frozenset({"int4", "mxfp4"})
-"""Weight-only formats: the product itself is computed in 16 bits."""
+EXPERT_FORMATS: Mapping[Dtype, tuple[GemmFormat, ...]] = {
+    **GEMM_FORMATS,
+    "fp8": ("fp8_block", "fp8"),
+    "mxfp4": ("mxfp4_fp8", "mxfp4_bf16"),
+}
+"""The same for routed experts. FP8 checkpoints of mixture models carry a scale per block (DeepSeek,
+Qwen3), and those kernels are what engines tune; MXFP4 experts take FP8 activations where the chip
+has a kernel for that."""
 
-Kernel = TypeVar(
-    "Kernel", GemmKernel, GroupedGemmKernel, DecodeAttentionKernel, MlaPrefillKernel
-)
+WEIGHT_ONLY: frozenset[Dtype] = frozenset({"int4", "mxfp4"})
+"""Formats of weights alone: the product itself is computed in 16 bits or in FP8."""
+
+Kernel = TypeVar("Kernel", GemmKernel, GroupedGemmKernel, DecodeAttentionKernel, MlaPrefillKernel)
 
 
 class KernelShelf:
@@ -68,7 +74,7 @@ class KernelShelf:
         self._accelerator = accelerator
         self._engines = (engine, *(e for e in calibration.preference[engine] if e != engine))
 
-    def peak_flop_per_s(self, dtype: str) -> float:
+    def peak_flop_per_s(self, dtype: Dtype) -> float:
         """Datasheet peak of a dtype.
 
         Raises
@@ -76,83 +82,83 @@ class KernelShelf:
         InputError
             When the chip does not have it.
         """
-        peaks = {str(name): figure.value for name, figure in self._peaks().items()}
+        peaks = self._accelerator.peak_flop_per_s
         if dtype not in peaks:
             known = ", ".join(sorted(peaks))
             raise InputError(f"{self.accelerator_id} does not compute in {dtype}; it has {known}")
-        return peaks[dtype]
+        return peaks[dtype].value
 
     def gemm(self, operator: DenseGemm) -> tuple[GemmKernel, str]:
         """Find the law of a dense matrix product and where it comes from."""
-        formats = self._formats(operator.dtype)
-        found = self._first((engine, kernels.gemm, formats) for engine, kernels in self._measured())
-        return self._found(found, f"GEMM with {operator.dtype} weights")
+        formats = self._formats(GEMM_FORMATS, operator.dtype)
+        candidates = (
+            (engine, name, kernels.gemm.get(name))
+            for engine, kernels in self._measured()
+            for name in formats
+        )
+        return self._first(candidates, f"GEMM with {operator.dtype} weights")
 
     def grouped_gemm(self, operator: ExpertGemm) -> tuple[GroupedGemmKernel, str]:
         """Find the law of the routed experts and where it comes from."""
-        formats = self._formats(operator.dtype)
-        found = self._first(
-            (engine, kernels.grouped_gemm, formats) for engine, kernels in self._measured()
+        formats = self._formats(EXPERT_FORMATS, operator.dtype)
+        candidates = (
+            (engine, name, kernels.grouped_gemm.get(name))
+            for engine, kernels in self._measured()
+            for name in formats
         )
-        return self._found(found, f"grouped GEMM with {operator.dtype} weights")
+        return self._first(candidates, f"grouped GEMM with {operator.dtype} weights")
 
     def decode_attention(self, operator: DecodeAttention) -> tuple[DecodeAttentionKernel, str]:
         """Find the law of decode attention and where it comes from."""
         latent = operator.kind == "mla"
-        found = self._first(
-            (engine, kernels.mla_decode if latent else kernels.decode_attention, (operator.kv_dtype,))
+        dtype = operator.kv_dtype
+        what = "latent decode attention" if latent else "decode attention"
+        candidates = (
+            (engine, what, (kernels.mla_decode if latent else kernels.decode_attention).get(dtype))
             for engine, kernels in self._measured()
         )
-        what = "latent decode attention" if latent else "decode attention"
-        return self._found(found, f"{what} over a {operator.kv_dtype} KV cache")
+        return self._first(candidates, f"{what} over a {dtype} KV cache")
 
     def prefill_attention(
         self, operator: PrefillAttention
     ) -> tuple[PrefillAttentionKernel | MlaPrefillKernel, str]:
         """Find the law of prefill attention and where it comes from."""
         if operator.kind == "mla":
-            found = self._first(
-                (engine, kernels.mla_prefill, (operator.kv_dtype,))
+            what = "latent prefill attention"
+            candidates = (
+                (engine, what, kernels.mla_prefill.get(operator.kv_dtype))
                 for engine, kernels in self._measured()
             )
-            return self._found(found, f"latent prefill attention, {operator.kv_dtype} KV cache")
+            return self._first(candidates, f"{what} over a {operator.kv_dtype} KV cache")
+        wanted = (operator.dtype, operator.kv_dtype, operator.value_dim)
         for engine, kernels in self._measured():
             for kernel in kernels.prefill_attention:
-                wanted = (operator.dtype, operator.kv_dtype, operator.value_dim)
                 if (kernel.attention_dtype, kernel.kv_dtype, kernel.head_dim) == wanted:
                     return kernel, _describe(engine, "prefill attention", kernel.fit)
-        what = f"{operator.dtype} prefill attention over a {operator.kv_dtype} KV cache"
-        raise self._missing(f"{what} with heads of {operator.value_dim}")
+        raise self._missing(
+            f"{operator.dtype} prefill attention over a {operator.kv_dtype} KV cache "
+            f"with heads of {operator.value_dim}"
+        )
 
-    def _formats(self, weights: Dtype) -> tuple[GemmFormat, ...]:
+    def _formats(
+        self, known: Mapping[Dtype, tuple[GemmFormat, ...]], weights: Dtype
+    ) -> tuple[GemmFormat, ...]:
         """Measured formats that stand for a weight dtype; an error if the chip lacks it."""
-        computed = "bf16" if weights in DEQUANTISED else weights
-        self.peak_flop_per_s(computed)
-        return GEMM_FORMATS.get(weights, ())
-
-    def _peaks(self) -> Mapping[Dtype, object]:
-        return self._accelerator.peak_flop_per_s
+        self.peak_flop_per_s("bf16" if weights in WEIGHT_ONLY else weights)
+        return known.get(weights, ())
 
     def _measured(self) -> Iterator[tuple[Engine, EngineKernels]]:
         for engine in self._engines:
             if engine in self.calibration.kernels:
                 yield engine, self.calibration.kernels[engine]
 
-    @staticmethod
     def _first(
-        candidates: Iterator[tuple[Engine, Mapping[str, Kernel], Sequence[str]]],
-    ) -> tuple[Engine, str, Kernel] | None:
-        for engine, kernels, names in candidates:
-            for name in names:
-                if name in kernels:
-                    return engine, name, kernels[name]
-        return None
-
-    def _found(self, found: tuple[Engine, str, Kernel] | None, what: str) -> tuple[Kernel, str]:
-        if found is None:
-            raise self._missing(what)
-        engine, name, kernel = found
-        return kernel, _describe(engine, name, kernel.fit)
+        self, candidates: Iterable[tuple[Engine, str, Kernel | None]], what: str
+    ) -> tuple[Kernel, str]:
+        for engine, name, kernel in candidates:
+            if kernel is not None:
+                return kernel, _describe(engine, name, kernel.fit)
+        raise self._missing(what)
 
     def _missing(self, what: str) -> InputError:
         return InputError(

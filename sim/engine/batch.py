@@ -70,7 +70,7 @@ class DecodeBatch:
             self._window.add(request, self.step)
 
     def steps_to_next_change(self) -> int:
-        """Steps until a sequence produces its last token or fills its sliding window."""
+        """Count the steps until a sequence produces its last token or fills its sliding window."""
         finishing = self._finishing
         while finishing[0][2].finish_step != finishing[0][0]:
             heappop(finishing)  # it was preempted since
@@ -100,7 +100,7 @@ class DecodeBatch:
         return cycles * self.size + sum(self._phase_counts[start : start + rest])
 
     def steps_within(self, free_blocks: int, limit: int) -> int:
-        """Steps, at most ``limit``, that ``free_blocks`` suffice for."""
+        """Count the steps, at most ``limit``, that ``free_blocks`` suffice for."""
         if self.blocks_needed(limit) <= free_blocks:
             return limit
         steps = free_blocks // self.size * self.block_tokens

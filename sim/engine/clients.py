@@ -22,9 +22,7 @@ class OpenLoop:
         Takes each request at its arrival tick.
     """
 
-    def __init__(
-        self, env: simpy.Environment, requests: Iterator[Request], submit: Submit
-    ) -> None:
+    def __init__(self, env: simpy.Environment, requests: Iterator[Request], submit: Submit) -> None:
         self.env = env
         self.requests = requests
         self.submit = submit

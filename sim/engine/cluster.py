@@ -95,9 +95,7 @@ class Cluster:
         OpenLoop(self.env, requests, self.submit)
         return self._finish()
 
-    def run_closed(
-        self, lengths: Sequence[tuple[int, int]], clients: int
-    ) -> RunRecord:
+    def run_closed(self, lengths: Sequence[tuple[int, int]], clients: int) -> RunRecord:
         """Serve clients that wait for their answers, until the supply of requests ends."""
         ClosedLoop(self.env, lengths, clients, self.submit)
         return self._finish()

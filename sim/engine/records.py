@@ -5,6 +5,7 @@ costs a fraction of a microsecond and memory does not grow with Python objects.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,8 @@ import numpy.typing as npt
 from sim.engine.clock import TICKS_PER_S
 from sim.engine.requests import Request
 
-Columns = dict[str, npt.NDArray[np.generic]]
+Columns = dict[str, npt.NDArray[Any]]
+"""NumPy columns of one table by name, of equal length."""
 
 BLOCK_ROWS = 65_536
 PROGRESS_ROWS = 1_000
@@ -75,8 +77,7 @@ class Table:
         if not self._blocks:
             return {name: np.empty(0, kind) for name, kind in self._columns.items()}
         return {
-            name: np.concatenate([block[name] for block in self._blocks])
-            for name in self._columns
+            name: np.concatenate([block[name] for block in self._blocks]) for name in self._columns
         }
 
     def _flush(self) -> None:

@@ -1,6 +1,6 @@
 """One request on its way through the engine."""
 
-from typing import Literal
+from typing import Literal, Protocol
 
 Outcome = Literal["completed", "rejected", "unfinished"]
 
@@ -8,8 +8,9 @@ Outcome = Literal["completed", "rejected", "unfinished"]
 class Request:
     """A prompt, the answer it will get, and what has happened to it so far.
 
-    ``output_tokens`` is the simulator's foreknowledge of when the model will stop; no scheduling
-    or routing decision may read it.
+    ``output_tokens`` is the simulator's foreknowledge of when the model will stop. No scheduling
+    or routing decision may read it; the check at the door does, because it stands for the
+    ``max_tokens`` that a client asks for, taken to be what the answer needs.
 
     Parameters
     ----------
@@ -76,9 +77,9 @@ class Request:
         )
 
 
-class RequestListener:
+class RequestListener(Protocol):
     """Somebody to be told when a request has left the system."""
 
     def request_done(self, request: Request) -> None:
         """Take note that ``request`` completed or was rejected."""
-        raise NotImplementedError
+        ...

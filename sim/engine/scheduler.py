@@ -108,7 +108,7 @@ class Scheduler:
         return len(self.waiting) + self.batch.size + (self.prefilling is not None)
 
     def can_ever_run(self, request: Request) -> bool:
-        """Tell whether the whole pool could hold the request's last step."""
+        """Tell at the door whether the whole pool could hold the longest answer asked for."""
         last_context = request.input_tokens + request.output_tokens - 1
         return blocks_for(last_context, self.pool.block_tokens) <= self.pool.total_blocks
 

@@ -54,7 +54,7 @@ class WindowSums:
                 self._full += 1
 
     def steps_to_next_fill(self, step: int) -> int | None:
-        """Steps until the next sequence fills the window, if any will."""
+        """Count the steps until the next sequence fills the window, if any will."""
         filling = self._filling
         while filling:
             filled_at, request_id = filling[0]
@@ -64,7 +64,7 @@ class WindowSums:
         return None
 
     def tokens(self, step: int) -> int:
-        """Cached tokens inside the window at the batch's step count, all sequences together.
+        """Count cached tokens inside the window at the batch's step count, over all sequences.
 
         In the next steps, until a fill, each growing sequence attends to one key more per step.
         """

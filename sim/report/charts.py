@@ -319,6 +319,7 @@ def _draw_bar(axes: Axes, bar: Bar, place: int, in_per_unit: float) -> None:
             place + 0.37,
             xerr=[[max(0.0, bar.value - bar.interval[0])], [max(0.0, bar.interval[1] - bar.value)]],
             fmt="none",
+            color=colour("ink"),
             ecolor=colour("ink"),
             elinewidth=1.3,
             capsize=3,
@@ -755,46 +756,47 @@ class Panel:
     """The first is filled in the colour of the case, the second a dark line over it."""
     scale: float
     """Divides the values."""
-    shared: bool
-    """Whether all cases have the same vertical axis."""
 
 
 PANELS = (
-    Panel("Load, requests per second", ("offered_requests_per_s",), 1.0, shared=True),
-    Panel(
-        "Running and waiting requests", ("running_requests", "waiting_requests"), 1.0, shared=False
-    ),
-    Panel("KV cache in use, %", ("kv_used_fraction",), PERCENT, shared=True),
-    Panel("Power, kW", ("power_w",), KW, shared=False),
+    Panel("Load, requests per second", ("offered_requests_per_s",), 1.0),
+    Panel("Running and waiting requests", ("running_requests", "waiting_requests"), 1.0),
+    Panel("KV cache in use, %", ("kv_used_fraction",), PERCENT),
+    Panel("Power, kW", ("power_w",), KW),
 )
-ROW_IN, HEAD_IN, TIME_AXIS_IN, PANEL_IN = 1.42, 0.3, 0.34, 0.95
+ROW_IN, HEAD_IN, TIME_AXIS_IN, PANEL_IN = 1.62, 0.3, 0.3, 0.95
 PANEL_LEFT_IN = 0.42
 """Room for the numbers left of a panel."""
 
 
 def timeline_chart(tables: RunTables) -> Drawing:
-    """Load, requests, KV use and power over time, a row of small panels per case."""
-    shown = {case: _binned(rows_of(tables.timeline, case)) for case in tables.cases}
-    until_s = max((float(rows["end_s"].max()) for rows in shown.values() if len(rows)), default=1.0)
-    unit, unit_s = _time_unit(until_s)
+    """Load, requests, KV use and power over time, a row of small panels per case.
+
+    Every row has its own axes: a rack is through in a minute with what a host chews for an hour.
+    """
     title = "Load, requests, KV cache and power over time"
-    subtitle = f"Waiting requests are the dark line. Horizontal axis: {unit} since the start."
-    content_in = TIME_AXIS_IN + ROW_IN * len(shown) + HEAD_IN - 0.1
+    subtitle = "Waiting requests are the dark line. Every case has its own scales."
+    content_in = ROW_IN * len(tables.cases) + HEAD_IN
     sheet = Sheet(_heading(tables, title, subtitle), content_in)
-    column_in = (WIDTH_IN - 2 * MARGIN_IN) / len(PANELS)
     for column, panel in enumerate(PANELS):
-        left_in = MARGIN_IN + column * column_in + PANEL_LEFT_IN
-        sheet.text(left_in, content_in - 0.16, panel.title, TICK_PT, {"color": "muted"})
-        top = _top(panel, list(shown.values()))
-        for place, rows in enumerate(shown.values()):
-            bottom_in = TIME_AXIS_IN + (len(shown) - 1 - place) * ROW_IN
-            axes = sheet.axes(left_in, bottom_in, column_in - PANEL_LEFT_IN - 0.14, PANEL_IN)
-            axes.set_xlim(0.0, until_s / unit_s)
-            _panel(axes, panel, rows.assign(unit_s=unit_s), case_style(place))
-            _panel_axes(axes, panel, top, last=place == len(shown) - 1)
-    for place, case in enumerate(shown):
-        _row_name(sheet, case, place, TIME_AXIS_IN + (len(shown) - 1 - place) * ROW_IN + 1.14)
+        sheet.text(_panel_left_in(column), content_in - 0.16, panel.title, TICK_PT, _MUTED)
+    for place, case in enumerate(tables.cases):
+        bottom_in = TIME_AXIS_IN + (len(tables.cases) - 1 - place) * ROW_IN
+        rows = _binned(rows_of(tables.timeline, case))
+        _row_name(sheet, case, place, bottom_in + 1.14)
+        for column, panel in enumerate(PANELS):
+            width_in = _panel_left_in(1) - _panel_left_in(0) - PANEL_LEFT_IN - 0.14
+            axes = sheet.axes(_panel_left_in(column), bottom_in, width_in, PANEL_IN)
+            _panel(axes, panel, rows, case_style(place))
     return Drawing(sheet, title, _timeline_in_words(tables))
+
+
+_MUTED = {"color": "muted"}
+
+
+def _panel_left_in(column: int) -> float:
+    column_in = (WIDTH_IN - 2 * MARGIN_IN) / len(PANELS)
+    return MARGIN_IN + column * column_in + PANEL_LEFT_IN
 
 
 def _row_name(sheet: Sheet, case: str, place: int, baseline_in: float) -> None:
@@ -804,10 +806,14 @@ def _row_name(sheet: Sheet, case: str, place: int, baseline_in: float) -> None:
 
 
 def _time_unit(until_s: float) -> tuple[str, float]:
-    """Choose the unit of a time axis: seconds to ten minutes, minutes to five hours, or hours."""
+    """Choose the unit of a time axis: seconds to ten minutes, minutes to five hours, or hours.
+
+    >>> _time_unit(599.0), _time_unit(3600.0), _time_unit(86400.0)
+    (('s', 1.0), ('min', 60.0), ('h', 3600.0))
+    """
     if until_s <= 10 * MINUTE_S:
-        return "seconds", 1.0
-    return ("minutes", MINUTE_S) if until_s <= 5 * HOUR_S else ("hours", HOUR_S)
+        return "s", 1.0
+    return ("min", MINUTE_S) if until_s <= 5 * HOUR_S else ("h", HOUR_S)
 
 
 def _binned(rows: pd.DataFrame) -> pd.DataFrame:
@@ -824,37 +830,29 @@ def _binned(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([edges, averages], axis=1)
 
 
-def _top(panel: Panel, all_rows: Sequence[pd.DataFrame]) -> float:
-    """Upper end of an axis that all cases share."""
-    if panel.scale == PERCENT:
-        return 1.0 / panel.scale * 1.04
-    highest = [float(rows[column].max()) for rows in all_rows for column in panel.columns]
-    return max((value for value in highest if math.isfinite(value)), default=0.0) * 1.1
-
-
 def _panel(axes: Axes, panel: Panel, rows: pd.DataFrame, style: CaseStyle) -> None:
-    """Draw the steps of one case; ``rows`` has its unit of time in ``unit_s``."""
+    """Draw one quantity of one case over time."""
     if rows.empty or rows[list(panel.columns)].isna().all(axis=None):
         _say(axes, "not defined")
         return
-    edges = np.append(rows["start_s"], rows["end_s"].iloc[-1]) / rows["unit_s"].iloc[0]
+    unit, unit_s = _time_unit(float(rows["end_s"].max()))
+    edges = np.append(rows["start_s"], rows["end_s"].iloc[-1]) / unit_s
     for column, ink in zip(panel.columns, (style.colour, colour("ink")), strict=False):
         values = rows[column].to_numpy(dtype=np.float64) / panel.scale
         if ink == style.colour:
             axes.stairs(np.nan_to_num(values), edges, fill=True, color=ink, alpha=0.22)
         axes.stairs(values, edges, baseline=None, color=ink, linewidth=1.3)
-
-
-def _panel_axes(axes: Axes, panel: Panel, top: float, *, last: bool) -> None:
-    axes.set_ylim(0.0, top if panel.shared and top > 0 else max(axes.get_ylim()[1], 1e-9))
+    axes.set_xlim(0.0, edges[-1])
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{plain(x)} {unit}" if x else "0"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: plain(y)))
+    axes.tick_params(labelsize=SMALL_PT, pad=3)
     if panel.scale == PERCENT:
+        axes.set_ylim(0.0, 1.04 / PERCENT)
         axes.set_yticks([0.0, 50.0, 100.0])
     else:
+        axes.set_ylim(0.0, max(axes.get_ylim()[1], 1e-9))
         axes.yaxis.set_major_locator(MaxNLocator(3, min_n_ticks=2))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: plain(y)))
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: plain(x) if last else ""))
-    axes.tick_params(labelsize=SMALL_PT, pad=3)
 
 
 def _timeline_in_words(tables: RunTables) -> str:

@@ -7,6 +7,9 @@ from sim.units import MICROSECOND_S, MILLISECOND_S
 UNDEFINED = "\N{EN DASH}"
 """Stands where a number is not defined."""
 
+ROUNDING = 1e-9
+"""What a sum of fractions may miss a whole by, and still be the whole."""
+
 
 def figure(value: float, digits: int = 3) -> str:
     """Write a number to some significant digits, whole above them, with thousands commas.
@@ -82,8 +85,8 @@ def percent(fraction: float) -> str:
     """
     if not math.isfinite(fraction):
         return UNDEFINED
-    if fraction in {0.0, 1.0}:
-        return f"{fraction:.0%}".replace("%", " %")
+    if abs(fraction) < ROUNDING or abs(fraction - 1) < ROUNDING:
+        return "0 %" if fraction < 0.5 else "100 %"
     if 0.9995 <= fraction < 1:
         return ">99.9 %"
     if 0 < fraction < 0.0005:

@@ -22,6 +22,9 @@ from sim.report.tables import GROUPS, Cell, Row, summary_cell
 
 ALL_CASES = "all cases"
 
+UNBROKEN_LETTERS = 16
+"""Names up to this long are not broken into two lines within a sentence."""
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -93,7 +96,7 @@ def report_page(tables: RunTables, charts: Sequence[Chart]) -> str:
         tables=tables,
         light=Markup(css_variables(0)),  # noqa: S704 - our own colours
         dark=Markup(css_variables(1)),  # noqa: S704 - our own colours
-        answer=_unbroken(answer(tables.summary)),
+        answer=_unbroken(answer(tables.summary), tables.cases),
         cases=[(case, index % CASE_COLOURS) for index, case in enumerate(tables.cases)],
         systems=[_system(case) for _, case in tables.summary.iterrows()],
         groups=list(_groups(tables.summary)),
@@ -105,13 +108,17 @@ def report_page(tables: RunTables, charts: Sequence[Chart]) -> str:
     )
 
 
-def _unbroken(text: str) -> str:
-    r"""Keep numbers and their units on one line.
+def _unbroken(text: str, names: Sequence[str]) -> str:
+    r"""Keep numbers and their units on one line, and short names.
 
-    >>> _unbroken("in 20 ms for 95 %") == "in 20\xa0ms for 95\xa0%"
+    >>> _unbroken("20 ms on 8x B200", ["8x B200"]) == "20\xa0ms on 8x\xa0B200"
     True
     """
-    return re.sub(r"(?<=\d) (?=%|(?:µs|ms|s|J)\b)", "\N{NO-BREAK SPACE}", text)
+    glue = "\N{NO-BREAK SPACE}"
+    for name in names:
+        if len(name) <= UNBROKEN_LETTERS:
+            text = text.replace(name, name.replace(" ", glue))
+    return re.sub(r"(?<=\d) (?=%|(?:µs|ms|s|J)\b)", glue, text)
 
 
 def _system(case: "pd.Series[str]") -> str:
@@ -186,12 +193,15 @@ def _float(value: object) -> float:
 
 
 def _grounds(tables: RunTables) -> Iterator[Ground]:
-    """List what the forecast rests on, equal entries of several cases as one."""
+    """List what the forecast rests on, item by item, equal entries of several cases as one."""
     entries: dict[tuple[str, str, str], list[str]] = {}
     for row in tables.provenance.to_dict("records"):
         key = (str(row["item"]), _written(row["value"]), str(row["source"]))
         entries.setdefault(key, []).append(str(row["case"]))
-    for (item, value, source), cases in entries.items():
+    items = list(dict.fromkeys(item for item, _, _ in entries))
+    for (item, value, source), cases in sorted(
+        entries.items(), key=lambda entry: items.index(entry[0][0])
+    ):
         everywhere = len(tables.cases) > 1 and set(cases) == set(tables.cases)
         yield Ground(ALL_CASES if everywhere else ", ".join(cases), item, value, source)
 

@@ -5,6 +5,7 @@ sequence has ``computed`` tokens in the cache and ``known`` ones (prompt and ans
 step it computes some or all of the difference, and a step that closes the gap samples a token.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -40,8 +41,8 @@ StepTicks = Callable[[StepSums], int]
 
 
 @dataclass
-class Sequence_:
-    """One request."""
+class Job:
+    """One request on its way."""
 
     number: int
     arrival: int
@@ -83,13 +84,15 @@ class NaiveReplica:
     limits: Limits
     step_ticks: StepTicks
     free: int
-    waiting: list[Sequence_] = field(default_factory=list)
-    running: list[Sequence_] = field(default_factory=list)
-    scheduled: list[tuple[Sequence_, int]] = field(default_factory=list)
+    waiting: list[Job] = field(default_factory=list)
+    running: list[Job] = field(default_factory=list)
+    scheduled: list[tuple[Job, int]] = field(default_factory=list)
     start: int = 0
     boundary: int | None = None
     """When its step ends, or the moment at which it wakes up; none while idle."""
     sums: StepSums = field(default_factory=StepSums)
+    seen: Counter[str] = field(default_factory=Counter)
+    """How often the interesting things happened."""
 
     def schedule(self, now: int) -> None:
         self.scheduled = []
@@ -110,15 +113,20 @@ class NaiveReplica:
         while self.waiting and not preempted and budget > 0:
             sequence = self.waiting[0]
             new = min(sequence.known, budget)
-            if len(self.running) == self.limits.max_num_seqs or not self.allocate(sequence, new):
+            if len(self.running) == self.limits.max_num_seqs:
+                self.seen["held back by places"] += 1
                 break
+            if not self.allocate(sequence, new):
+                self.seen["held back by blocks"] += 1
+                break
+            self.seen["cut prompt"] += new < sequence.known
             self.running.append(self.waiting.pop(0))
             if sequence.admitted < 0:
                 sequence.admitted = now
             self.scheduled.append((sequence, new))
             budget -= new
 
-    def allocate(self, sequence: Sequence_, new: int) -> bool:
+    def allocate(self, sequence: Job, new: int) -> bool:
         held = sequence.blocks
         while sequence.blocks * self.limits.block_tokens < sequence.computed + new:
             sequence.blocks += 1
@@ -129,7 +137,8 @@ class NaiveReplica:
         self.free -= missing
         return True
 
-    def preempt(self, sequence: Sequence_) -> None:
+    def preempt(self, sequence: Job) -> None:
+        self.seen["preempted while " + ("decoding" if sequence.decoding else "prefilling")] += 1
         self.free += sequence.blocks
         sequence.blocks = sequence.computed = 0
         sequence.decoding = False
@@ -147,6 +156,7 @@ class NaiveReplica:
                 sums.decode_sequences += 1
                 sums.decode_keys += sum(keys)
                 sums.decode_window_keys += sum(seen)
+                self.seen["filled the window"] += keys[-1] == window
             else:
                 sums.prefill_sequences += 1
                 sums.prefill_tokens += new
@@ -155,7 +165,7 @@ class NaiveReplica:
         self.start = now
         self.boundary = now + self.step_ticks(sums)
 
-    def end_step(self, now: int) -> tuple[list[Sequence_], int]:
+    def end_step(self, now: int) -> tuple[list[Job], int]:
         """Return what completed, and how many tokens were sampled."""
         done, tokens = [], 0
         for sequence, new in self.scheduled:
@@ -182,21 +192,23 @@ class NaiveRun:
 
     limits: Limits
     step_ticks: StepTicks
-    sequences: list[Sequence_] = field(default_factory=list)
+    sequences: list[Job] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     supply: list[tuple[int, int]] = field(default_factory=list)
     """Lengths that closed-loop clients have not sent yet."""
     turn: int = 0
+    seen: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
+        blocks = self.limits.kv_blocks
         self.replicas = [
-            NaiveReplica(index, self.limits, self.step_ticks, self.limits.kv_blocks)
+            NaiveReplica(index, self.limits, self.step_ticks, blocks, seen=self.seen)
             for index in range(self.limits.replicas)
         ]
 
     def open_loop(self, requests: Sequence[tuple[int, int, int]]) -> "NaiveRun":
         """Serve (arrival, input tokens, output tokens), in order of arrival."""
-        pending = [Sequence_(number, *request) for number, request in enumerate(requests)]
+        pending = [Job(number, *request) for number, request in enumerate(requests)]
         while pending or any(replica.boundary is not None for replica in self.replicas):
             boundaries = [r.boundary for r in self.replicas if r.boundary is not None]
             now = min([*boundaries, *(sequence.arrival for sequence in pending[:1])])
@@ -216,9 +228,9 @@ class NaiveRun:
 
     def send(self, now: int) -> None:
         if self.supply:
-            self.submit(Sequence_(len(self.sequences), now, *self.supply.pop(0)), now)
+            self.submit(Job(len(self.sequences), now, *self.supply.pop(0)), now)
 
-    def submit(self, sequence: Sequence_, now: int) -> None:
+    def submit(self, sequence: Job, now: int) -> None:
         limits = self.limits
         self.sequences.append(sequence)
         if sequence.inputs + sequence.outputs > limits.max_model_len:
@@ -233,8 +245,9 @@ class NaiveRun:
         if replica.boundary is None:
             replica.boundary = now
 
-    def reject(self, sequence: Sequence_, now: int) -> None:
+    def reject(self, sequence: Job, now: int) -> None:
         sequence.rejected = True
+        self.seen["rejected"] += 1
         self.send(now)
 
     def route(self) -> NaiveReplica:

@@ -4,111 +4,23 @@ Equal means equal: ticks are whole numbers, and there is no tolerance anywhere.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from naive_engine import Limits, NaiveRun, StepSums
+from engine_cases import (
+    Config,
+    LinearPace,
+    configs,
+    configs_in_lockstep,
+    naive,
+    random_examples,
+    simulated,
+    whole_ticks,
+)
+from hypothesis import given
+from naive_engine import Limits, NaiveRun
 
-from sim.engine.cluster import Cluster, ReplicaPlan, RunRecord
-from sim.engine.clock import TICKS_PER_S
-from sim.engine.requests import Request
-from sim.engine.scheduler import BatchLimits, Stretch
-
-NEVER = -1
-
-
-@dataclass(frozen=True)
-class LinearPace:
-    """Whole ticks that depend on every sum of a step, each with a coefficient of its own."""
-
-    step: int
-    token: int = 0
-    sequence: int = 0
-    key: int = 0
-    window_key: int = 0
-    pair: int = 0
-    window_pair: int = 0
-    crowd: int = 0
-    """Per decoding sequence and key: the slope itself depends on the batch."""
-
-    def ticks(self, sums: StepSums) -> int:
-        """Duration of one step, for the naive engine."""
-        decoding = sums.decode_sequences
-        return (
-            self.step
-            + self.token * (decoding + sums.prefill_tokens)
-            + self.sequence * (decoding + sums.prefill_sequences)
-            + (self.key + self.crowd * decoding) * sums.decode_keys
-            + self.window_key * sums.decode_window_keys
-            + self.pair * sums.prefill_pairs
-            + self.window_pair * sums.prefill_window_pairs
-        )
-
-    def line(self, stretch: Stretch) -> tuple[int, int]:
-        """Start and growth of the steps of a stretch, for the engine.
-
-        The keys of its step ``i`` are ``context_tokens + i * decode_sequences``.
-        """
-        decoding = stretch.decode_sequences
-        key = self.key + self.crowd * decoding
-        start = (
-            self.step
-            + self.token * (decoding + stretch.prefill_tokens)
-            + self.sequence * (decoding + len(stretch.chunks))
-            + key * stretch.context_tokens
-            + self.window_key * stretch.window_tokens
-            + self.pair * stretch.prefill_pairs
-            + self.window_pair * stretch.prefill_window_pairs
-        )
-        return start, key * decoding + self.window_key * stretch.window_growing
-
-
-@dataclass(frozen=True)
-class Config:
-    """A cluster and its traffic."""
-
-    limits: Limits
-    pace: LinearPace
-    requests: tuple[tuple[int, int, int], ...]
-    """Arrival tick, input and output tokens; a closed loop ignores the arrivals."""
-    clients: int | None = None
-
-    @property
-    def lengths(self) -> list[tuple[int, int]]:
-        return [(inputs, outputs) for _, inputs, outputs in self.requests]
-
-
-def simulated(config: Config, *, every_step: bool) -> tuple[Cluster, RunRecord]:
-    limits = config.limits
-    plan = ReplicaPlan(
-        limits=BatchLimits(limits.max_num_seqs, limits.max_num_batched_tokens),
-        kv_blocks=limits.kv_blocks,
-        block_tokens=limits.block_tokens,
-        window_tokens=limits.window_tokens,
-        pace=config.pace,
-        max_model_len=limits.max_model_len,
-    )
-    cluster = Cluster(plan, limits.replicas, limits.router, every_step=every_step)
-    if config.clients is not None:
-        return cluster, cluster.run_closed(config.lengths, config.clients)
-    requests = (Request(number, *row) for number, row in enumerate(config.requests))
-    return cluster, cluster.run_open(requests)
-
-
-def naive(config: Config) -> NaiveRun:
-    run = NaiveRun(config.limits, config.pace.ticks)
-    if config.clients is not None:
-        return run.closed_loop(config.lengths, config.clients)
-    return run.open_loop(config.requests)
-
-
-def whole_ticks(seconds: np.ndarray) -> list[int]:
-    """Ticks behind recorded seconds: exact, for these runs stay below 2**52 ticks."""
-    return [NEVER if np.isnan(s) else round(s * TICKS_PER_S) for s in seconds.tolist()]
+from sim.engine.cluster import RunRecord
 
 
 def fates(record: RunRecord) -> dict[int, tuple[object, ...]]:
@@ -187,76 +99,130 @@ def naive_totals(run: NaiveRun) -> list[dict[str, int]]:
     return found
 
 
-@st.composite
-def limits_of_replicas(draw: st.DrawFn) -> Limits:
-    block_tokens = draw(st.sampled_from([1, 2, 3, 4, 16]))
-    max_num_seqs = draw(st.integers(1, 6))
-    pool_tokens = draw(st.integers(block_tokens, 120))  # small: preemption is the rule
-    return Limits(
-        block_tokens=block_tokens,
-        kv_blocks=pool_tokens // block_tokens,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_seqs + draw(st.integers(0, 24)),
-        max_model_len=draw(st.sampled_from([50, 1000, 1000])),
-        window_tokens=draw(st.none() | st.integers(1, 30)),
-        replicas=draw(st.integers(1, 3)),
-        router=draw(st.sampled_from(["round_robin", "least_outstanding"])),
-    )
-
-
-paces = st.builds(
-    LinearPace,
-    step=st.sampled_from([1, 7, 10, 100]),  # few values, so that boundaries often coincide
-    token=st.integers(0, 2),
-    sequence=st.integers(0, 2),
-    key=st.integers(0, 2),
-    window_key=st.integers(0, 2),
-    pair=st.integers(0, 1),
-    window_pair=st.integers(0, 1),
-    crowd=st.integers(0, 1),
-) | st.builds(LinearPace, step=st.sampled_from([1, 10]))
-
-gaps = st.just(0) | st.integers(0, 60) | st.integers(0, 2000)
-
-
-@st.composite
-def configs(draw: st.DrawFn) -> Config:
-    shapes = st.tuples(gaps, st.integers(1, 40), st.integers(1, 30) | st.just(1))
-    rows = draw(st.lists(shapes, min_size=1, max_size=12))
-    arrivals = np.cumsum([gap for gap, _, _ in rows]).tolist()
-    requests = tuple(
-        (arrival, inputs, outputs)
-        for arrival, (_, inputs, outputs) in zip(arrivals, rows, strict=True)
-    )
-    clients = draw(st.none() | st.integers(1, 8))
-    return Config(draw(limits_of_replicas()), draw(paces), requests, clients)
-
-
-def random_examples(count: int) -> settings:
-    """The same examples on every machine and in every run."""
-    return settings(
-        max_examples=count,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
-
-
-@random_examples(400)
-@given(configs())
-def test_jumping_over_stretches_equals_walking_every_step(config: Config) -> None:
+def assert_jumps_equal_steps(config: Config) -> None:
     replicas = config.limits.replicas
-    _, fast = simulated(config, every_step=False)
-    _, slow = simulated(config, every_step=True)
+    fast = simulated(config)
+    slow = simulated(config, every_step=True)
     assert fates(fast) == fates(slow)
     assert totals(fast, replicas) == totals(slow, replicas)
 
 
-@random_examples(250)
-@given(configs())
-def test_the_engine_equals_the_naive_engine(config: Config) -> None:
-    _, fast = simulated(config, every_step=False)
+def assert_equals_naive(config: Config) -> NaiveRun:
+    fast = simulated(config)
     run = naive(config)
     assert fates(fast) == naive_fates(run)
     assert totals(fast, config.limits.replicas) == naive_totals(run)
+    return run
+
+
+@random_examples(500)
+@given(configs())
+def test_jumping_over_stretches_equals_walking_every_step(config: Config) -> None:
+    assert_jumps_equal_steps(config)
+
+
+@random_examples(200)
+@given(configs_in_lockstep())
+def test_jumps_equal_steps_where_all_replicas_tick_together(config: Config) -> None:
+    assert_jumps_equal_steps(config)
+
+
+def test_the_engine_equals_the_naive_engine() -> None:
+    examples_with: Counter[str] = Counter()
+
+    @random_examples(800)
+    @given(configs() | configs() | configs_in_lockstep())
+    def check(config: Config) -> None:
+        run = assert_equals_naive(config)
+        examples_with.update(event for event, times in run.seen.items() if times)
+
+    check()
+    rare = {event: examples_with[event] for event in EVENTS if examples_with[event] < 25}
+    assert not rare, "the examples hardly ever exercise these rules"
+
+
+EVENTS = (
+    "cut prompt",
+    "filled the window",
+    "held back by blocks",
+    "held back by places",
+    "preempted while decoding",
+    "preempted while prefilling",
+    "rejected",
+)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_busy_replica_equals_the_naive_engine(seed: int) -> None:
+    """Realistic blocks and batches, overloaded, with little room for KV cache."""
+    rng = np.random.default_rng(seed)
+    count = 120
+    arrivals = np.cumsum(rng.exponential(400.0, count)).astype(int)
+    inputs, outputs = rng.integers(1, 300, count), rng.integers(1, 120, count)
+    requests = tuple(zip(arrivals.tolist(), inputs.tolist(), outputs.tolist(), strict=True))
+    window = 64 if seed % 2 else None
+    limits = Limits(16, 60, 24, 128, 4096, window, replicas=1 + seed % 3, router=ROUTERS[seed % 2])
+    clients = 40 if seed >= 4 else None
+    pace = LinearPace(100, token=1, sequence=2, key=0, window_key=1, pair=0, crowd=1)
+    config = Config(limits, pace, requests, clients)
+    run = assert_equals_naive(config)
+    assert_jumps_equal_steps(config)
+    assert run.seen["preempted while decoding"] > 20
+    assert run.seen["cut prompt"] > 20
+
+
+ROUTERS = ("round_robin", "least_outstanding")
+
+
+def times(config: Config, *, every_step: bool) -> dict[int, tuple[object, ...]]:
+    """Admission, first token, completion and preemptions of each request."""
+    record = simulated(config, every_step=every_step)
+    return {number: (*fate[1:4], fate[5]) for number, fate in fates(record).items()}
+
+
+both_ways = pytest.mark.parametrize("every_step", [False, True])
+
+
+@both_ways
+def test_a_preempted_sequence_may_come_back_to_an_empty_batch(every_step: bool) -> None:
+    # Blocks of one token, six of them; two tokens a step. Steps 1 to 3 give A and B a token each
+    # and fill the pool. Step 4: B is preempted, A gets its last token. Steps 5 and 6 compute B's
+    # prompt and three tokens of answer (two and two) and give token 4, step 7 token 5.
+    limits = Limits(1, 6, max_num_seqs=2, max_num_batched_tokens=2, max_model_len=50)
+    config = Config(limits, LinearPace(1), ((0, 1, 4), (0, 1, 5)))
+    assert times(config, every_step=every_step) == {0: (0, 1, 4, 0), 1: (0, 1, 7, 1)}
+
+
+@both_ways
+def test_a_preempted_prompt_is_taken_up_again_in_the_next_step(every_step: bool) -> None:
+    # Blocks of one token, five of them; three tokens a step. Step 1: A's prompt and two tokens of
+    # B's. Step 2: A takes a block, one is left for B's two tokens: B is preempted, three are free.
+    # Step 3: A takes one, the two left hold two of B's tokens; A is done. Step 4: the rest of B.
+    limits = Limits(1, 5, max_num_seqs=2, max_num_batched_tokens=3, max_model_len=50)
+    config = Config(limits, LinearPace(1), ((0, 1, 3), (0, 4, 1)))
+    assert times(config, every_step=every_step) == {0: (0, 1, 3, 0), 1: (0, 4, 4, 1)}
+
+
+@both_ways
+def test_a_request_sent_at_a_boundary_waits_for_the_replicas_before(every_step: bool) -> None:
+    # Steps of 10 ticks. Request 1 is done on replica 1 at 20; its client sends request 2 to
+    # replica 0, whose boundary of tick 20 comes first and is over: it is admitted at 30.
+    limits = Limits(16, 9, max_num_seqs=3, max_num_batched_tokens=64, max_model_len=50, replicas=2)
+    config = Config(limits, LinearPace(10), ((0, 2, 4), (0, 2, 2), (0, 3, 1)), clients=2)
+    assert times(config, every_step=every_step) == {
+        0: (0, 10, 40, 0),
+        1: (0, 10, 20, 0),
+        2: (30, 40, 40, 0),
+    }
+
+
+@both_ways
+def test_an_arrival_at_a_boundary_takes_part_in_the_next_step(every_step: bool) -> None:
+    # Steps of 10 ticks: what arrives at 20 is admitted at 20, what arrives at 21 at 30.
+    limits = Limits(16, 9, max_num_seqs=3, max_num_batched_tokens=64, max_model_len=50)
+    config = Config(limits, LinearPace(10), ((0, 2, 9), (20, 2, 1), (21, 2, 1)))
+    assert times(config, every_step=every_step) == {
+        0: (0, 10, 90, 0),
+        1: (20, 30, 30, 0),
+        2: (30, 40, 40, 0),
+    }

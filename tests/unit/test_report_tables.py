@@ -1,0 +1,85 @@
+"""The short table of the terminal and the long one of the page."""
+
+import dataclasses
+import io
+import math
+
+import pandas as pd
+import pytest
+from report_fixtures import eight_cases, four_cases, hostile, nothing_completed, one_case, renamed
+from rich.console import Console
+
+from sim.report.data import COUNT_COLUMNS, SUMMARY_COLUMNS, TEXT_COLUMNS, RunTables
+from sim.report.tables import GROUPS, console_table, summary_frame
+
+
+def printed(summary: pd.DataFrame, width: int) -> list[str]:
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(console_table(summary))
+    return out.getvalue().splitlines()
+
+
+RUNS = [four_cases(), one_case(), nothing_completed(), eight_cases(long_names=True), hostile()]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("tables", RUNS, ids=["four", "one", "nothing", "eight", "hostile"])
+def test_the_table_fits_and_cuts_no_number(tables: RunTables, width: int) -> None:
+    lines = printed(tables.summary, width)
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert "nan" not in text
+    assert text.count("172/355/468") == text.count("14.0/17.1/18.6")
+
+
+def test_numbers_are_those_of_the_summary_in_the_unit_of_the_head() -> None:
+    summary = (
+        four_cases()
+        .summary.iloc[:1]
+        .assign(ttft_s_p50=0.1, ttft_s_p95=0.25, ttft_s_p99=1.5, tpot_s_p50=0.02, tpot_s_p95=0.03)
+    )
+    summary = summary.assign(tpot_s_p99=0.04, utilization_fraction=0.5, usd_per_mtok_output=1.25)
+    text = "\n".join(printed(summary, 120))
+    for part in ("TTFT ms", "100/250/1500", "TPOT ms", "20.0/30.0/40.0", "50.0", "1.25"):
+        assert part in text
+
+
+def test_long_waits_are_in_seconds() -> None:
+    summary = four_cases().summary.assign(ttft_s_p99=123.4)
+    text = "\n".join(printed(summary, 120))
+    assert "TTFT s" in text
+    assert "/123" in text
+
+
+def test_a_case_that_completed_nothing_is_dashes() -> None:
+    row = next(line for line in printed(nothing_completed().summary, 120) if "H100" in line)
+    assert row.split()[2:] == ["\N{EN DASH}"] * 7
+
+
+def test_markup_in_a_name_is_text() -> None:
+    tables = renamed(four_cases(), {"8x H100": "[red]x[/red] [/]"})
+    assert any("[red]x[/red] [/]" in line for line in printed(tables.summary, 120))
+
+
+def test_the_table_is_the_same_each_time() -> None:
+    summary = four_cases().summary
+    assert printed(summary, 100) == printed(summary.copy(), 100)
+
+
+def test_the_long_table_has_every_number_of_the_summary() -> None:
+    shown = [row.column for group in GROUPS for row in group.rows]
+    assert sorted(shown) == sorted(set(SUMMARY_COLUMNS) - TEXT_COLUMNS)
+    assert len(shown) == len(set(shown))
+    assert set(shown) >= COUNT_COLUMNS
+
+
+def test_the_long_table_as_a_frame() -> None:
+    tables = four_cases()
+    summary = tables.summary.assign(power_w_mean=12_500.0, utilization_fraction=math.nan)
+    frame = summary_frame(dataclasses.replace(tables, summary=summary).summary)
+    assert list(frame.columns) == ["quantity", "unit", *tables.cases]
+    assert frame.loc[
+        frame["quantity"] == "Power, mean", ["unit", "8x H100"]
+    ].to_numpy().tolist() == [["kW", "12.5"]]
+    assert frame.loc[frame["quantity"] == "Utilisation", "8x H100"].tolist() == ["\N{EN DASH}"]
