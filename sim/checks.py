@@ -1,19 +1,26 @@
-"""Validate any YAML file of the project: what it is follows from its folder or its keys."""
+"""Find what is wrong before anything runs: with a scenario, or with any file of the project."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sim.catalog import Catalog
-from sim.deployment import deploy
-from sim.economics import PriceBook
+from sim.deployment import Deployment, deploy
+from sim.economics import PriceBook, Purchase, Rental, purchase, rental
 from sim.efficiency import Calibration
-from sim.errors import InputError, RackcastError
+from sim.errors import InfeasibleError, InputError, RackcastError
 from sim.hardware import Accelerator, System
 from sim.model import Model
 from sim.overhead import EngineOverheads
-from sim.scenario import load_scenario, scenario_json_schema
+from sim.scenario import (
+    Case,
+    Scenario,
+    TraceWorkload,
+    load_scenario,
+    scenario_json_schema,
+)
 from sim.schema import StrictModel, did_you_mean, json_schema, load_yaml, validate
 from sim.workload.traffic import TrafficLaw
 
@@ -52,6 +59,15 @@ _FOLDERS: Mapping[str, str] = {
 }
 
 
+@dataclass(frozen=True)
+class ResolvedCase:
+    """A case with all that it names."""
+
+    deployment: Deployment
+    terms: Rental | Purchase
+    """What its system costs."""
+
+
 def check_file(path: Path, catalog: Catalog) -> str:
     """Validate one file and return what kind it is.
 
@@ -62,12 +78,47 @@ def check_file(path: Path, catalog: Catalog) -> str:
     """
     kind = _kind_of(path)
     if kind == "scenario":
-        for case in load_scenario(path).cases:
-            deploy(case, catalog)
-            catalog.prices(case.prices.book)
+        resolve(load_scenario(path), catalog)
     else:
         validate(MODELS[kind], load_yaml(path))
     return kind
+
+
+def resolve(scenario: Scenario, catalog: Catalog) -> list[ResolvedCase]:
+    """Look up all that the cases of a scenario name, and check that each of them fits.
+
+    Raises
+    ------
+    InputError, InfeasibleError
+        With the problems of all cases, each once; a wrong name outranks what does not fit.
+    """
+    found: list[ResolvedCase] = []
+    problems: list[InputError | InfeasibleError] = []
+    for case in scenario.cases:
+        try:
+            found.append(_resolved(case, catalog))
+        except (InputError, InfeasibleError) as error:
+            problems.append(error)
+    if problems:
+        worst = min(problems, key=lambda problem: problem.exit_code)
+        raise type(worst)("\n".join(dict.fromkeys(str(problem) for problem in problems)))
+    return found
+
+
+def _resolved(case: Case, catalog: Catalog) -> ResolvedCase:
+    if not isinstance(case.workload, TraceWorkload) and case.workload.traffic is not None:
+        catalog.path("lengths", case.workload.traffic)
+    deployment = deploy(case, catalog)
+    return ResolvedCase(deployment, _terms(deployment, catalog))
+
+
+def _terms(deployment: Deployment, catalog: Catalog) -> Rental | Purchase:
+    """Look up what the system costs."""
+    case, system = deployment.case, deployment.system
+    book = catalog.prices(case.prices.book)
+    if case.prices.mode == "rent":
+        return rental(book, system.accelerator, case.prices.rent)
+    return purchase(book, case.system, system)
 
 
 def check_catalog(catalog: Catalog) -> int:
@@ -107,8 +158,8 @@ def schema_of(name: str) -> dict[str, Any]:
         return scenario_json_schema()
     if name not in MODELS:
         known = ("scenario", *MODELS)
-        hint = did_you_mean(name, known)
-        raise InputError(f"there is no schema {name!r}{hint}; there are: {', '.join(known)}")
+        hint = did_you_mean(name, known) or "."
+        raise InputError(f"there is no schema {name!r}{hint} There are: {', '.join(known)}")
     return json_schema(MODELS[name])
 
 

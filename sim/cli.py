@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sim.catalog import Catalog
     from sim.forecast import Watcher
     from sim.scenario import Case, Scenario
+    from sim.simulate import CaseRun
     from sim.simulate import Progress as Listener
 
 EXIT_BUG = InternalError.exit_code
@@ -50,7 +51,7 @@ CatalogFolders = Annotated[
     typer.Option("--catalog", help="A folder with catalogue entries of your own; later wins."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no notes.")]
 
 
 def main() -> None:
@@ -60,9 +61,10 @@ def main() -> None:
     except RackcastError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _complain("interrupted; nothing was written")
-        sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as end:  # typer turns an interrupt into an exit of its own
+        if end.code == EXIT_INTERRUPTED:
+            _complain("interrupted; nothing was written")
+        raise
     except Exception:  # noqa: BLE001 - the outermost frame: whatever comes here is a bug of ours
         traceback.print_exc()
         _complain("this is a bug of Rackcast; please report it with the lines above")
@@ -80,25 +82,40 @@ def run(
     every_step: Annotated[
         bool, typer.Option("--every-step", help="Walk every step: slow, same result.")
     ] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Also write trace.json, for Perfetto.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Simulate a scenario, print its summary and write tables, charts and report.html."""
     from sim.forecast import forecast  # noqa: PLC0415 - pandas and pydantic take half a second
     from sim.report.tables import console_table  # noqa: PLC0415
+    from sim.report.trace import run_events, write_trace  # noqa: PLC0415
     from sim.report.writer import summary_document, write_run  # noqa: PLC0415
 
+    if trace and out is None:
+        raise InputError("--trace needs --out: the folder that trace.json goes to")
     known = _catalog(catalog)
     question = _scenario(scenario, settings, seed)
+    runs: list[CaseRun] = []
+    keep = runs.append if trace else None
     manifest = {"command": shlex.join(["rackcast", *sys.argv[1:]]), "scenario_path": str(scenario)}
     with _watching(quiet=quiet) as watch:
-        tables = forecast(question, known, watch, every_step=every_step, manifest=manifest)
+        tables = forecast(
+            question, known, watch, every_step=every_step, manifest=manifest, keep=keep
+        )
     if as_json:
         typer.echo(json.dumps(summary_document(tables), indent=2))
     else:
         _stdout().print(console_table(tables.summary))
+        for note in () if quiet else tables.notes:
+            typer.echo(f"note: {note}", err=True)
     if out is not None:
-        typer.echo(f"report: {write_run(tables, out)}", err=as_json)
+        report = write_run(tables, out)
+        if trace:
+            write_trace(run_events(runs, tables.requests), out / "trace.json")
+        typer.echo(f"report: {report}", err=as_json)
 
 
 @app.command()
@@ -139,8 +156,8 @@ def list_entries(
     from sim.schema import did_you_mean  # noqa: PLC0415
 
     if kind not in KINDS:
-        hint = did_you_mean(kind, KINDS)
-        raise InputError(f"there is no kind {kind!r}{hint}; there are: {', '.join(KINDS)}")
+        hint = did_you_mean(kind, KINDS) or "."
+        raise InputError(f"there is no kind {kind!r}{hint} There are: {', '.join(KINDS)}")
     names = _catalog(catalog).names(kind)
     typer.echo(json.dumps(list(names)) if as_json else "\n".join(names))
 
@@ -277,7 +294,8 @@ def _watching(*, quiet: bool) -> "Iterator[Watcher]":
         TimeElapsedColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=quiet, transient=True) as bars:
+    disable = quiet or not console.is_terminal
+    with Progress(*columns, console=console, disable=disable, transient=True) as bars:
 
         def watch(name: str) -> "Listener":
             task = bars.add_task(name, total=None)

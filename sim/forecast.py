@@ -13,9 +13,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from sim.catalog import Catalog, Kind
+from sim.checks import resolve
 from sim.cost.work import StepShape
-from sim.deployment import Deployment, deploy
-from sim.economics import Purchase, Rental, purchase, rental
+from sim.deployment import Deployment
+from sim.economics import Purchase, Rental
 from sim.hardware import Figure
 from sim.metrics import (
     Accounts,
@@ -59,6 +60,7 @@ def forecast(
     *,
     every_step: bool = False,
     manifest: Mapping[str, object],
+    keep: Callable[[CaseRun], None] | None = None,
 ) -> RunTables:
     """Simulate every case of a scenario and put the results side by side.
 
@@ -75,17 +77,20 @@ def forecast(
         Walk every step instead of jumping over stretches.
     manifest : mapping
         What to record about the call beside the seed, versions and inputs.
+    keep : callable, optional
+        Gets each simulated case with its raw columns, which are dropped otherwise.
     """
     started = time.monotonic()
     seed = scenario.header.seed
-    deployments = [deploy(case, catalog) for case in scenario.cases]
-    terms = [_terms(deployment, catalog) for deployment in deployments]
     results = []
-    for deployment, price in zip(deployments, terms, strict=True):
-        name = deployment.case.name
-        run = simulate(deployment, catalog, seed, every_step=every_step, progress=watch(name))
-        curve = _curve(deployment, catalog, price, seed, watch)
-        results.append(case_tables(run, price, curve))
+    for resolved in resolve(scenario, catalog):
+        deployment, terms = resolved.deployment, resolved.terms
+        progress = watch(deployment.case.name)
+        run = simulate(deployment, catalog, seed, every_step=every_step, progress=progress)
+        if keep is not None:
+            keep(run)
+        curve = _curve(deployment, catalog, terms, seed, watch)
+        results.append(case_tables(run, terms, curve))
     curves = [result.curve for result in results if result.curve is not None]
     return RunTables(
         scenario=scenario.header.name,
@@ -129,14 +134,6 @@ def case_tables(run: CaseRun, terms: Rental | Purchase, curve: pd.DataFrame | No
         provenance=_named(pd.DataFrame(_provenance(deployment, books)), case),
         notes=(*deployment.notes, *_case_notes(run, requests, books, summary)),
     )
-
-
-def _terms(deployment: Deployment, catalog: Catalog) -> Rental | Purchase:
-    case, system = deployment.case, deployment.system
-    book = catalog.prices(case.prices.book)
-    if case.prices.mode == "rent":
-        return rental(book, system.accelerator, case.prices.rent)
-    return purchase(book, case.system, system)
 
 
 def _curve(
@@ -246,16 +243,13 @@ def _case_notes(
     run: CaseRun, requests: pd.DataFrame, books: Accounts, summary: Mapping[str, object]
 ) -> Iterator[str]:
     case, window = run.deployment.case, books.window
-    yield (
-        f"{case.name}: counted from {window.start_s:.0f} s (after "
-        f"{case.measure.warmup_fraction:.0%} of the arrivals) to the last arrival at "
-        f"{window.end_s:.0f} s; requests of that time are followed to their end."
-    )
+    counted = f"{case.name}: counted from {window.start_s:.0f} s to {window.end_s:.0f} s"
     if run.capacity_requests_per_s is not None:
-        yield (
-            f"{case.name}: a pilot run with every place taken served "
-            f"{run.capacity_requests_per_s:.2f} requests/s; the offered rate is a fraction of it."
+        counted += (
+            f"; with every place in the batch taken it serves "
+            f"{run.capacity_requests_per_s:.2f} requests/s at most"
         )
+    yield f"{counted}."
     done = requests["done_s"].between(window.start_s, window.end_s).sum() / window.duration_s
     offered = float(str(summary["offered_requests_per_s"]))
     if case.workload.kind != "closed_loop" and done < FALLING_BEHIND * offered:
@@ -273,7 +267,10 @@ def _notes(results: Sequence[CaseTables]) -> tuple[str, ...]:
     general = (
         "Forecasts carry no interval yet; how far forecasts of measured runs were off stands "
         "beside every fitted law below.",
-        "Request rates are those of a steady hour; boot, failures and maintenance are not in.",
+        "Rates, energy and cost are counted from the end of the warm-up (a share of the arrivals) "
+        "to the last arrival; latencies are those of the requests that arrive in that time, "
+        "followed to their end.",
+        "The load is steady; boot, failures and maintenance are not in.",
     )
     notes = dict.fromkeys(note for result in results for note in result.notes)
     return (*general, *notes)

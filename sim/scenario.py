@@ -78,7 +78,7 @@ class OpenLoopWorkload(StrictModel):
         if self.traffic is None and (self.lengths is None or self.arrivals is None):
             raise ValueError("name a traffic law, or give both lengths and arrivals")
         if self.rate_requests_per_s is not None and self.load_fraction is not None:
-            raise ValueError("give rate_requests_per_s or load_fraction, not both")
+            raise ValueError("give rate_requests_per_s or load_fraction; set the other to null")
         return self
 
 
@@ -151,7 +151,7 @@ class Measure(StrictModel):
 class Curve(StrictModel):
     """Closed-loop runs at several loads, for interactivity against cost."""
 
-    concurrency_per_replica: tuple[PositiveInt, ...]
+    concurrency_per_replica: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     """Clients per replica at each point."""
     requests_per_client: PositiveInt = 6
     """Requests that each client sends at each point."""
@@ -220,9 +220,7 @@ def load_scenario(path: Path, settings: Sequence[tuple[str, str]] = ()) -> Scena
     """
     located = load_yaml(path)
     for dotted, value in settings:
-        located = set_path(located, dotted, value)
-        if not dotted.startswith("cases"):
-            located = _forget_in_cases(located, dotted)
+        located = _set_in_cases(set_path(located, dotted, value), dotted, value)
     return scenario_of(located, path.parent)
 
 
@@ -260,6 +258,7 @@ def scenario_json_schema() -> dict[str, Any]:
     shared = {key: value for key, value in case["properties"].items() if key != "name"}
     cases = {
         "type": "array",
+        "minItems": 1,
         "items": {"$ref": "#/$defs/CaseOverride"},
         "description": "What is compared; each entry overrides the keys at the top.",
     }
@@ -282,15 +281,14 @@ def _merged_cases(located: Located, base: Located) -> list[Located]:
         name = Located({"name": located.data.get("name")}, {(): where, ("name",): where})
         return [merge(base, name)]
     if not isinstance(entries, list) or not entries:
-        where = located.position(("cases",))
-        raise InputError(f"{where}: cases: must be a list of at least one case")
+        raise InputError(f"{_at(located, 'cases')}: must be a list of at least one case")
     return [_merged_case(located, base, index) for index in range(len(entries))]
 
 
 def _merged_case(located: Located, base: Located, index: int) -> Located:
     part = located.at(("cases", index))
     if not isinstance(part.data, dict):
-        raise InputError(f"{part.position(())}: cases.{index}: must be a mapping with a name")
+        raise InputError(f"{_at(located, 'cases', index)}: must be a mapping with a name")
     merged = merge(base, part)
     # a missing key of a case is reported at the case, not at the top of the file
     return Located(merged.data, {**merged.positions, (): part.position(())})
@@ -312,28 +310,47 @@ def _only(located: Located, keys: frozenset[str] | set[str]) -> Located:
     return Located(data, positions)
 
 
-def _forget_in_cases(located: Located, dotted: str) -> Located:
-    """Drop a key from every case, so that a setting of the shared key takes effect."""
-    path = tuple(dotted.split("."))
-    entries = located.data.get("cases")
-    if not isinstance(entries, list):
+def _set_in_cases(located: Located, dotted: str, value: str) -> Located:
+    """Set a shared key also in the cases that have it, since a case wins over what is shared."""
+    entries, keys = located.data.get("cases"), dotted.split(".")
+    if not isinstance(entries, list) or keys[0] in _HEADER_KEYS:
         return located
-    data = {**located.data, "cases": [_without(entry, path) for entry in entries]}
-    return Located(data, located.positions)
+    for index, entry in enumerate(entries):
+        if _names(entry, keys):
+            case = set_path(located.at(("cases", index)), dotted, value)
+            located = _with_case(located, index, case)
+    return located
 
 
-def _without(entry: Any, path: tuple[str, ...]) -> Any:
-    if not isinstance(entry, Mapping) or path[0] not in entry:
-        return entry
-    if len(path) == 1:
-        return {key: value for key, value in entry.items() if key != path[0]}
-    return {**entry, path[0]: _without(entry[path[0]], path[1:])}
+def _names(data: Any, keys: Sequence[str]) -> bool:
+    """Tell whether a path of keys leads somewhere in the data."""
+    for key in keys:
+        if not isinstance(data, Mapping) or key not in data:
+            return False
+        data = data[key]
+    return True
+
+
+def _with_case(located: Located, index: int, case: Located) -> Located:
+    """Put another case in the place of one."""
+    place = ("cases", index)
+    entries = [*located.data["cases"]]
+    entries[index] = case.data
+    positions = {path: at for path, at in located.positions.items() if path[:2] != place}
+    positions |= {(*place, *path): at for path, at in case.positions.items()}
+    return Located({**located.data, "cases": entries}, positions)
 
 
 def _repeated(names: list[str], located: Located) -> list[str]:
     seen = {name for name in names if names.count(name) > 1}
-    where = located.position(("cases",))
-    return [f"{where}: cases: two cases are called {name!r}" for name in sorted(seen)]
+    where = _at(located, "cases")
+    return [f"{where}: two cases are called {name!r}" for name in sorted(seen)]
+
+
+def _at(located: Located, *path: str | int) -> str:
+    """Say where a value stands: its position and its path, which that of a setting says already."""
+    where, dotted = str(located.position(path)), ".".join(str(key) for key in path)
+    return where if where.endswith(f" {dotted}") else f"{where}: {dotted}"
 
 
 def _place(case: Case, merged: Located, folder: Path) -> Case:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -66,7 +67,7 @@ RANDOM_LOW_FRACTION = 0.8
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """One row of a file of measured runs; times in seconds, missing figures are NaN."""
+    """One row of a file of measured runs; times in seconds, missing figures are left out."""
 
     row_id: str
     source: str
@@ -121,18 +122,24 @@ def read_runs(path: Path) -> Iterator[MeasuredRun | Skipped]:
     Raises
     ------
     InputError
-        The file cannot be read, or a column is missing.
+        The file cannot be read, a column is missing, or a figure in a row is none.
     """
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(f"{path}: cannot be read as CSV: {error}") from error
     needed = {"row_id", "hardware", "num_chips", "tp", "model", "engine", "isl", "osl"}
     missing = sorted(needed - set(frame.columns))
     if missing:
         raise InputError(f"{path}:1: columns are missing: {', '.join(missing)}")
-    for row in frame.to_dict("records"):
-        yield _read_row({str(key): str(value) for key, value in row.items()})
+    for record in frame.to_dict("records"):
+        row = {str(key): str(value) for key, value in record.items()}
+        try:
+            yield _read_row(row)
+        except InputError as error:
+            raise InputError(f"{path}: run {row['row_id']}: {error}") from error
 
 
 def selected(
@@ -222,8 +229,8 @@ def _case(row: Mapping[str, str]) -> Case:
     assert model is not None  # noqa: S101
     weights = _DTYPES[row["weight_dtype"]]
     kv_cache = _DTYPES.get(row.get("kv_dtype", ""), _usual_kv_dtype(weights))
-    tp, chips = int(row["tp"]), int(row["num_chips"])
-    ep = int(row.get("ep") or 1)
+    tp, chips = _count(row, "tp"), _count(row, "num_chips")
+    ep = _count(row, "ep") if row.get("ep") else 1
     return Case(
         name=row["row_id"],
         system=SYSTEMS[row["hardware"]],
@@ -246,14 +253,14 @@ def _usual_kv_dtype(weights: Dtype) -> Dtype:
 def _workload(row: Mapping[str, str]) -> ClosedLoopWorkload | OpenLoopWorkload:
     lengths = _lengths(row)
     if _load(row) == "closed":
-        clients = int(float(row["concurrency"]))
+        clients = _count(row, "concurrency")
         return ClosedLoopWorkload(
             kind="closed_loop",
             lengths=lengths,
             requests=max(ROUNDS * clients, 2 * ROUNDS),
             concurrency=clients,
         )
-    rate = float(row["request_rate_qps"])
+    rate = _figure(row, "request_rate_qps")
     return OpenLoopWorkload(
         kind="open_loop",
         lengths=lengths,
@@ -263,7 +270,7 @@ def _workload(row: Mapping[str, str]) -> ClosedLoopWorkload | OpenLoopWorkload:
 
 
 def _lengths(row: Mapping[str, str]) -> LengthLaw:
-    isl, osl = int(float(row["isl"])), int(float(row["osl"]))
+    isl, osl = _count(row, "isl"), _count(row, "osl")
     if "origin IX" in row.get("notes", ""):
         return UniformRangeLengths(
             kind="uniform_range",
@@ -280,12 +287,32 @@ def _measured(row: Mapping[str, str]) -> tuple[dict[Quantity, float], dict[Quant
     statistic: dict[Quantity, str] = {}
     for quantity in ("tpot", "ttft"):
         for label in ("p50", "mean"):
-            text = row.get(f"{quantity}_{label}_ms", "")
-            if text:
-                measured[quantity] = float(text) * MILLISECOND_S
+            column = f"{quantity}_{label}_ms"
+            if row.get(column):
+                measured[quantity] = _figure(row, column) * MILLISECOND_S
                 statistic[quantity] = f"{quantity}_s_{label}"
                 break
     if row.get("output_tokens_per_s"):
-        measured["throughput"] = float(row["output_tokens_per_s"])
+        measured["throughput"] = _figure(row, "output_tokens_per_s")
         statistic["throughput"] = "output_tokens_per_s"
     return measured, statistic
+
+
+def _figure(row: Mapping[str, str], column: str) -> float:
+    """Read a positive number."""
+    text = row[column]
+    try:
+        value = float(text)
+    except ValueError:
+        raise InputError(f"{column}: {text!r} is not a number") from None
+    if not 0 < value < inf:
+        raise InputError(f"{column}: {text} must be greater than 0; leave unknown figures empty")
+    return value
+
+
+def _count(row: Mapping[str, str], column: str) -> int:
+    """Read a number of things, at least one; means of several are cut to whole ones."""
+    value = _figure(row, column)
+    if value < 1:
+        raise InputError(f"{column}: {row[column]} must be at least 1")
+    return int(value)

@@ -33,10 +33,8 @@ class Validation:
         Raises
         ------
         InputError
-            No run could be forecast, or there is no such column.
+            There is no such column.
         """
-        if self.rows.empty:
-            raise InputError(f"no run could be forecast: {dict(self.skipped)}")
         missing = [column for column in by if column not in self.rows]
         if missing:
             hint = did_you_mean(missing[0], [str(column) for column in self.rows.columns])
@@ -63,6 +61,11 @@ def validate_runs(
     seed : int
     progress : callable, optional
         Called after each run with how many are done.
+
+    Raises
+    ------
+    InputError
+        No run could be forecast.
     """
     rows: list[dict[str, object]] = []
     reasons: list[str] = []
@@ -76,7 +79,10 @@ def validate_runs(
                 reasons.append(str(error).split(": ", 1)[-1])
         if progress is not None:
             progress(index + 1, len(runs))
-    return Validation(pd.DataFrame(rows), pd.Series(reasons, dtype=str).value_counts())
+    skipped = pd.Series(reasons, dtype=str).value_counts()
+    if not rows:
+        raise InputError(f"no run could be forecast: {_reasons(skipped)}")
+    return Validation(pd.DataFrame(rows), skipped)
 
 
 def forecast(run: MeasuredRun, catalog: Catalog, seed: int) -> dict[str, float]:
@@ -157,6 +163,11 @@ def error_table(found: Validation, by: Sequence[str] = ()) -> str:
         table[percent] = table[percent].map("{:+.1%}".format)
         lines += ["", table.to_string(index=False)]
     return "\n".join(lines)
+
+
+def _reasons(skipped: pd.Series) -> str:
+    """Say how many runs were left out and why, the most frequent reason first."""
+    return ", ".join(f"{count} x {reason}" for reason, count in skipped.items()) or "none is there"
 
 
 def _key(key: object) -> tuple[object, ...]:

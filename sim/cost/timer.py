@@ -293,7 +293,7 @@ def _on_the_wire(work: Work, seconds: Array, source: str) -> _Call:
     return _Call(work, seconds, zero, zero, 0.0, source)
 
 
-PROBE_TOKENS = 1e6
+PROBE_TOKENS = 1e8
 """Context or pairs at which the slope of an affine attention term is read off."""
 
 

@@ -6,13 +6,14 @@ marked. Times are microseconds, as the format wants (Trace Event Format, Google,
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from sim.simulate import CaseRun
 from sim.units import MICROSECOND_S
 
 Columns = Mapping[str, npt.NDArray[np.generic]]
@@ -44,6 +45,21 @@ def trace_events(
         yield from _stretch(process, {str(key): value for key, value in row.items()})
     for row in requests.to_dict("records"):
         yield from _request(process, {str(key): value for key, value in row.items()})
+
+
+def run_events(runs: Sequence[CaseRun], requests: pd.DataFrame) -> Iterator[Event]:
+    """Yield the events of all cases of a scenario.
+
+    Parameters
+    ----------
+    runs : sequence of CaseRun
+    requests : DataFrame
+        The requests of all cases, with the column ``case``.
+    """
+    for process, run in enumerate(runs):
+        case = run.deployment.case.name
+        mine = requests[requests["case"] == case]
+        yield from trace_events(case, process, mine, run.record.stretches)
 
 
 def write_trace(events: Iterator[Event], path: Path) -> None:

@@ -140,8 +140,8 @@ def _write_csv(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _write_requests(requests: pd.DataFrame, path: Path) -> None:
-    """Write the requests without the versions that pandas would add."""
-    table = pa.Table.from_pandas(requests, preserve_index=False).replace_schema_metadata(None)
+    """Write the requests; the schema of the cast leaves out the versions that pandas adds."""
+    table = pa.Table.from_pandas(requests, preserve_index=False)
     fields = [pa.field(field.name, _request_type(field)) for field in table.schema]
     pq.write_table(
         table.cast(pa.schema(fields)),
