@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from sim.catalog import Catalog
     from sim.forecast import Watcher
+    from sim.report.data import RunTables
     from sim.scenario import Case, Scenario
     from sim.simulate import CaseRun
     from sim.simulate import Progress as Listener
@@ -90,9 +91,8 @@ def run(
 ) -> None:
     """Simulate a scenario, print its summary and write tables, charts and report.html."""
     from sim.forecast import forecast  # noqa: PLC0415 - pandas and pydantic take half a second
+    from sim.report.document import summary_document  # noqa: PLC0415
     from sim.report.tables import console_table  # noqa: PLC0415
-    from sim.report.trace import run_events, write_trace  # noqa: PLC0415
-    from sim.report.writer import summary_document, write_run  # noqa: PLC0415
 
     if trace and out is None:
         raise InputError("--trace needs --out: the folder that trace.json goes to")
@@ -112,9 +112,7 @@ def run(
         for note in () if quiet else tables.notes:
             typer.echo(f"note: {note}", err=True)
     if out is not None:
-        report = write_run(tables, out)
-        if trace:
-            write_trace(run_events(runs, tables.requests), out / "trace.json")
+        report = _write(tables, runs, out)
         typer.echo(f"report: {report}", err=as_json)
 
 
@@ -230,6 +228,17 @@ def validate(
 def version() -> None:
     """Print the version."""
     typer.echo(distribution_version("rackcast"))
+
+
+def _write(tables: "RunTables", runs: "list[CaseRun]", out: Path) -> Path:
+    """Write the files of a run; the trace too if the raw runs were kept."""
+    from sim.report.trace import run_events, write_trace  # noqa: PLC0415
+    from sim.report.writer import write_run  # noqa: PLC0415 - matplotlib
+
+    report = write_run(tables, out)
+    if runs:
+        write_trace(run_events(runs, tables.requests), out / "trace.json")
+    return report
 
 
 def _complain(message: str) -> None:

@@ -7,7 +7,6 @@ a run that is interrupted leaves what was there before. Files that are not ours 
 
 import hashlib
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,17 +22,14 @@ from sim.report.charts import CHART_NAMES, draw_charts
 from sim.report.data import (
     BILL_COLUMNS,
     CURVE_COLUMNS,
-    PROVENANCE_COLUMNS,
     REQUEST_COLUMNS,
     TIMELINE_COLUMNS,
     RunTables,
     ordered,
     ordered_summary,
 )
+from sim.report.document import summary_document
 from sim.report.html import report_page
-
-SCHEMA_VERSION = 1
-"""Of ``summary.json``; rises when a reader of the old one would be misled."""
 
 MANIFEST = "manifest.json"
 REPORT = "report.html"
@@ -45,6 +41,7 @@ OUR_FILES: tuple[str, ...] = (
     "bill.csv",
     "curve.csv",
     *(f"charts/{name}.{kind}" for name in CHART_NAMES for kind in ("svg", "png")),
+    "trace.json",
     REPORT,
     MANIFEST,
 )
@@ -97,37 +94,6 @@ def _write_files(tables: RunTables, folder: Path) -> None:
         _write_csv(ordered(tables.curve, CURVE_COLUMNS), folder / "curve.csv")
     _write_requests(ordered(tables.requests, REQUEST_COLUMNS), folder / "requests.parquet")
     (folder / REPORT).write_text(report_page(tables, charts), "utf-8", newline="\n")
-
-
-def summary_document(tables: RunTables) -> dict[str, object]:
-    """Return the content of ``summary.json``; what is not defined is None."""
-    provenance = ordered(tables.provenance, PROVENANCE_COLUMNS)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "scenario": tables.scenario,
-        "question": tables.question,
-        "seed": int(tables.seed),
-        "version": tables.version,
-        "notes": list(tables.notes),
-        "provenance": _records(provenance),
-        "rows": _records(ordered_summary(tables.summary)),
-    }
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, object]]:
-    return [
-        {str(column): _plain(value) for column, value in row.items()}
-        for row in frame.astype(object).to_dict("records")
-    ]
-
-
-def _plain(value: object) -> object:
-    """Turn a cell into what JSON knows: no NumPy types, None for what is not defined."""
-    if pd.isna(value):  # type: ignore[call-overload]
-        return None
-    item = getattr(value, "item", None)
-    plain = item() if callable(item) else value
-    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
 
 
 def _json(document: object) -> str:

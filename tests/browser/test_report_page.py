@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sim.report import write_run
+from sim.report.writer import write_run
 
 CHROMIUM = next(
     (

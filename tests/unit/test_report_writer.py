@@ -16,6 +16,7 @@ import pytest
 from report_fixtures import four_cases, hostile, nothing_completed, one_case
 
 from sim.errors import InputError
+from sim.report import document as summaries
 from sim.report import writer
 from sim.report.data import (
     BILL_COLUMNS,
@@ -51,9 +52,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_files_are_there_and_nothing_else(run: Path) -> None:
-    assert files(run) == set(OUR_FILES)
+    assert files(run) == set(OUR_FILES) - {"trace.json"}
     assert [path.name for path in run.parent.iterdir()] == ["four"]
-    assert all((run / name).stat().st_size > 0 for name in OUR_FILES)
+    assert all((run / name).stat().st_size > 0 for name in files(run))
 
 
 def test_summary_json_is_as_promised(run: Path) -> None:
@@ -105,7 +106,7 @@ def test_what_is_not_defined_is_null_and_an_empty_cell(tmp_path: Path) -> None:
 def test_infinity_is_not_written_as_json() -> None:
     tables = one_case()
     summary = tables.summary.assign(interactivity_tokens_per_s=math.inf)
-    document = writer.summary_document(dataclasses.replace(tables, summary=summary))
+    document = summaries.summary_document(dataclasses.replace(tables, summary=summary))
     rows = document["rows"]
     assert isinstance(rows, list)
     assert rows[0]["interactivity_tokens_per_s"] is None
@@ -163,7 +164,7 @@ def test_another_process_gives_the_same_bytes(run: Path, tmp_path: Path) -> None
     (tmp_path / "matplotlibrc").write_text("font.size: 33\nsavefig.dpi: 50\n", "utf-8")
     code = (
         "import sys; from pathlib import Path; from report_fixtures import four_cases;"
-        "from sim.report import write_run; write_run(four_cases(), Path(sys.argv[1]))"
+        "from sim.report.writer import write_run; write_run(four_cases(), Path(sys.argv[1]))"
     )
     environment = {
         **os.environ,
@@ -222,7 +223,10 @@ def test_a_second_run_replaces_ours_and_keeps_what_is_not(tmp_path: Path) -> Non
     (out / "notes.txt").write_text("mine", "utf-8")
     (out / "charts" / "own.png").write_bytes(b"mine")
     write_run(one_case(), out)
-    assert files(out) == (set(OUR_FILES) - WITHOUT_CURVE) | {"notes.txt", "charts/own.png"}
+    assert files(out) == (set(OUR_FILES) - WITHOUT_CURVE - {"trace.json"}) | {
+        "notes.txt",
+        "charts/own.png",
+    }
     assert (out / "notes.txt").read_text("utf-8") == "mine"
     rows = json.loads((out / "summary.json").read_text("utf-8"))["rows"]
     assert [row["case"] for row in rows] == ["8x H200"]
