@@ -58,7 +58,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no no
 def main() -> None:
     """Run the command line and turn errors into messages and exit codes."""
     try:
-        app(standalone_mode=True)
+        app(standalone_mode=True, prog_name="rackcast")
     except RackcastError as error:
         _complain(str(error))
         sys.exit(error.exit_code)

@@ -6,8 +6,8 @@ from functools import cached_property
 
 from sim.catalog import Catalog
 from sim.cost.comms import Network
-from sim.cost.kernels import KernelShelf
-from sim.cost.memory import EngineShare, MemoryUse, memory_use
+from sim.cost.kernels import WEIGHT_ONLY, KernelShelf
+from sim.cost.memory import EngineShare, MemoryUse, engine_bytes, memory_use
 from sim.cost.timer import OperatorTime, StepTable, StepTimer
 from sim.cost.work import Number, Rows, StepShape, operators
 from sim.efficiency import Calibration
@@ -19,7 +19,7 @@ from sim.hardware import Accelerator, System
 from sim.model import GroupedQueryAttention, Model
 from sim.parallelism import problems
 from sim.scenario import Case
-from sim.units import GIB
+from sim.units import GIB, Dtype
 
 Quantity = Callable[[OperatorTime], Number]
 """What to tabulate of a priced operator."""
@@ -61,8 +61,14 @@ class Deployment:
 
     @property
     def peak_flop_per_s(self) -> float:
-        """Dense peak of one chip in the format of the weights."""
-        return self.timer.kernels.peak_flop_per_s(self.case.precision.weights)
+        """Dense peak of one chip in the format that the weights are computed in."""
+        return self.timer.kernels.peak_flop_per_s(self.compute_dtype)
+
+    @property
+    def compute_dtype(self) -> Dtype:
+        """Format that the weights are computed in: 16 bits for formats of weights alone."""
+        weights = self.case.precision.weights
+        return "bf16" if weights in WEIGHT_ONLY else weights
 
     @cached_property
     def seconds(self) -> StepTable:
@@ -141,7 +147,7 @@ def deploy(case: Case, catalog: Catalog) -> Deployment:
     engine = case.engine
     share = EngineShare(
         engine.memory_fraction,
-        engine.reserved_bytes,
+        engine_bytes(case.parallelism) if engine.reserved_bytes is None else engine.reserved_bytes,
         engine.max_num_batched_tokens,
         engine.max_num_seqs,
     )
@@ -228,6 +234,11 @@ def _notes(case: Case, model: Model, timer: StepTimer) -> list[str]:
     notes = []
     if model.estimate:
         notes.append(f"{case.name}: the shape of {model.name} is an estimate, not published.")
+    if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens:
+        notes.append(
+            f"{case.name}: layers with a sliding window are charged KV memory for the whole "
+            "context, so long contexts fit better than forecast."
+        )
     shape = StepShape(decode_sequences=1, decode_context_tokens=1, prefill_tokens=1)
     notes += [
         f"{case.name}: {row.name}: {row.source}."

@@ -202,7 +202,7 @@ def _provenance(deployment: Deployment, books: Accounts) -> Iterator[dict[str, s
     capacity, bandwidth = chip.memory.capacity_bytes, chip.memory.bandwidth_bytes_per_s
     yield _item("memory", f"{capacity.value / GIB:.1f} GiB", _cited(capacity))
     yield _item("memory bandwidth", f"{bandwidth.value / GB:,.0f} GB/s", _cited(bandwidth))
-    dtype = deployment.case.precision.weights
+    dtype = deployment.compute_dtype
     peak = chip.peak_flop_per_s[dtype]
     yield _item(f"dense {dtype} peak", f"{peak.value:.3g} FLOP/s", _cited(peak))
     yield _item(
@@ -210,7 +210,7 @@ def _provenance(deployment: Deployment, books: Accounts) -> Iterator[dict[str, s
         f"{deployment.kv_blocks * deployment.case.engine.block_tokens:,} tokens per replica",
         f"memory less {memory.weights_bytes / GIB:.1f} GiB weights, "
         f"{memory.activations_bytes / GIB:.1f} GiB activations (computed) and "
-        f"{memory.engine_bytes / GIB:.1f} GiB for the engine (assumed), per chip",
+        f"{memory.engine_bytes / GIB:.1f} GiB for the engine (vLLM logs), per chip",
     )
     shape = StepShape(
         decode_sequences=1, decode_context_tokens=1, prefill_sequences=1, prefill_tokens=1

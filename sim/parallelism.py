@@ -1,6 +1,6 @@
 """How one replica of a model is split over the chips of a system."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import model_validator
 
@@ -16,7 +16,12 @@ class Parallelism(StrictModel):
     """Tensor-parallel ranks: every layer is cut over them. Chips of a replica = ``tp``."""
     ep: PositiveInt = 1
     """Expert-parallel ranks: 1 cuts each expert over the tensor ranks, ``tp`` deals whole
-    experts to the ranks and sends tokens to them by all-to-all."""
+    experts to the ranks."""
+    expert_exchange: Literal["all_reduce", "all_to_all"] = "all_reduce"
+    """How tokens meet experts that were dealt out. ``all_reduce``: every rank has all tokens and
+    computes its own experts' part, which is summed up (vLLM, SGLang and TensorRT-LLM with tensor
+    parallel attention); ``all_to_all``: the ranks share the tokens out and send them to their
+    experts and back (DeepEP and the like)."""
 
     @model_validator(mode="after")
     def _experts_are_cut_or_dealt(self) -> Self:
@@ -24,6 +29,11 @@ class Parallelism(StrictModel):
             msg = f"ep is {self.ep} but must be 1 or equal to tp ({self.tp})"
             raise ValueError(msg)
         return self
+
+    @property
+    def exchanges_tokens(self) -> bool:
+        """Whether tokens travel to the ranks of their experts."""
+        return self.ep > 1 and self.expert_exchange == "all_to_all"
 
     @property
     def chips(self) -> int:

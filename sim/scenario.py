@@ -30,7 +30,7 @@ class ServingEngine(StrictModel):
 
     name: Engine = "vllm"
     """Whose kernels and overheads apply."""
-    max_num_seqs: PositiveInt = 256
+    max_num_seqs: PositiveInt = 1024
     """Sequences that run at the same time."""
     max_num_batched_tokens: PositiveInt = 8192
     """Tokens per step; longer prompts are computed in chunks."""
@@ -38,9 +38,8 @@ class ServingEngine(StrictModel):
     """Tokens per KV block."""
     memory_fraction: Fraction = 0.9
     """Share of a chip's memory that the engine uses."""
-    reserved_bytes: Bytes = 2e9
-    """Memory for communication buffers, runtime and captured graphs: an assumption, since
-    engines measure it at start-up and publish no figure."""
+    reserved_bytes: Bytes | None = None
+    """Memory for communication buffers and the runtime; what vLLM logs unless given."""
     max_model_len: PositiveInt | None = None
     """Longest prompt plus answer; what the model and the KV cache allow unless given."""
 

@@ -712,7 +712,7 @@ def _experts(model: Model, parallelism: Parallelism, precision: Precision) -> li
     if moe.shared_experts:
         width = _share(moe.shared_width, parallelism.tp)
         found += _gated_mlp("shared_expert", model.moe_layers, model.hidden, width, precision)
-    if parallelism.ep > 1:
+    if parallelism.exchanges_tokens:
         found += _expert_exchange(moe, model, parallelism.ep, precision)
     return found
 
@@ -760,7 +760,7 @@ def _glue(model: Model, parallelism: Parallelism) -> list[Operator]:
     per_layer = 8 * model.hidden + 2 * query + 3 * inner // (model.layers * tp)
     found: list[Operator] = [Elementwise("norms_and_activations", model.layers, per_layer)]
     if tp > 1:
-        reduces = 2 * model.layers - (model.moe_layers if parallelism.ep > 1 else 0)
+        reduces = 2 * model.layers - (model.moe_layers if parallelism.exchanges_tokens else 0)
         size = model.hidden * ACTIVATION_BYTES
         found.append(AllReduce("tensor_all_reduce", reduces, tp, size))
     return found

@@ -259,17 +259,21 @@ def mismatches(value: Any, shape: Mapping[str, Any], root: Mapping[str, Any]) ->
         found = [list(mismatches(value, branch, root)) for branch in branches or ()]
         if found and all(found):
             yield from min(found, key=len)
+    yield from scalar_mismatches(value, shape)
+    if isinstance(value, dict):
+        yield from mapping_mismatches(value, shape, root)
+    if isinstance(value, list) and "items" in shape:
+        for item in value:
+            yield from mismatches(item, shape["items"], root)
+
+
+def scalar_mismatches(value: Any, shape: Mapping[str, Any]) -> Iterator[str]:
     if "type" in shape and not isinstance(value, TYPES[shape["type"]]):
         yield f"{value!r} is no {shape['type']}"
     if "enum" in shape and value not in shape["enum"]:
         yield f"{value!r} is none of {shape['enum']}"
     if "const" in shape and value != shape["const"]:
         yield f"{value!r} is not {shape['const']!r}"
-    if isinstance(value, dict):
-        yield from mapping_mismatches(value, shape, root)
-    if isinstance(value, list) and "items" in shape:
-        for item in value:
-            yield from mismatches(item, shape["items"], root)
 
 
 def mapping_mismatches(

@@ -168,7 +168,7 @@ def test_a_trace_is_replayed_as_it_stands(tmp_path: Path, catalog: Catalog) -> N
 
 def test_a_trace_has_to_be_named(tmp_path: Path, catalog: Catalog) -> None:
     workload = TRACE.replace(", path: trace.csv", "")
-    with pytest.raises(InputError, match="workload.path is not set"):
+    with pytest.raises(InputError, match=r"workload\.path is not set"):
         run(tmp_path, catalog, workload)
 
 

@@ -1,0 +1,604 @@
+"""The command line: what it prints where, and the exit code each outcome ends with."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from small_scenarios import CLOSED_LOOP, FOUR_CASES, ONE_CASE, write
+
+import sim.calibration.validate
+import sim.checks
+import sim.forecast
+from sim import cli
+from sim.catalog import KINDS, open_catalog
+
+ROOT = Path(cli.__file__).parents[1]
+MODELS = open_catalog().names("models")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Rackcast = Callable[..., Outcome]
+
+
+@pytest.fixture(autouse=True)
+def _no_folders_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RACKCAST_CATALOG", raising=False)
+
+
+@pytest.fixture
+def rackcast(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Rackcast:
+    """Call the command as its console script does, in this process."""
+
+    def call(*arguments: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["rackcast", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        written = capfd.readouterr()
+        return Outcome(int(end.value.code or 0), written.out, written.err)
+
+    return call
+
+
+def in_a_process(*arguments: str | Path, **environment: str) -> Outcome:
+    """Call the command in a process of its own."""
+    command = [sys.executable, "-m", "sim.cli", *map(str, arguments)]
+    done = subprocess.run(
+        command,
+        env=os.environ | environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return write(tmp_path, FOUR_CASES)
+
+
+class TestRun:
+    def test_the_table_goes_to_stdout_and_notes_to_stderr(
+        self, rackcast: Rackcast, small: Path
+    ) -> None:
+        done = rackcast("run", small)
+        assert done.code == 0
+        lines = done.out.splitlines()
+        assert [name for name in ("H100", "H200", "B200") if f"\n{name} " not in done.out] == []
+        assert max(len(line) for line in lines) <= 120
+        assert done.err
+        assert all(line.startswith("note: ") for line in done.err.splitlines())
+
+    def test_quiet_leaves_stderr_empty(self, rackcast: Rackcast, small: Path) -> None:
+        loud, quiet = rackcast("run", small), rackcast("run", small, "--quiet")
+        assert (quiet.err, quiet.out) == ("", loud.out)
+
+    def test_json_is_the_summary(self, rackcast: Rackcast, small: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        done = rackcast("run", small, "--json", "--out", out)
+        document = json.loads(done.out)
+        assert [row["case"] for row in document["rows"]][:3] == ["H100", "H200", "B200"]
+        assert all(row["completed_requests"] == 20 for row in document["rows"])
+        written = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+        assert document == written
+        assert f"report: {out / 'report.html'}" in done.err
+
+    def test_without_out_nothing_is_written(
+        self,
+        rackcast: Rackcast,
+        small: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        here = tmp_path / "here"
+        here.mkdir()
+        monkeypatch.chdir(here)
+        rackcast("run", small)
+        assert list(here.iterdir()) == []
+        assert list(tmp_path.iterdir()) == [here, small] or set(tmp_path.iterdir()) == {here, small}
+
+    def test_every_step_gives_the_same(
+        self, rackcast: Rackcast, small: Path, tmp_path: Path
+    ) -> None:
+        """Times are whole ticks and so equal; sums of energy differ by the order of adding."""
+        jumped = rackcast("run", small, "--quiet", "--out", tmp_path / "a")
+        walked = rackcast("run", small, "--quiet", "--out", tmp_path / "b", "--every-step")
+        table, _, _ = jumped.out.partition("report:")
+        assert walked.out.startswith(table)
+        assert len(table.splitlines()) == 7
+        folders = tmp_path / "a", tmp_path / "b"
+        requests = [(folder / "requests.parquet").read_bytes() for folder in folders]
+        assert requests[0] == requests[1]
+        summaries = [json.loads((folder / "summary.json").read_bytes()) for folder in folders]
+        for one, other in zip(*(summary["rows"] for summary in summaries), strict=True):
+            for column, value in one.items():
+                if isinstance(value, float):
+                    assert value == pytest.approx(other[column], rel=1e-12), column
+                else:
+                    assert value == other[column], column
+
+    def test_settings_reach_the_run(self, rackcast: Rackcast, small: Path) -> None:
+        done = rackcast("run", small, "--json", "--set", "workload.requests=7")
+        assert {row["completed_requests"] for row in json.loads(done.out)["rows"]} == {7}
+
+    def test_requests_that_cannot_be_served_are_not_passed_over(
+        self, rackcast: Rackcast, small: Path
+    ) -> None:
+        # A prompt of 100 tokens and an answer of 10 are 110.
+        served = rackcast("run", small, "--set", "engine.max_model_len=110")
+        assert "longer than" not in served.err
+        refused = rackcast("run", small, "--set", "engine.max_model_len=109")
+        assert refused.code == 0
+        assert "note: H100: 20 requests are longer than the KV cache or the model" in refused.err
+
+
+class TestEqualBytes:
+    """Same scenario and seed: the same files, whatever the process."""
+
+    FILES = ("summary.json", "summary.csv", "requests.parquet", "bill.csv", "timeline.csv")
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+        folder = tmp_path_factory.mktemp("runs")
+        text = ONE_CASE + "cases:\n  - {name: open}\n  - name: closed\n" + CLOSED_LOOP
+        scenario = write(folder, text)
+        settings = {"1": "1", "2": "1", "other seed": "2"}
+        found = {}
+        for name, seed in settings.items():
+            done = in_a_process(
+                *("run", scenario, "--out", folder / name, "--seed", seed),
+                PYTHONHASHSEED=name if name.isdigit() else "0",
+            )
+            assert done.code == 0, done.err
+            files = {file: (folder / name / file).read_bytes() for file in TestEqualBytes.FILES}
+            table, _, report = done.out.partition("report: ")
+            assert report == f"{folder / name / 'report.html'}\n"
+            found[name] = files | {"stdout": table.encode()}
+        return found
+
+    def test_two_processes(self, runs: dict[str, dict[str, bytes]]) -> None:
+        assert runs["1"] == runs["2"]
+
+    def test_another_seed(self, runs: dict[str, dict[str, bytes]]) -> None:
+        for file in ("summary.json", "requests.parquet"):
+            assert runs["1"][file] != runs["other seed"][file]
+
+    def test_this_process(self, small: Path, rackcast: Rackcast, tmp_path: Path) -> None:
+        outcomes = []
+        for name in ("a", "b"):
+            done = rackcast("run", small, "--out", tmp_path / name, "--json")
+            files = {file: (tmp_path / name / file).read_bytes() for file in self.FILES}
+            outcomes.append(files | {"stdout": done.out.encode()})
+        assert outcomes[0] == outcomes[1]
+
+
+class TestBadInput:
+    """Exit code 2, one message on stderr, nothing on stdout."""
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ("engine.max_num_seq=3", "--set engine.max_num_seq: unknown key; did you mean"),
+            ("model=lama_3_1_70b", "unknown model 'lama_3_1_70b'; did you mean llama_3_1_70b? "),
+            ("system=h10_sxm_x8", "unknown system 'h10_sxm_x8'; did you mean h100_sxm_x8? There"),
+            ("prices.book=us_2062_11", "unknown prices 'us_2062_11'; did you mean us_2026_11?"),
+            ("prices={book: us_2026_11, mode: rent, rent: spot}", "there is no rent of h100_sxm"),
+            ("workload.traffic=azure_2023_chat", "unknown lengths 'azure_2023_chat'; did you mean"),
+            ("precision.weights=fp9", "--set precision.weights: 'fp9' is not one of: fp32,"),
+            ("precision.weights=nvfp4", "h100_sxm does not compute in nvfp4; it has bf16,"),
+            ("workload={kind: trace}", "case 'small': workload.path is not set: give the trace"),
+            ("workload={kind: trace, path: no.csv}", "no.csv: no such file"),
+            ("model", "'model' is not KEY=VALUE"),
+            ("=4", "'=4' is not KEY=VALUE"),
+            ("seed=-1", "--set seed: -1 is too small; it must be at least 0"),
+        ],
+    )
+    def test_settings(
+        self, rackcast: Rackcast, tmp_path: Path, settings: str, message: str
+    ) -> None:
+        done = rackcast("run", write(tmp_path, ONE_CASE), "--set", settings)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith(f"rackcast: {message}")
+        assert len(done.err.splitlines()) == 1
+
+    def test_all_cases_are_looked_up_before_one_runs(self, rackcast: Rackcast, small: Path) -> None:
+        done = rackcast(
+            *("run", small, "--set", "cases.2.system=b20", "--set", "cases.3.model=lama"),
+            *("--set", "cases.0.parallelism.tp=16"),
+        )
+        assert (done.code, done.out) == (2, "")
+        assert [line.split(";")[0].split(".")[0] for line in done.err.splitlines()] == [
+            "rackcast: case 'H100': tp is 16 but the scale-up domain joins 8 chips",
+            "unknown system 'b20'",
+            "unknown model 'lama'",
+        ]
+
+    def test_a_mistake_in_the_file_has_its_line(self, rackcast: Rackcast, tmp_path: Path) -> None:
+        path = write(tmp_path, ONE_CASE, ("max_num_seqs: 64", "max_num_seq: 64"))
+        done = rackcast("run", path)
+        assert (done.code, done.out) == (2, "")
+        expected = f"{path}:7: engine.max_num_seq: unknown key; did you mean max_num_seqs?"
+        assert done.err == f"rackcast: {expected}\n"
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("name: [1", ":2: not valid YAML: "),
+            ("", ":1: the document is empty"),
+            ("- a\n- b\n", ":1: the document is a list; it must be a mapping (key: value)"),
+            ("name: a\nname: b\n", ":2: name: repeated key; first at "),
+        ],
+    )
+    def test_bad_yaml(self, rackcast: Rackcast, tmp_path: Path, content: str, message: str) -> None:
+        path = write(tmp_path, content)
+        done = rackcast("run", path)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith(f"rackcast: {path}{message}")
+
+    def test_a_missing_file_and_a_folder(self, rackcast: Rackcast, tmp_path: Path) -> None:
+        missing, folder = rackcast("run", tmp_path / "no.yaml"), rackcast("run", tmp_path)
+        assert (missing.code, folder.code) == (2, 2)
+        assert missing.err.endswith("no.yaml: cannot be read: No such file or directory\n")
+        assert folder.err.endswith("cannot be read: Is a directory\n")
+
+    def test_an_out_that_is_a_file(self, rackcast: Rackcast, small: Path) -> None:
+        done = rackcast("run", small, "--out", small, "--quiet")
+        assert done.code == 2
+        assert "it is a file and not a folder" in done.err
+        assert small.read_text(encoding="utf-8") == FOUR_CASES
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            [],
+            ["run"],
+            ["run", "a.yaml", "b.yaml"],
+            ["run", "a.yaml", "--seed", "x"],
+            ["run", "a.yaml", "--seed", "-1"],
+            ["run", "a.yaml", "--frobnicate"],
+            ["frobnicate"],
+            ["explain", "a.yaml", "--batch", "0"],
+            ["list"],
+        ],
+        ids=" ".join,
+    )
+    def test_usage(self, rackcast: Rackcast, arguments: list[str]) -> None:
+        done = rackcast(*arguments)
+        assert (done.code, done.out) == (2, "")
+        assert "Usage: rackcast" in done.err
+
+
+class TestInfeasible:
+    """Exit code 3: the numbers, and a way out."""
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ("tp=16", "tp is 16 but the scale-up domain joins 8 chips"),
+            ("tp=3", "64 query heads cannot be cut over tp = 3 ranks"),
+            ("tp=8, ep: 8", "ep is 8 but the model has no experts"),
+        ],
+    )
+    def test_splits(self, rackcast: Rackcast, tmp_path: Path, settings: str, message: str) -> None:
+        split = "{" + settings.replace("=", ": ") + "}"
+        done = rackcast("run", write(tmp_path, ONE_CASE), "--set", f"parallelism={split}")
+        assert (done.code, done.out) == (3, "")
+        assert done.err.startswith(f"rackcast: case 'small': {message}")
+
+    def test_a_model_that_does_not_fit(self, rackcast: Rackcast, tmp_path: Path) -> None:
+        """671 GB of weights, 625 GiB, are more than 8 chips of 80 GiB at 90 % hold."""
+        done = rackcast("run", write(tmp_path, ONE_CASE), "--set", "model=deepseek_r1")
+        assert (done.code, done.out) == (3, "")
+        found = re.fullmatch(
+            r"rackcast: case 'small': DeepSeek-R1 needs (\d+) GiB of weights per replica, "
+            r"8 x h100_sxm has (\d+) GiB usable: a system with more memory per scale-up domain\n",
+            done.err,
+        )
+        assert found, done.err
+        needed, usable = map(int, found.groups())
+        assert needed >= 671e9 / 2**30
+        assert usable <= 8 * 80 * 0.9
+
+    def test_the_way_out_is_one(self, rackcast: Rackcast, tmp_path: Path) -> None:
+        path = write(tmp_path, ONE_CASE)
+        settings = ["--set", "model=llama_3_1_405b", "--quiet", "--set"]
+        refused = rackcast("run", path, *settings, "parallelism.tp=4")
+        assert refused.code == 3
+        way_out = re.search(r"usable: tp >= (\d+)", refused.err)
+        assert way_out, refused.err
+        assert rackcast("run", path, *settings, f"parallelism.tp={way_out[1]}").code == 0
+
+    def test_too_many_replicas(self, rackcast: Rackcast, tmp_path: Path) -> None:
+        """Three replicas of eight chips are 24 chips: three hosts."""
+        path = write(tmp_path, ONE_CASE)
+        refused = rackcast("run", path, "--set", "replicas=3")
+        assert refused.code == 3
+        assert refused.err == (
+            "rackcast: case 'small': 3 replicas of 8 chips need 24 chips, 1 x h100_sxm_x8 has 8: "
+            "systems >= 3\n"
+        )
+        done = rackcast("run", path, "--set", "replicas=3", "--set", "systems=3", "--quiet")
+        assert done.code == 0
+
+
+class TestAccidents:
+    def test_a_bug_of_ours(
+        self, rackcast: Rackcast, small: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*_: object, **__: object) -> None:
+            raise ZeroDivisionError("the bug")
+
+        monkeypatch.setattr(sim.forecast, "forecast", broken)
+        done = rackcast("run", small)
+        assert (done.code, done.out) == (70, "")
+        assert "ZeroDivisionError: the bug" in done.err
+        assert done.err.endswith(
+            "this is a bug of Rackcast; please report it with the lines above\n"
+        )
+
+    def test_an_interrupt(
+        self,
+        rackcast: Rackcast,
+        small: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def interrupted(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(sim.forecast, "forecast", interrupted)
+        done = rackcast("run", small, "--out", tmp_path / "out")
+        assert (done.code, done.out) == (130, "")
+        assert done.err == "rackcast: interrupted; nothing was written\n"
+        assert not (tmp_path / "out").exists()
+
+
+class TestProcess:
+    def test_streams_and_codes(self, small: Path, rackcast: Rackcast) -> None:
+        done = in_a_process("run", small)
+        assert done == rackcast("run", small)
+        refused = in_a_process("run", small, "--set", "parallelism.tp=16")
+        assert (refused.code, refused.out) == (3, "")
+        # The same sentence for every case of 8 chips, each with the name of its own.
+        assert len(refused.err.splitlines()) == 4
+
+    def test_an_empty_place_far_from_the_checkout(self, tmp_path: Path) -> None:
+        command = [sys.executable, "-m", "sim.cli", "list", "models"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == list(MODELS)
+        assert done.stderr == ""
+
+
+class TestCatalogue:
+    def test_lists(self, rackcast: Rackcast) -> None:
+        for kind in KINDS:
+            done = rackcast("list", kind)
+            assert done.out.split("\n") == [*open_catalog().names(kind), ""]
+            assert json.loads(rackcast("list", kind, "--json").out) == done.out.split()
+
+    def test_a_kind_that_is_not_there(self, rackcast: Rackcast) -> None:
+        done = rackcast("list", "modles")
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith("rackcast: there is no kind 'modles'; did you mean models? The")
+
+    def test_a_price_of_ones_own(self, rackcast: Rackcast, tmp_path: Path) -> None:
+        """A chip that rents at twice the price makes tokens twice as dear."""
+        shipped = open_catalog().path("prices", "us_2026_11").read_text(encoding="utf-8")
+        assert shipped.count("value: 3.20 USD/h") == 1
+        folder = tmp_path / "mine" / "hardware" / "prices"
+        folder.mkdir(parents=True)
+        dear = shipped.replace("value: 3.20 USD/h", "value: 6.40 USD/h")
+        (folder / "dear.yaml").write_text(dear, encoding="utf-8")
+        scenario = write(tmp_path, ONE_CASE, ("us_2026_11}", "us_2026_11, mode: rent}"))
+        known = ["run", scenario, "--json", "--catalog", tmp_path / "mine"]
+        (usual,) = json.loads(rackcast(*known).out)["rows"]
+        (double,) = json.loads(rackcast(*known, "--set", "prices.book=dear").out)["rows"]
+        assert usual["usd_per_hour"] == pytest.approx(8 * 3.20)
+        for column in ("usd_per_hour", "usd_per_mtok_input", "usd_per_mtok_output"):
+            assert double[column] == pytest.approx(2 * usual[column])
+        assert double["tpot_s_p99"] == usual["tpot_s_p99"]
+
+    def test_a_chip_of_ones_own(self, rackcast: Rackcast, tmp_path: Path) -> None:
+        """A copy of a chip under another name is as fast and draws as much."""
+        catalog, mine = open_catalog(), tmp_path / "mine"
+        for kind in ("accelerators", "calibrations", "systems"):
+            old = "h100_sxm_x8" if kind == "systems" else "h100_sxm"
+            new = "box" if kind == "systems" else "chip"
+            text = catalog.path(kind, old).read_text(encoding="utf-8")
+            folder = mine / "hardware" / kind
+            folder.mkdir(parents=True)
+            text = text.replace("accelerator: h100_sxm", "accelerator: chip")
+            (folder / f"{new}.yaml").write_text(text, encoding="utf-8")
+        prices = catalog.path("prices", "us_2026_11").read_text(encoding="utf-8")
+        (mine / "hardware" / "prices").mkdir()
+        for old, new in (("h100_sxm_x8:", "box:"), ("h100_sxm:", "chip:")):
+            assert old in prices
+            prices = prices.replace(f"  {old}", f"  {new}")
+        (mine / "hardware" / "prices" / "mine.yaml").write_text(prices, encoding="utf-8")
+        command = ["run", write(tmp_path, ONE_CASE), "--json", "--catalog", mine]
+        renamed = rackcast(*command, "--set", "system=box", "--set", "prices.book=mine")
+        assert renamed.code == 0, renamed.err
+        (copy,) = json.loads(renamed.out)["rows"]
+        (original,) = json.loads(rackcast(*command).out)["rows"]
+        assert copy == original | {"system": "box"}
+
+    def test_a_folder_that_is_not_there(self, rackcast: Rackcast, small: Path) -> None:
+        done = rackcast("run", small, "--catalog", "nowhere")
+        assert (done.code, done.err) == (2, "rackcast: --catalog: there is no folder nowhere\n")
+
+
+class TestCheck:
+    def test_the_whole_catalogue(self, rackcast: Rackcast) -> None:
+        count = sum(len(open_catalog().names(kind)) for kind in KINDS)
+        assert rackcast("check") == Outcome(0, f"{count} files are valid\n", "")
+
+    def test_files(self, rackcast: Rackcast, small: Path) -> None:
+        prices = open_catalog().path("prices", "us_2026_11")
+        done = rackcast("check", small, prices)
+        assert done == Outcome(0, f"{small}: valid scenario\n{prices}: valid prices\n", "")
+
+    def test_one_bad_file_does_not_hide_another(
+        self, rackcast: Rackcast, small: Path, tmp_path: Path
+    ) -> None:
+        first = write(tmp_path, ONE_CASE, ("tp: 8", "tp: 0"), name="first.yaml")
+        second = write(tmp_path, ONE_CASE, ("model: llama", "model: lama"), name="second.yaml")
+        done = rackcast("check", first, small, second)
+        assert (done.code, done.out) == (2, f"{small}: valid scenario\n")
+        assert f"{first}:5: parallelism.tp: 0 is too small" in done.err
+        assert "unknown model 'lama_3_1_70b'" in done.err
+
+    def test_what_does_not_fit_is_infeasible(self, rackcast: Rackcast, tmp_path: Path) -> None:
+        scenario = write(tmp_path, ONE_CASE, ("tp: 8", "tp: 16"))
+        assert rackcast("check", scenario).code == 3
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ("us_2026_11}", "us_2026_11, mode: rent, rent: spot}"),
+            ("requests: 20", "requests: 20\n  traffic: azure_2024"),
+            ("model: llama_3_1_70b", "model: llama_3_1_7b"),
+            ("weights: fp8", "weights: int8"),
+        ],
+    )
+    def test_it_refuses_what_run_would(
+        self, rackcast: Rackcast, tmp_path: Path, old: str, new: str
+    ) -> None:
+        scenario = write(tmp_path, ONE_CASE, (old, new))
+        checked, run = rackcast("check", scenario), rackcast("run", scenario)
+        assert (checked.code, run.code) == (2, 2)
+        assert checked.err == run.err
+
+
+class TestExplain:
+    def test_json(self, rackcast: Rackcast, small: Path) -> None:
+        done = rackcast("explain", small, "--json", "--case", "B200", "--batch", "4")
+        prefill, decode = json.loads(done.out)
+        assert (prefill["case"], decode["case"]) == ("B200", "B200")
+        assert decode["step"] == "decode of 4 sequences, 1,024 keys each"
+        assert sum(row["seconds"] for row in decode["operators"]) == pytest.approx(
+            decode["seconds"]
+        )
+
+    def test_the_first_case_is_explained_unless_another_is_named(
+        self, rackcast: Rackcast, small: Path
+    ) -> None:
+        done = rackcast("explain", small)
+        assert (done.code, done.err) == (0, "")
+        assert done.out.startswith("H100: prefill of 8,192 tokens")
+        assert "attention_decode" in done.out
+
+    def test_a_case_that_is_not_there(self, rackcast: Rackcast, small: Path) -> None:
+        done = rackcast("explain", small, "--case", "H300")
+        assert done == Outcome(
+            2,
+            "",
+            "rackcast: there is no case 'H300'; there are: H100, H200, B200, H100, two halves\n",
+        )
+
+
+class TestSchema:
+    def test_every_kind_has_one(self, rackcast: Rackcast) -> None:
+        for name in ("scenario", *sim.checks.MODELS):
+            schema = json.loads(rackcast("schema", name).out)
+            assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+            assert schema["additionalProperties"] is False
+
+    def test_that_of_scenarios_is_the_first_choice(self, rackcast: Rackcast) -> None:
+        assert rackcast("schema").out == rackcast("schema", "scenario").out
+
+    def test_a_kind_that_is_not_there(self, rackcast: Rackcast) -> None:
+        done = rackcast("schema", "modle")
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith("rackcast: there is no schema 'modle'; did you mean model? The")
+
+
+class TestValidate:
+    HEADER = (
+        "row_id,hardware,num_chips,tp,model,weight_dtype,engine,scenario,isl,osl,concurrency,"
+        "tpot_mean_ms"
+    )
+    ROW = "r1,H100-SXM-80GB,8,8,Llama-3.1-70B,fp8,vllm,concurrency,100,20,4,{}"
+
+    def file(self, folder: Path, *rows: str) -> Path:
+        path = folder / "runs.csv"
+        path.write_text("\n".join([self.HEADER, *rows]) + "\n", encoding="utf-8")
+        return path
+
+    def test_a_run_measured_at_half_the_forecast(self, rackcast: Rackcast, tmp_path: Path) -> None:
+        """A forecast that is twice the measured value is off by 100 %."""
+        first = json.loads(
+            rackcast("validate", self.file(tmp_path, self.ROW.format(100)), "--json").out
+        )
+        forecast_ms = 100 * (1 + first["tpot"]["bias"])
+        row = self.ROW.format(forecast_ms / 2)
+        skipped = row.replace("r1,H100-SXM-80GB", "r2,H20")
+        done = rackcast(
+            *("validate", self.file(tmp_path, row, skipped), "--json", "--by", "tp", "--quiet")
+        )
+        assert done.err == ""
+        document = json.loads(done.out)
+        assert (document["runs"], document["covered"]) == (2, 1)
+        assert document["skipped"] == {"no system for H20": 1}
+        assert document["tpot"]["median_ape"] == pytest.approx(1.0)
+        (by_tp,) = document["by"]["tp"]
+        assert (by_tp["tp"], by_tp["quantity"]) == ("8", "tpot")
+
+    def test_for_people(self, rackcast: Rackcast, tmp_path: Path) -> None:
+        done = rackcast("validate", self.file(tmp_path, self.ROW.format(10)), "--by", "engine")
+        assert done.out.startswith("1 runs forecast, 0 skipped\n")
+        assert re.search(r"tpot +vllm +1 ", done.out)
+
+    @pytest.mark.parametrize(
+        ("row", "options", "message"),
+        [
+            ("r1,H20,8,8,x,fp8,vllm,concurrency,1,1,1,5", [], "no run could be forecast: 1 x no s"),
+            (ROW.format(10), ["--select", "tp=3"], "no run could be forecast: none is there"),
+            (ROW.format(10), ["--select", "pt=3"], "runs have no column 'pt'; use source, "),
+            (ROW.format(10), ["--select", "tp"], "'tp' is not KEY=VALUE"),
+            (ROW.format(10), ["--by", "modle"], "runs have no column 'modle'; did you mean model?"),
+            (ROW.format("fast"), [], "{}: run r1: tpot_mean_ms: 'fast' is not a number"),
+            (ROW.format(0), [], "{}: run r1: tpot_mean_ms: 0 must be greater than 0;"),
+            ("", [], "no run could be forecast: none is there"),
+        ],
+    )
+    def test_mistakes(
+        self, rackcast: Rackcast, tmp_path: Path, row: str, options: list[str], message: str
+    ) -> None:
+        path = self.file(tmp_path, row)
+        done = rackcast("validate", path, *options)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith(f"rackcast: {message.format(path)}")
+
+    def test_files_that_are_no_runs(self, rackcast: Rackcast, small: Path) -> None:
+        missing = rackcast("validate", small.with_name("no.csv"))
+        assert missing.code == 2
+        assert missing.err.endswith("no.csv: cannot be read: No such file or directory\n")
+        assert rackcast("validate", small).code == 2
+
+
+def test_version(rackcast: Rackcast) -> None:
+    assert rackcast("version") == Outcome(0, f"{version('rackcast')}\n", "")
+
+
+def test_help_names_every_command(rackcast: Rackcast) -> None:
+    done = rackcast("--help")
+    assert (done.code, done.err) == (0, "")
+    for command in ("run", "explain", "list", "check", "schema", "validate", "version"):
+        assert f"\n  {command} " in done.out

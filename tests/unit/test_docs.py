@@ -1,0 +1,402 @@
+"""The pages say what the code does: keys, options, columns, links, commands and examples.
+
+Marks in HTML comments tell which class or table a Markdown table lists; the word behind ``yaml``
+in a fence tells what kind of file the block is.
+"""
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import pandas as pd
+import pytest
+import typer
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from sim.catalog import KINDS, open_catalog
+from sim.checks import MODELS
+from sim.cli import EXIT_INTERRUPTED, app
+from sim.deployment import deploy
+from sim.economics import PriceBook
+from sim.errors import InfeasibleError, InputError, InternalError
+from sim.forecast import forecast
+from sim.hardware import Accelerator, Figure, System
+from sim.model import Model
+from sim.report.data import (
+    BILL_COLUMNS,
+    CURVE_COLUMNS,
+    REQUEST_COLUMNS,
+    SUMMARY_COLUMNS,
+    TIMELINE_COLUMNS,
+    RunTables,
+)
+from sim.report.writer import OUR_FILES
+from sim.scenario import Case, Header, load_scenario
+from sim.schema import load_yaml, validate
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "reports").rglob("*.md")]
+)
+REFERENCE = ROOT / "docs" / "reference"
+GLOSSARY = ROOT / "docs" / "glossary.md"
+
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE_CODE = re.compile(r"`[^`\n]*`")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+MARKED_TABLE = re.compile(r"<!-- ([a-z ]+?)(?: of (\w+))? -->\n+((?:\|.*\n)+)")
+CODE = re.compile(r"`([^`]+)`")
+MACHINE_PATH = re.compile(r"(?<![\w.)/])/(?:home|mnt|root|srv|tmp|work|Users)\b|\.\./\.\./\.\./")
+
+TABLES = {
+    "summary": SUMMARY_COLUMNS,
+    "requests": REQUEST_COLUMNS,
+    "timeline": TIMELINE_COLUMNS,
+    "bill": BILL_COLUMNS,
+    "curve": CURVE_COLUMNS,
+}
+
+SMALL_SCENARIO = """
+name: small
+question: What are the columns of a run?
+system: h100_sxm_x8
+model: llama_3_1_8b
+parallelism: {tp: 8}
+precision: {weights: fp8, kv_cache: fp8}
+workload:
+  kind: open_loop
+  lengths: {kind: fixed, input_tokens: 100, output_tokens: 10}
+  arrivals: {kind: poisson, rate_requests_per_s: 5}
+  requests: 20
+slo: {ttft_s: 1, tpot_s: 1}
+prices: {book: us_2026_11}
+curve: {concurrency_per_replica: [1, 2], requests_per_client: 2}
+"""
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def rows_of(table: str) -> list[list[str]]:
+    """Cells of a Markdown table, heading and rule left out."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()][
+        2:
+    ]
+
+
+def marked_tables(page: Path, mark: str) -> dict[str, list[list[str]]]:
+    found = {
+        subject: rows_of(table)
+        for kind, subject, table in MARKED_TABLE.findall(read(page))
+        if kind == mark
+    }
+    assert found, f"{name_of(page)} has no table marked '{mark} of ...'"
+    return found
+
+
+def code(cell: str) -> str:
+    match = CODE.fullmatch(cell)
+    assert match is not None, f"{cell!r} is not one word in backticks"
+    return match[1]
+
+
+# --- Keys of YAML files.
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from models_in(part)
+
+
+def reachable(*roots: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Models below some models, by their names; a figure of any quantity counts as one."""
+    found: dict[str, type[BaseModel]] = {}
+    waiting = list(roots)
+    while waiting:
+        model = waiting.pop()
+        name = "Figure" if issubclass(model, Figure) else model.__name__
+        if name not in found:
+            found[name] = model
+            waiting += [
+                below
+                for field in model.model_fields.values()
+                for below in models_in(field.annotation)
+            ]
+    return found
+
+
+SCENARIO_MODELS = reachable(Header, Case)
+CATALOGUE_MODELS = reachable(Accelerator, System, Model, PriceBook)
+DOCUMENTED = [
+    *((REFERENCE / "scenario.md", name) for name in SCENARIO_MODELS),
+    *((REFERENCE / "catalogue.md", name) for name in CATALOGUE_MODELS),
+]
+
+
+@pytest.mark.parametrize(
+    ("page", "models"),
+    [("scenario.md", SCENARIO_MODELS), ("catalogue.md", CATALOGUE_MODELS)],
+)
+def test_every_group_of_keys_has_its_table_and_no_other_has(
+    page: str, models: dict[str, type[BaseModel]]
+) -> None:
+    assert set(marked_tables(REFERENCE / page, "fields")) == set(models)
+
+
+@pytest.mark.parametrize(("page", "model"), DOCUMENTED, ids=lambda value: str(value))
+def test_every_key_stands_in_the_reference_and_no_other(page: Path, model: str) -> None:
+    fields = {**SCENARIO_MODELS, **CATALOGUE_MODELS}[model].model_fields
+    keys = [code(row[0]) for row in marked_tables(page, "fields")[model]]
+    assert keys == list(fields)
+
+
+def written_default(cell: str) -> Any:
+    text = code(cell)
+    named = {"null": None, "false": False, "true": True, "{}": {}}
+    if text in named:
+        return named[text]
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+@pytest.mark.parametrize(("page", "model"), DOCUMENTED, ids=lambda value: str(value))
+def test_every_default_is_the_one_of_the_code(page: Path, model: str) -> None:
+    fields = {**SCENARIO_MODELS, **CATALOGUE_MODELS}[model].model_fields
+    default_column = 4 if page.name == "scenario.md" else 3
+    for row in marked_tables(page, "fields")[model]:
+        field, cell = fields[code(row[0])], row[default_column - 1]
+        if field.is_required():
+            assert cell == "required", row
+            continue
+        default = to_jsonable_python(field.default)
+        assert written_default(cell) == ({} if isinstance(default, dict) else default), row
+
+
+def test_every_entry_of_the_catalogue_is_listed() -> None:
+    page = read(REFERENCE / "catalogue.md")
+    (table,) = [
+        rows for mark, _, rows in MARKED_TABLE.findall(page) if mark == "entries"
+    ]
+    listed = {code(kind): sorted(CODE.findall(ids)) for kind, ids in rows_of(table)}
+    catalog = open_catalog()
+    assert listed == {kind: list(catalog.names(kind)) for kind in KINDS}
+
+
+# --- The command line.
+
+
+def group() -> Any:
+    return typer.main.get_command(app)
+
+
+def section(page: Path, heading: str) -> str:
+    """Return the text from a heading to the next one."""
+    _, _, rest = read(page).partition(f"\n## {heading}\n")
+    assert rest, f"{name_of(page)} has no section {heading!r}"
+    return rest.partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("command", sorted(group().commands))
+def test_every_option_stands_in_the_reference_and_no_other(command: str) -> None:
+    text = section(REFERENCE / "command-line.md", f"rackcast {command}")
+    documented = re.findall(r"^\| `(--[a-z-]+)` \|", text, re.MULTILINE)
+    options = [
+        option
+        for parameter in group().commands[command].params
+        for option in parameter.opts
+        if option.startswith("--")
+    ]
+    assert sorted(documented) == sorted(options)
+
+
+def test_every_section_is_a_command() -> None:
+    sections = re.findall(r"^## rackcast (.*)$", read(REFERENCE / "command-line.md"), re.MULTILINE)
+    assert sorted(sections) == sorted(group().commands)
+
+
+@pytest.mark.parametrize("page", [REFERENCE / "command-line.md", ROOT / "README.md"], ids=name_of)
+def test_every_exit_code_is_explained(page: Path) -> None:
+    errors = (InputError, InfeasibleError, InternalError)
+    codes = [0, *(error.exit_code for error in errors), EXIT_INTERRUPTED]
+    text = read(page)
+    part = section(page, "Exit codes") if "## Exit codes" in text else text
+    explained = [int(found) for found in re.findall(r"(?:^\| `| |; )(\d+)`? ?\|? ?[a-z]", part, re.M)]
+    assert set(codes) <= set(explained)
+
+
+def command_lines() -> Iterator[tuple[str, str]]:
+    for page in PAGES:
+        for language, block in FENCE.findall(read(page)):
+            if language == "sh":
+                for line in block.splitlines():
+                    yield name_of(page), line
+
+
+COMMANDS = [pair for pair in command_lines() if pair[1].startswith(("rackcast ", "python -m "))]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_every_command_of_the_pages_is_one_that_parses(page: str, line: str) -> None:
+    words = shlex.split(re.sub(r"\[(--?[^\]]*|[A-Z]+(?:\.\.\.)?)\]", "", line))
+    if words[0] == "python":
+        assert importlib.util.find_spec(words[2]) is not None, page
+        return
+    command = group().commands[words[1]]
+    command.make_context(words[1], words[2:])  # a wrong option or a missing argument raises
+
+
+def test_commands_were_found() -> None:
+    assert {line.split()[1] for _, line in COMMANDS} >= set(group().commands)
+
+
+# --- Tables of a run.
+
+
+@cache
+def small_run() -> RunTables:
+    path = Path(str(pytest.importorskip("tempfile").mkdtemp())) / "small.yaml"
+    path.write_text(SMALL_SCENARIO, encoding="utf-8")
+    return forecast(
+        load_scenario(path), open_catalog(), lambda _: lambda _done, _total: None, manifest={}
+    )
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_column_of_a_run_stands_in_the_reference_and_no_other(table: str) -> None:
+    documented = [
+        code(row[0]) for row in marked_tables(REFERENCE / "output-files.md", "columns")[table]
+    ]
+    written: pd.DataFrame = getattr(small_run(), table)
+    assert set(TABLES[table]) <= set(documented)
+    assert set(documented) == set(written.columns)
+
+
+def test_every_column_is_in_the_glossary_with_a_unit_and_its_tables() -> None:
+    _, _, part = read(GLOSSARY).partition("\n## Columns\n")
+    rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in part.splitlines() if "| `" in line]
+    glossary = {code(row[0]): (row[1], row[2]) for row in rows}
+    tables = {name: TABLES[name] for name in ("summary", "timeline", "curve", "bill")}
+    extra = {"slo_ttft_s", "slo_tpot_s"}
+    assert set(glossary) == {column for columns in tables.values() for column in columns} | extra
+    for column, (unit, where) in glossary.items():
+        assert unit, f"{column} has no unit"
+        holding = [name for name, columns in tables.items() if column in columns]
+        expected = "all" if len(holding) == len(tables) else ", ".join(holding or ["summary"])
+        assert where == expected, column
+
+
+def test_every_file_of_a_run_is_described() -> None:
+    page = read(REFERENCE / "output-files.md")
+    for name in OUR_FILES:
+        shown = Path(name).stem if name.startswith("charts/") else name
+        assert f"`{shown}`" in page, name
+
+
+# --- Links, examples, claims.
+
+
+def links() -> Iterator[tuple[str, str]]:
+    for page in PAGES:
+        text = INLINE_CODE.sub("", FENCE.sub("", read(page)))
+        for target in LINK.findall(text):
+            if not re.match(r"[a-z]+:", target):
+                yield name_of(page), target
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors that GitHub makes of headings."""
+    headings = HEADING.findall(FENCE.sub("", read(page)))
+    words = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {heading.strip().replace(" ", "-") for heading in words}
+
+
+@pytest.mark.parametrize(("page", "target"), sorted(links()))
+def test_every_link_leads_somewhere(page: str, target: str) -> None:
+    path, _, anchor = target.partition("#")
+    linked = (ROOT / page).parent / path if path else ROOT / page
+    assert linked.exists(), target
+    if anchor:
+        assert anchor in anchors(linked), target
+
+
+def test_every_page_can_be_reached_from_the_index() -> None:
+    reached, waiting = set(), [ROOT / "docs" / "index.md"]
+    while waiting:
+        page = waiting.pop().resolve()
+        if page in reached or page.suffix != ".md":
+            continue
+        reached.add(page)
+        targets = [target.partition("#")[0] for name, target in links() if ROOT / name == page]
+        waiting += [page.parent / target for target in targets if target]
+    assert {name_of(page) for page in (ROOT / "docs").rglob("*.md")} <= {
+        name_of(page) for page in reached
+    }
+
+
+def examples() -> Iterator[tuple[str, str, str]]:
+    for page in PAGES:
+        for language, block in FENCE.findall(read(page)):
+            if language.startswith("yaml "):
+                yield name_of(page), language.removeprefix("yaml "), block
+
+
+EXAMPLES = list(examples())
+
+
+@pytest.mark.parametrize(("page", "kind", "block"), EXAMPLES)
+def test_every_example_is_valid(page: str, kind: str, block: str, tmp_path: Path) -> None:
+    path = tmp_path / "example.yaml"
+    path.write_text(block, encoding="utf-8")
+    if kind != "scenario":
+        validate(MODELS[kind], load_yaml(path))
+        return
+    catalog = open_catalog()
+    for case in load_scenario(path).cases:
+        assert deploy(case, catalog).kv_blocks > 0, page
+        catalog.prices(case.prices.book)
+
+
+def test_readme_and_tutorial_have_a_scenario() -> None:
+    pages = {page for page, kind, _ in EXAMPLES if kind == "scenario"}
+    assert {"README.md", "docs/tutorial/first-forecast.md"} <= pages
+
+
+def test_the_stated_accuracy_is_that_of_the_fits() -> None:
+    claim = re.search(
+        r"below (\d+) % for every engine.*between (\d+) %\s+and (\d+) %",
+        read(ROOT / "README.md"),
+        re.DOTALL,
+    )
+    assert claim is not None, "README.md no longer states how accurate the fits are"
+    tpot, ttft_low, ttft_high = (int(number) / 100 for number in claim.groups())
+    catalog = open_catalog()
+    engines: tuple[Any, ...] = catalog.names("overheads")
+    fits = [known for engine in engines for known in catalog.overheads(engine).families.values()]
+    assert all(known.fit.median_ape < tpot for known in fits)
+    assert all(ttft_low <= known.frontend_fit.median_ape <= ttft_high for known in fits)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_page_knows_the_machine_it_was_written_on(page: Path) -> None:
+    assert MACHINE_PATH.search(read(page)) is None
+
+
+def test_a_wrong_option_in_a_page_would_be_seen() -> None:
+    with pytest.raises(click.UsageError if hasattr(click, "UsageError") else Exception):
+        group().commands["run"].make_context("run", ["chat.yaml", "--oout", "x"])
