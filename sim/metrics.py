@@ -115,7 +115,7 @@ def request_table(record: RunRecord, overhead: EngineOverhead) -> pd.DataFrame:
     """One row per request, in order of arrival, with its latencies; NaN where there is none.
 
     Times are those that a client sees: every token of a request comes later than it leaves the
-    engine by the delay outside the engine, ``frontend_s``.
+    engine by the time outside the engine, ``frontend_s``.
 
     Parameters
     ----------
@@ -124,9 +124,8 @@ def request_table(record: RunRecord, overhead: EngineOverhead) -> pd.DataFrame:
         Says how long requests spend outside the engine.
     """
     frame = pd.DataFrame(record.requests).sort_values("request_id", ignore_index=True)
-    frame["frontend_s"] = overhead.frontend_delay_s(frame["requests_ahead"].to_numpy(float))
-    frame["first_token_s"] += frame["frontend_s"]
-    frame["done_s"] += frame["frontend_s"]
+    frame["first_token_s"] += overhead.frontend_s
+    frame["done_s"] += overhead.frontend_s
     frame["ttft_s"] = frame["first_token_s"] - frame["arrival_s"]
     frame["e2e_s"] = frame["done_s"] - frame["arrival_s"]
     later_tokens = (frame["output_tokens"] - 1).where(frame["output_tokens"] > 1)

@@ -6,11 +6,10 @@ mean of the fitted ones, and says so.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
 from sim.efficiency import Engine, Fit
 from sim.schema import StrictModel
@@ -34,10 +33,6 @@ class EngineOverhead(StrictModel):
 
     frontend_s: Seconds
     """Per request, outside the engine: HTTP, tokenisation, hand-over, first chunk back."""
-    frontend_sequence_s: Seconds
-    """The same per request already there: server and client stream its tokens meanwhile."""
-    frontend_max_sequences: Annotated[float, Field(ge=0)]
-    """Largest number of those in the fit; the delay is held beyond it."""
 
     def seconds(self, *, layers: Number, sequences: Number) -> Number:
         """Return the added time of one step, seconds.
@@ -49,18 +44,6 @@ class EngineOverhead(StrictModel):
         """
         return self.step_s + self.layer_s * layers + self.sequence_s * sequences
 
-    def frontend_delay_s(self, sequences: Number) -> Number:
-        """Time that a request spends outside the engine before its first token is seen, seconds.
-
-        >>> overhead = NO_OVERHEAD.model_copy(
-        ...     update={"frontend_s": 0.02, "frontend_sequence_s": 0.001,
-        ...             "frontend_max_sequences": 64.0})
-        >>> [round(float(overhead.frontend_delay_s(n)), 3) for n in (0.0, 10.0, 64.0, 200.0)]
-        [0.02, 0.03, 0.084, 0.084]
-        """
-        held = np.minimum(sequences, self.frontend_max_sequences)
-        return self.frontend_s + self.frontend_sequence_s * held
-
 
 NO_OVERHEAD = EngineOverhead(
     step_s=0.0,
@@ -68,8 +51,6 @@ NO_OVERHEAD = EngineOverhead(
     sequence_s=0.0,
     floor_fraction=1.0,
     frontend_s=0.0,
-    frontend_sequence_s=0.0,
-    frontend_max_sequences=0.0,
 )
 """An engine that adds nothing to its kernels."""
 
@@ -80,8 +61,9 @@ class FamilyOverhead(StrictModel):
     law: EngineOverhead
     fit: Fit
     """Of the time per output token."""
-    frontend_fit: Fit
-    """Of the time to first token."""
+    frontend_fit: Fit | None = None
+    """Of the time to first token; none where no run with free arrivals was measured, and
+    ``frontend_s`` is that of other engines."""
 
 
 class EngineOverheads(StrictModel):

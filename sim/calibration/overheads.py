@@ -44,8 +44,8 @@ SCALE = np.array([1e-3, 1e-5, 1e-5, 1.0])
 
 FIELDS = ("step_s", "layer_s", "sequence_s", "floor_fraction")
 """What the time per output token depends on."""
-SATURATED_S = 5.0
-"""Runs with a longer time to first token wait for memory, which says nothing of the frontend."""
+SATURATED_S = 0.5
+"""Runs with a longer time to first token queue, which says nothing of the frontend."""
 
 
 @dataclass(frozen=True)
@@ -80,44 +80,57 @@ def fit_overhead(runs: Sequence[MeasuredRun], catalog: Catalog, seed: int = 1) -
         start = _vector(overhead)
         fixed = simulated - slopes @ start
         overhead = _solve(slopes, fixed, measured, start)
-    law, frontend_fit = _fit_frontend(rows, catalog, overhead, seed)
     simulated = _simulated(rows, catalog, overhead, seed)
-    return FamilyOverhead(
-        law=law,
-        fit=_quality(rows, simulated / measured, "TPOT"),
-        frontend_fit=frontend_fit,
-    )
+    return FamilyOverhead(law=overhead, fit=_quality(rows, simulated / measured, "TPOT"))
 
 
-def _fit_frontend(
-    rows: Sequence[FitRun], catalog: Catalog, overhead: EngineOverhead, seed: int
-) -> tuple[EngineOverhead, Fit]:
-    """Explain what is left of the time to first token by a delay outside the engine."""
-    used = [row for row in rows if row.run.measured.get("ttft", SATURATED_S) < SATURATED_S]
-    trial = catalog.with_overhead(overhead)
-    simulated = np.array(
-        [forecast(row.run, trial, seed)[row.run.statistic["ttft"]] for row in used]
-    )
-    measured = np.array([row.run.measured["ttft"] for row in used])
-    sequences = np.array([row.sequences for row in used])
+def fit_frontend(
+    fitted: Mapping[str, FamilyOverhead],
+    runs: Mapping[str, Sequence[MeasuredRun]],
+    catalog: Catalog,
+    seed: int = 1,
+) -> dict[str, FamilyOverhead]:
+    """Fit one engine's time outside the engine to the time to first token, all families together.
 
-    def residuals(delays: Array) -> Array:
-        delay_s = (delays[0] + delays[1] * sequences) * MILLISECOND_S
-        ratio: Array = np.log((simulated + delay_s) / measured)
+    Parameters
+    ----------
+    fitted : mapping
+        Overheads by family, the frontend left out.
+    runs : mapping
+        Runs with free arrivals by family. Closed loops are no guide: in the published ones the
+        median time to first token grows with the number of clients by far more than a new prompt
+        waits for the step in progress, and runs with free arrivals show nothing of the kind.
+    catalog : Catalog
+    seed : int
+        Of the simulated traffic.
+    """
+    rows, simulated = [], []
+    for family, found in runs.items():
+        trial = catalog.with_overhead(fitted[family].law)
+        for run in found:
+            rows.append(_fit_run(run, catalog))
+            simulated.append(forecast(run, trial, seed)[run.statistic["ttft"]])
+    measured = np.array([row.run.measured["ttft"] for row in rows])
+    engine_s = np.array(simulated)
+
+    def residuals(delay: Array) -> Array:
+        ratio: Array = np.log((engine_s + delay * MILLISECOND_S) / measured)
         return ratio
 
-    limits = (np.zeros(2), np.array([1e3, 1e2]))
-    found = least_squares(
-        residuals, np.array([10.0, 1.0]), bounds=limits, loss="soft_l1", f_scale=ROBUST_SCALE
-    )
-    law = overhead.model_copy(
-        update={
-            "frontend_s": _significant(found.x[0] * MILLISECOND_S),
-            "frontend_sequence_s": _significant(found.x[1] * MILLISECOND_S),
-            "frontend_max_sequences": float(sequences.max()),
-        }
-    )
-    return law, _quality(used, np.exp(residuals(found.x)), "TTFT")
+    found_ms = least_squares(
+        residuals, np.ones(1), bounds=(0.0, np.inf), loss="soft_l1", f_scale=ROBUST_SCALE
+    ).x
+    quality = _quality(rows, np.exp(residuals(found_ms)), "TTFT")
+    frontend_s = _significant(float(found_ms[0]) * MILLISECOND_S)
+    return {
+        family: known.model_copy(
+            update={
+                "law": known.law.model_copy(update={"frontend_s": frontend_s}),
+                "frontend_fit": quality,
+            }
+        )
+        for family, known in fitted.items()
+    }
 
 
 def _quality(rows: Sequence[FitRun], ratio: Array, quantity: str) -> Fit:
@@ -130,7 +143,9 @@ def _quality(rows: Sequence[FitRun], ratio: Array, quantity: str) -> Fit:
         median_ape=_rounded(np.median(ape)),
         p90_ape=_rounded(np.quantile(ape, 0.9)),
         bias=_rounded(np.mean(ratio) - 1),
-        ranges={"sequences_per_replica": (min(sequences), max(sequences))},
+        ranges={"sequences_per_replica": (min(sequences), max(sequences))}
+        if quantity == "TPOT"
+        else {},
         source=f"{quantity} of " + ", ".join(sorted({run.source for run in runs})),
         note="models: " + ", ".join(sorted({run.case.model for run in runs})),
     )
@@ -207,8 +222,9 @@ def write_overheads(engine: Engine, fitted: Mapping[str, FamilyOverhead], out: P
         engine=engine,
         about="What the engine adds to the kernels fitted in hardware/calibrations.",
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
-        method="soft-L1 fit of log TPOT, then of log TTFT, over full simulations of closed loops; "
-        "kernels stay as they are; residuals are of the runs that were fitted, none held out",
+        method="soft-L1 fit of log TPOT over full simulations of closed loops, then of log TTFT "
+        "over runs with free arrivals; kernels stay as they are; residuals are of the runs that "
+        "were fitted, none held out",
         families=dict(fitted),
     )
     header = (
@@ -230,19 +246,50 @@ def main(
     """Fit the overheads of every engine that has dense runs with a measured TPOT."""
     catalog = open_catalog()
     usable = [run for run in read_runs(runs_csv) if isinstance(run, MeasuredRun) and _fits(run)]
+    engines: dict[Engine, dict[str, FamilyOverhead]] = {}
     for engine in sorted({run.case.engine.name for run in usable}):
         mine = [run for run in usable if run.case.engine.name == engine]
-        fitted = {
-            family: fit_overhead(found, catalog)
-            for family, found in sorted(families(mine, catalog).items())
-        }
-        typer.echo(str(write_overheads(engine, fitted, out)))
+        closed = families([run for run in mine if _is_closed(run)], catalog)
+        free = families([run for run in mine if _shows_frontend(run)], catalog)
+        fitted = {name: fit_overhead(found, catalog) for name, found in sorted(closed.items())}
+        engines[engine] = fit_frontend(fitted, free, catalog) if free else fitted
+    for engine, fitted in engines.items():
+        typer.echo(str(write_overheads(engine, _with_frontend(fitted, engines), out)))
 
 
 def _fits(run: MeasuredRun) -> bool:
-    """Take audited or fully described closed-loop runs of dense models."""
-    closed = run.case.workload.kind == "closed_loop"
-    return closed and run.quality in "AB" and "tpot" in run.measured and "llama" in run.case.model
+    """Take audited or fully described runs of dense models."""
+    return run.quality in "AB" and "tpot" in run.measured and "llama" in run.case.model
+
+
+def _is_closed(run: MeasuredRun) -> bool:
+    return run.case.workload.kind == "closed_loop"
+
+
+def _shows_frontend(run: MeasuredRun) -> bool:
+    """Take runs with free arrivals whose requests do not queue."""
+    return not _is_closed(run) and run.measured.get("ttft", SATURATED_S) < SATURATED_S
+
+
+def _with_frontend(
+    fitted: Mapping[str, FamilyOverhead], engines: Mapping[Engine, Mapping[str, FamilyOverhead]]
+) -> dict[str, FamilyOverhead]:
+    """Give an engine without a fitted frontend the mean of those that have one."""
+    known = [
+        overhead.law.frontend_s
+        for families_ in engines.values()
+        for overhead in list(families_.values())[:1]
+        if overhead.frontend_fit is not None
+    ]
+    if not known or any(overhead.frontend_fit is not None for overhead in fitted.values()):
+        return dict(fitted)
+    mean_s = _significant(float(np.mean(known)))
+    return {
+        name: overhead.model_copy(
+            update={"law": overhead.law.model_copy(update={"frontend_s": mean_s})}
+        )
+        for name, overhead in fitted.items()
+    }
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ REQUEST_COLUMNS: Mapping[str, str] = {
     "input_tokens": "i8",
     "output_tokens": "i8",
     "replica": "i4",
-    "requests_ahead": "i4",
     "preemptions": "i4",
     "outcome": "O",
 }
@@ -121,7 +120,6 @@ class Recorder:
                 request.input_tokens,
                 request.output_tokens,
                 request.replica,
-                request.requests_ahead,
                 request.preemptions,
                 request.outcome,
             )

@@ -92,7 +92,6 @@ class Replica:
             request.outcome = "rejected"
             self._leave(request)
             return
-        request.requests_ahead = self.scheduler.outstanding_requests
         self.scheduler.add(request)
         if self._idle:
             self._wake()

@@ -36,7 +36,6 @@ class Request:
         "preemptions",
         "replica",
         "request_id",
-        "requests_ahead",
     )
 
     def __init__(
@@ -59,8 +58,6 @@ class Request:
         """Step count of the batch at which it completes; -1 while not decoding."""
         self.preemptions = 0
         self.replica = -1
-        self.requests_ahead = 0
-        """Requests that its replica had accepted and not finished when it came."""
         self.outcome: Outcome = "unfinished"
         self.on_done: RequestListener | None = None
         """Who waits for the answer (a closed-loop client)."""

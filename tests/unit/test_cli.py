@@ -116,7 +116,8 @@ class TestRun:
     def test_every_step_gives_the_same(
         self, rackcast: Rackcast, small: Path, tmp_path: Path
     ) -> None:
-        """Times are whole ticks and so equal; sums of energy differ by the order of adding."""
+        """Times are whole ticks and so equal. Sums are not quite: they add in another order,
+        and a stretch across the end of the window spreads its tokens evenly over its time."""
         jumped = rackcast("run", small, "--quiet", "--out", tmp_path / "a")
         walked = rackcast("run", small, "--quiet", "--out", tmp_path / "b", "--every-step")
         table, _, _ = jumped.out.partition("report:")
@@ -129,7 +130,7 @@ class TestRun:
         for one, other in zip(*(summary["rows"] for summary in summaries), strict=True):
             for column, value in one.items():
                 if isinstance(value, float):
-                    assert value == pytest.approx(other[column], rel=1e-12), column
+                    assert value == pytest.approx(other[column], rel=1e-6), column
                 else:
                     assert value == other[column], column
 
@@ -148,45 +149,36 @@ class TestRun:
         assert "note: H100: 20 requests are longer than the KV cache or the model" in refused.err
 
 
-class TestEqualBytes:
-    """Same scenario and seed: the same files, whatever the process."""
+def test_equal_seeds_give_equal_bytes(rackcast: Rackcast, tmp_path: Path) -> None:
+    """Again, and in a process with another order of its sets; another seed differs."""
+    text = ONE_CASE + "cases:\n  - {name: open}\n  - name: closed\n" + CLOSED_LOOP
+    scenario = write(tmp_path, text)
+    names = ("summary.json", "summary.csv", "requests.parquet", "bill.csv", "timeline.csv")
 
-    FILES = ("summary.json", "summary.csv", "requests.parquet", "bill.csv", "timeline.csv")
+    def files(folder: str) -> list[bytes]:
+        return [(tmp_path / folder / name).read_bytes() for name in names]
 
-    @pytest.fixture(scope="class")
-    @staticmethod
-    def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
-        folder = tmp_path_factory.mktemp("runs")
-        text = ONE_CASE + "cases:\n  - {name: open}\n  - name: closed\n" + CLOSED_LOOP
-        scenario = write(folder, text)
-        settings = {"1": "1", "2": "1", "other seed": "2"}
-        found = {}
-        for name, seed in settings.items():
-            done = in_a_process(
-                *("run", scenario, "--out", folder / name, "--seed", seed),
-                PYTHONHASHSEED=name if name.isdigit() else "0",
-            )
-            assert done.code == 0, done.err
-            files = {file: (folder / name / file).read_bytes() for file in TestEqualBytes.FILES}
-            table, _, report = done.out.partition("report: ")
-            assert report == f"{folder / name / 'report.html'}\n"
-            found[name] = files | {"stdout": table.encode()}
-        return found
+    for folder, seed in (("a", 1), ("b", 1), ("seed 2", 2)):
+        assert rackcast("run", scenario, "--seed", str(seed), "--out", tmp_path / folder).code == 0
+    apart = in_a_process("run", scenario, "--out", tmp_path / "c", "--quiet", PYTHONHASHSEED="17")
+    assert (apart.code, apart.err) == (0, "")
+    assert files("a") == files("b") == files("c")
+    for name, one, other in zip(names, files("a"), files("seed 2"), strict=True):
+        # The bill of an open loop has the length of its window in it.
+        assert one != other, name
 
-    def test_two_processes(self, runs: dict[str, dict[str, bytes]]) -> None:
-        assert runs["1"] == runs["2"]
 
-    def test_another_seed(self, runs: dict[str, dict[str, bytes]]) -> None:
-        for file in ("summary.json", "requests.parquet"):
-            assert runs["1"][file] != runs["other seed"][file]
+class TestTrace:
+    def test_it_is_json(self, rackcast: Rackcast, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        done = rackcast("run", write(tmp_path, ONE_CASE), "--out", out, "--trace")
+        assert done.code == 0
+        assert json.loads((out / "trace.json").read_bytes())["traceEvents"]
 
-    def test_this_process(self, small: Path, rackcast: Rackcast, tmp_path: Path) -> None:
-        outcomes = []
-        for name in ("a", "b"):
-            done = rackcast("run", small, "--out", tmp_path / name, "--json")
-            files = {file: (tmp_path / name / file).read_bytes() for file in self.FILES}
-            outcomes.append(files | {"stdout": done.out.encode()})
-        assert outcomes[0] == outcomes[1]
+    def test_it_needs_a_folder(self, rackcast: Rackcast, small: Path) -> None:
+        done = rackcast("run", small, "--trace")
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith("rackcast: --trace needs --out")
 
 
 class TestBadInput:

@@ -14,6 +14,7 @@ from sim.scenario import (
     ClosedLoopWorkload,
     OpenLoopWorkload,
     Scenario,
+    ServingEngine,
     TraceWorkload,
     load_scenario,
     scenario_json_schema,
@@ -166,7 +167,7 @@ class TestSettings:
     def test_a_whole_mapping(self, tmp_path: Path) -> None:
         scenario = load_scenario(write(tmp_path, FOUR_CASES), [("engine", "{name: trtllm}")])
         engines = {(case.engine.name, case.engine.max_num_seqs) for case in scenario.cases}
-        assert engines == {("trtllm", 256)}
+        assert engines == {("trtllm", ServingEngine().max_num_seqs)}
 
     def test_the_name_of_the_scenario_is_not_that_of_the_cases(self, tmp_path: Path) -> None:
         scenario = load_scenario(write(tmp_path, FOUR_CASES), [("name", "other"), ("seed", "5")])
