@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from sim.simulate import CaseRun
     from sim.simulate import Progress as Listener
 
+CONTEXT_TOKENS = 1024
+"""Context of the explained decode step."""
+
 EXIT_BUG = InternalError.exit_code
 EXIT_INTERRUPTED = 130
 
@@ -121,7 +124,9 @@ def explain(
     scenario: ScenarioPath,
     case: Annotated[str | None, typer.Option(help="Case to explain; the first one.")] = None,
     batch: Annotated[int, typer.Option(help="Sequences of the decode step.", min=1)] = 64,
-    context: Annotated[int, typer.Option(help="Keys each of them attends to.", min=1)] = 1024,
+    context: Annotated[
+        int, typer.Option(help="Keys each of them attends to.", min=1)
+    ] = CONTEXT_TOKENS,
     prompt: Annotated[int, typer.Option(help="Tokens of the prefill step.", min=1)] = 8192,
     settings: Settings = None,
     catalog: CatalogFolders = None,

@@ -202,8 +202,8 @@ def _reason_to_skip(row: Mapping[str, str]) -> str | None:
 
 def _model_id(row: Mapping[str, str]) -> str | None:
     name = row["model"].rsplit("/", 1)[-1].lower()
-    for suffix in _SUFFIXES:
-        name = name.removesuffix(suffix)
+    while name.endswith(_SUFFIXES):  # in any order: -Instruct-FP8, -Instruct-v0.1
+        name = name.rsplit("-", 1)[0]
     return MODELS.get(name)
 
 

@@ -1,0 +1,200 @@
+"""What engines add to their kernels: choosing it, and finding it again in exact data."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sim.calibration.overheads
+from sim.calibration.overheads import (
+    PRIOR,
+    SCALE,
+    families,
+    fit_frontend,
+    fit_overhead,
+    write_overheads,
+)
+from sim.calibration.runs import MeasuredRun, read_runs
+from sim.calibration.validate import forecast
+from sim.catalog import open_catalog
+from sim.cost.work import StepShape
+from sim.deployment import deploy
+from sim.efficiency import Fit
+from sim.overhead import NO_OVERHEAD, EngineOverhead, EngineOverheads, FamilyOverhead
+from sim.schema import load_yaml, validate
+
+CATALOG = open_catalog()
+FIT = Fit(rows=7, median_ape=0.034, p90_ape=0.1, bias=0.0, ranges={}, source="by hand")
+
+
+def overhead(**fields: float) -> EngineOverhead:
+    return NO_OVERHEAD.model_copy(update=fields)
+
+
+def engine(**laws: EngineOverhead) -> EngineOverheads:
+    fitted = {name: FamilyOverhead(law=law, fit=FIT) for name, law in laws.items()}
+    return EngineOverheads(engine="vllm", about="", date="2026-11-21", method="", families=fitted)
+
+
+class TestChoice:
+    KNOWN = engine(
+        hopper=overhead(step_s=1e-3, layer_s=2e-6, sequence_s=0.0, floor_fraction=0.4),
+        blackwell=overhead(step_s=3e-3, layer_s=4e-6, sequence_s=2e-5, floor_fraction=0.8),
+    )
+
+    def test_a_fitted_family_has_its_own(self) -> None:
+        chosen = self.KNOWN.of_family("hopper")
+        assert chosen.law == self.KNOWN.families["hopper"].law
+        assert chosen.source == "fitted: vllm on hopper, 7 runs, median error of TPOT 3.4%"
+
+    def test_others_take_the_mean_and_say_so(self) -> None:
+        chosen = self.KNOWN.of_family("rubin")
+        wanted = overhead(step_s=2e-3, layer_s=3e-6, sequence_s=1e-5, floor_fraction=0.6)
+        assert chosen.law.model_dump() == pytest.approx(wanted.model_dump())
+        assert chosen.source == "assumed: mean of hopper, blackwell"
+
+    def test_one_law_for_every_family(self) -> None:
+        trial = self.KNOWN.with_law(NO_OVERHEAD)
+        assert {trial.of_family(name).law for name in ("hopper", "blackwell")} == {NO_OVERHEAD}
+        assert self.KNOWN.of_family("hopper").law.step_s == 1e-3
+
+    def test_none_is_nothing(self) -> None:
+        assert NO_OVERHEAD.seconds(layers=80.0, sequences=256.0) == 0.0
+        assert NO_OVERHEAD.floor_fraction == 1.0
+
+    def test_times_add_up_over_arrays(self) -> None:
+        """1 ms, 80 layers of 10 us and 5 us for each sequence: 1.8 ms and 5 us more for each."""
+        law = overhead(step_s=1e-3, layer_s=1e-5, sequence_s=5e-6)
+        found = law.seconds(layers=80.0, sequences=np.array([0.0, 1.0, 200.0]))
+        np.testing.assert_allclose(found, [1.8e-3, 1.805e-3, 2.8e-3])
+
+
+class TestShipped:
+    @pytest.mark.parametrize("name", CATALOG.names("overheads"))
+    def test_fits_say_how_good_they_are(self, name: str) -> None:
+        known = CATALOG.overheads(name)  # type: ignore[arg-type]
+        assert known.engine == name
+        for family in known.families.values():
+            assert family.fit.rows > 0
+            assert 0 < family.fit.median_ape <= family.fit.p90_ape
+
+    def test_a_deployment_uses_that_of_its_chip(self, tmp_path: Path) -> None:
+        (run,) = runs(tmp_path, ("llama_3_1_8b", 1, 4))
+        step = deploy(run.case, CATALOG).timer.overhead
+        assert step == CATALOG.overheads("vllm").of_family("hopper").law
+
+
+# --- Exact data: runs measured in our own simulator, in which the overhead is known.
+
+RUNS = (
+    *(("llama_3_1_8b", 1, clients) for clients in (1, 8, 48)),
+    *(("llama_3_1_8b", 4, clients) for clients in (1, 16)),
+    *(("llama_3_1_70b", 4, clients) for clients in (1, 8, 48)),
+    *(("llama_3_1_70b", 8, clients) for clients in (1, 16)),
+)
+HEADER = (
+    "row_id,source_key,quality,hardware,num_chips,tp,model,weight_dtype,engine,scenario,isl,osl,"
+    "concurrency,request_rate_qps,tpot_p50_ms,ttft_p50_ms"
+)
+AS_MEASURED = {
+    "llama_3_1_8b": "Llama-3.1-8B",
+    "llama_3_1_70b": "Llama-3.1-70B",
+    "llama_3_1_405b": "Llama-3.1-405B",
+}
+
+
+def runs(folder: Path, *rows: tuple[str, int, int], load: str = "concurrency") -> list[MeasuredRun]:
+    """Give closed loops, or open ones with a request every few seconds."""
+    lines = [HEADER]
+    for index, (model, tp, clients) in enumerate(rows):
+        loads = f"{clients}," if load == "concurrency" else ",0.2"
+        lines.append(
+            f"r{index},ours,A,H100-SXM-80GB,{tp},{tp},{AS_MEASURED[model]},fp8,vllm,{load},"
+            f"200,20,{loads},1,1"
+        )
+    path = folder / "runs.csv"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    found = [run for run in read_runs(path) if isinstance(run, MeasuredRun)]
+    assert len(found) == len(rows)
+    return found
+
+
+def measured_with(law: EngineOverhead, found: list[MeasuredRun]) -> list[MeasuredRun]:
+    """Replace what was measured by what a forecast with this overhead gives."""
+    trial = CATALOG.with_overhead(law)
+
+    def exact(run: MeasuredRun) -> Mapping[str, float]:
+        told = forecast(run, trial, seed=1)
+        return {quantity: told[run.statistic[quantity]] for quantity in ("tpot", "ttft")}
+
+    return [replace(run, measured=exact(run)) for run in found]  # type: ignore[arg-type]
+
+
+class TestFit:
+    def test_exact_data_return_the_prior_where_it_is_true(self, tmp_path: Path) -> None:
+        """Nothing pulls away: neither the runs nor the prior."""
+        step_s, layer_s, sequence_s, floor_fraction = PRIOR * SCALE
+        truth = overhead(
+            step_s=step_s, layer_s=layer_s, sequence_s=sequence_s, floor_fraction=floor_fraction
+        )
+        fitted = fit_overhead(measured_with(truth, runs(tmp_path, *RUNS)), CATALOG)
+        assert fitted.law.model_dump() == pytest.approx(truth.model_dump(), rel=0.01)
+        assert fitted.fit.median_ape <= 0.001
+        assert fitted.fit.rows == len(RUNS)
+        assert fitted.fit.ranges == {"sequences_per_replica": (1.0, 48.0)}
+
+    @pytest.mark.parametrize(
+        "truth",
+        [
+            overhead(step_s=3e-3, layer_s=1e-5, sequence_s=4e-5, floor_fraction=0.2),
+            overhead(step_s=2e-4, layer_s=2e-6, sequence_s=3e-6, floor_fraction=0.9),
+        ],
+        ids=["slow", "quick"],
+    )
+    def test_exact_data_return_what_they_were_made_with(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truth: EngineOverhead
+    ) -> None:
+        """No prior pulls. What grows with the layers, and so with the floors, has only its sum."""
+        monkeypatch.setattr(sim.calibration.overheads, "PRIOR_WEIGHT", 1e-6)
+        fitted = fit_overhead(measured_with(truth, runs(tmp_path, *RUNS)), CATALOG)
+        assert fitted.fit.p90_ape <= 0.001
+        assert fitted.law.step_s == pytest.approx(truth.step_s, rel=0.03)
+        assert fitted.law.sequence_s == pytest.approx(truth.sequence_s, rel=0.03)
+        (alone,) = runs(tmp_path, ("llama_3_1_70b", 4, 1))
+        step = StepShape(decode_sequences=1, decode_context_tokens=200)
+        timer = deploy(alone.case, CATALOG).timer
+        assert timer.with_overhead(fitted.law).seconds(step) == pytest.approx(
+            timer.with_overhead(truth).seconds(step), rel=0.001
+        )
+
+    def test_a_prior_that_is_wrong_gives_way(self, tmp_path: Path) -> None:
+        truth = overhead(step_s=3e-3, layer_s=5e-6, sequence_s=1e-5, floor_fraction=0.5)
+        fitted = fit_overhead(measured_with(truth, runs(tmp_path, *RUNS)), CATALOG)
+        assert fitted.law.step_s == pytest.approx(truth.step_s, rel=0.1)
+        assert fitted.fit.median_ape < 0.01
+
+    def test_the_frontend_of_exact_data(self, tmp_path: Path) -> None:
+        """Arrivals by the clock: what is left of the time to first token is outside the engine."""
+        truth = overhead(step_s=1e-3, frontend_s=0.0123)
+        rows = RUNS[:2] + RUNS[5:7]
+        free = measured_with(truth, runs(tmp_path, *rows, load="server"))
+        fitted = {"hopper": FamilyOverhead(law=overhead(step_s=1e-3), fit=FIT)}
+        found = fit_frontend(fitted, {"hopper": free}, CATALOG)["hopper"]
+        assert found.law == truth
+        assert found.frontend_fit is not None
+        assert (found.frontend_fit.rows, found.frontend_fit.median_ape) == (len(rows), 0.0)
+
+    def test_runs_go_to_the_family_of_their_chip(self, tmp_path: Path) -> None:
+        found = runs(tmp_path, *RUNS[:3], ("llama_3_1_405b", 1, 1))
+        # 405 GB of weights do not fit on one chip of 80.
+        assert {name: len(rows) for name, rows in families(found, CATALOG).items()} == {"hopper": 3}
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    law = overhead(step_s=1.23e-3, layer_s=4.5e-6, sequence_s=0.0, floor_fraction=0.25)
+    fitted = {"hopper": FamilyOverhead(law=law, fit=FIT)}
+    path = write_overheads("vllm", fitted, tmp_path)
+    assert path.name == "vllm.yaml"
+    assert validate(EngineOverheads, load_yaml(path)).families == fitted

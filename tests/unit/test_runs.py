@@ -1,0 +1,322 @@
+"""Measured runs: from a row of a file to the case that does the same, and the errors of it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sim.calibration.runs import (
+    MAX_NUM_SEQS,
+    RANDOM_LOW_FRACTION,
+    ROUNDS,
+    MeasuredRun,
+    Skipped,
+    read_runs,
+    selected,
+)
+from sim.calibration.validate import document, error_table, forecast, validate_runs
+from sim.catalog import open_catalog
+from sim.errors import InputError
+from sim.scenario import ClosedLoopWorkload, OpenLoopWorkload
+from sim.workload.arrivals import PoissonArrivals
+from sim.workload.lengths import FixedLengths, UniformRangeLengths
+
+CATALOG = open_catalog()
+
+ROW = {
+    "row_id": "r1",
+    "source_key": "us",
+    "quality": "A",
+    "hardware": "H100-SXM-80GB",
+    "num_chips": "4",
+    "tp": "4",
+    "pp": "1",
+    "ep": "1",
+    "model": "meta-llama/Llama-3.1-70B-Instruct",
+    "weight_dtype": "fp8",
+    "kv_dtype": "",
+    "engine": "vLLM 0.11.0",
+    "scenario": "concurrency",
+    "isl": "200",
+    "osl": "20",
+    "concurrency": "4",
+    "request_rate_qps": "",
+    "output_tokens_per_s": "",
+    "ttft_p50_ms": "",
+    "ttft_mean_ms": "",
+    "tpot_p50_ms": "10",
+    "tpot_mean_ms": "",
+    "notes": "",
+}
+
+
+def read(folder: Path, *changes: dict[str, str]) -> list[MeasuredRun | Skipped]:
+    """Write a file with a row for each set of changes, and read it."""
+    path = folder / "runs.csv"
+    lines = [",".join(ROW)] + [",".join((ROW | change).values()) for change in changes]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return list(read_runs(path))
+
+
+def read_one(folder: Path, **change: str) -> MeasuredRun:
+    (run,) = read(folder, change)
+    assert isinstance(run, MeasuredRun), run
+    return run
+
+
+class TestCase:
+    def test_the_deployment(self, tmp_path: Path) -> None:
+        run = read_one(tmp_path, num_chips="8")
+        case = run.case
+        assert (case.system, case.model) == ("h100_sxm_x8", "llama_3_1_70b")
+        assert (case.parallelism.tp, case.parallelism.ep, case.replicas) == (4, 1, 2)
+        assert (case.precision.weights, case.precision.kv_cache) == ("fp8", "fp8")
+        assert (case.engine.name, case.engine.max_num_seqs) == ("vllm", MAX_NUM_SEQS)
+        assert run.keys == {
+            "source": "us",
+            "quality": "A",
+            "hardware": "H100-SXM-80GB",
+            "model": "llama_3_1_70b",
+            "engine": "vllm",
+            "tp": "4",
+            "weights": "fp8",
+        }
+
+    @pytest.mark.parametrize(
+        ("engine", "name"),
+        [
+            ("vllm", "vllm"),
+            ("SGLang v0.4", "sglang"),
+            ("TensorRT-LLM 1.0", "trtllm"),
+            ("NVIDIA NIM 1.8.0 (TensorRT-LLM)", "trtllm"),
+            ("trtllm", "trtllm"),
+        ],
+    )
+    def test_engines(self, tmp_path: Path, engine: str, name: str) -> None:
+        assert read_one(tmp_path, engine=engine).case.engine.name == name
+
+    @pytest.mark.parametrize(
+        ("model", "name"),
+        [
+            ("Llama-3.1-8B", "llama_3_1_8b"),
+            ("nvidia/Llama-3.1-405B-Instruct-FP8", "llama_3_1_405b"),
+            ("deepseek-ai/DeepSeek-R1-0528", "deepseek_r1"),
+            ("mistralai/Mixtral-8x7B-Instruct-v0.1", "mixtral_8x7b"),
+        ],
+    )
+    def test_models(self, tmp_path: Path, model: str, name: str) -> None:
+        assert read_one(tmp_path, model=model).case.model == name
+
+    def test_dealt_experts(self, tmp_path: Path) -> None:
+        model = "deepseek-ai/DeepSeek-V3"
+        run = read_one(tmp_path, model=model, hardware="H200-SXM-141GB", tp="8", ep="8")
+        assert (run.case.parallelism.tp, run.case.parallelism.ep) == (8, 8)
+
+    @pytest.mark.parametrize(
+        ("weights", "given", "kv_cache"),
+        [
+            ("bf16", "", "bf16"),
+            ("fp16", "", "bf16"),
+            ("fp8", "", "fp8"),
+            ("fp4", "", "fp8"),
+            ("fp8", "bf16", "bf16"),
+            ("bf16", "fp8", "fp8"),
+        ],
+    )
+    def test_the_cache_is_as_said_or_as_usual(
+        self, tmp_path: Path, weights: str, given: str, kv_cache: str
+    ) -> None:
+        run = read_one(tmp_path, weight_dtype=weights, kv_dtype=given)
+        assert run.case.precision.kv_cache == kv_cache
+
+
+class TestLoad:
+    def test_closed(self, tmp_path: Path) -> None:
+        workload = read_one(tmp_path).case.workload
+        assert isinstance(workload, ClosedLoopWorkload)
+        assert (workload.concurrency, workload.requests) == (4, 4 * ROUNDS)
+        assert workload.lengths == FixedLengths(kind="fixed", input_tokens=200, output_tokens=20)
+
+    def test_a_lone_client_sends_some_more(self, tmp_path: Path) -> None:
+        assert read_one(tmp_path, concurrency="1").case.workload.requests == 2 * ROUNDS
+
+    def test_open(self, tmp_path: Path) -> None:
+        run = read_one(tmp_path, scenario="server", concurrency="", request_rate_qps="2.5")
+        workload = run.case.workload
+        assert isinstance(workload, OpenLoopWorkload)
+        assert workload.arrivals == PoissonArrivals(rate_requests_per_s=2.5)
+
+    def test_random_lengths_of_inferencex(self, tmp_path: Path) -> None:
+        lengths = read_one(tmp_path, notes="origin IX; agg").case.workload.lengths
+        assert lengths == UniformRangeLengths(
+            kind="uniform_range",
+            input_tokens=200,
+            output_tokens=20,
+            low_fraction=RANDOM_LOW_FRACTION,
+        )
+
+    def test_means_of_lengths_are_cut(self, tmp_path: Path) -> None:
+        lengths = read_one(tmp_path, isl="200.7", osl="20.0").case.workload.lengths
+        assert lengths == FixedLengths(kind="fixed", input_tokens=200, output_tokens=20)
+
+
+class TestFigures:
+    def test_the_median_before_the_mean_in_seconds(self, tmp_path: Path) -> None:
+        run = read_one(tmp_path, tpot_mean_ms="12", ttft_mean_ms="300", output_tokens_per_s="77")
+        assert run.measured == {"tpot": 0.010, "ttft": 0.300, "throughput": 77.0}
+        assert run.statistic == {
+            "tpot": "tpot_s_p50",
+            "ttft": "ttft_s_mean",
+            "throughput": "output_tokens_per_s",
+        }
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"tpot_p50_ms": "fast"}, "tpot_p50_ms: 'fast' is not a number"),
+            ({"tpot_p50_ms": "-1"}, "tpot_p50_ms: -1 must be greater than 0"),
+            ({"tpot_p50_ms": "nan"}, "tpot_p50_ms: nan must be greater than 0"),
+            ({"ttft_p50_ms": "inf"}, "ttft_p50_ms: inf must be greater than 0"),
+            ({"isl": "long"}, "isl: 'long' is not a number"),
+            ({"osl": "0.5"}, "osl: 0.5 must be at least 1"),
+            ({"tp": "0"}, "tp: 0 must be greater than 0"),
+            ({"num_chips": "eight"}, "num_chips: 'eight' is not a number"),
+            ({"concurrency": "many"}, "concurrency: 'many' is not a number"),
+        ],
+    )
+    def test_figures_that_are_none(
+        self, tmp_path: Path, change: dict[str, str], message: str
+    ) -> None:
+        with pytest.raises(InputError) as caught:
+            read(tmp_path, {"row_id": "good"}, {"row_id": "bad"} | change)
+        assert str(caught.value).startswith(f"{tmp_path / 'runs.csv'}: run bad: {message}")
+
+
+class TestSkipped:
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ({"hardware": "TPU v5e"}, "no system for TPU v5e"),
+            ({"model": "gpt-4"}, "no model for gpt-4"),
+            ({"engine": "llama.cpp"}, "no engine for llama.cpp"),
+            ({"isl": ""}, "lengths are not given"),
+            ({"osl": ""}, "lengths are not given"),
+            ({"tp": ""}, "tp is not given"),
+            ({"pp": "2"}, "pipeline parallelism"),
+            ({"weight_dtype": "q4_0"}, "weights in q4_0"),
+            ({"scenario": "offline"}, "load of offline runs is not simulated yet"),
+            ({"concurrency": ""}, "load of concurrency runs is not simulated yet"),
+        ],
+    )
+    def test_reasons(self, tmp_path: Path, change: dict[str, str], reason: str) -> None:
+        assert read(tmp_path, change) == [Skipped("r1", reason)]
+
+    def test_a_run_that_does_not_fit(self, tmp_path: Path) -> None:
+        """141 GB of weights, 131 GiB, on one chip: the reason is counted, the others go on."""
+        alone = {"num_chips": "1", "tp": "1", "weight_dtype": "bf16"}
+        found = validate_runs(read(tmp_path, {}, alone), CATALOG)
+        ((reason, count),) = found.skipped.items()
+        assert str(reason).startswith("Llama 3.1 70B needs 131 GiB of weights per replica")
+        assert (count, found.rows["row_id"].tolist()) == (1, ["r1"])
+
+
+class TestFiles:
+    def test_a_missing_one(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"no\.csv: cannot be read: No such file or directory"):
+            list(read_runs(tmp_path / "no.csv"))
+
+    @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'a,b\n"1,2\n'])
+    def test_no_csv(self, tmp_path: Path, content: bytes) -> None:
+        path = tmp_path / "bad.csv"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"bad\.csv"):
+            list(read_runs(path))
+
+    def test_missing_columns(self, tmp_path: Path) -> None:
+        path = tmp_path / "bad.csv"
+        path.write_text("row_id,hardware,tp,model,engine,osl\n", encoding="utf-8")
+        with pytest.raises(InputError, match=r"bad\.csv:1: columns are missing: isl, num_chips$"):
+            list(read_runs(path))
+
+
+class TestSelected:
+    def test_all_of_them_unless_some_are_wanted(self, tmp_path: Path) -> None:
+        runs = read(tmp_path, {}, {"tp": "8", "num_chips": "8"}, {"tp": ""})
+        assert selected(runs, []) == runs
+        assert selected(runs, [("tp", "8"), ("engine", "vllm")]) == [runs[1]]
+        assert selected(runs, [("tp", "8"), ("engine", "trtllm")]) == []
+
+    def test_a_column_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="no column 'hardwear'; did you mean hardware"):
+            selected(read(tmp_path, {}), [("hardwear", "x")])
+
+
+class TestValidation:
+    """Runs measured in our own simulator, changed by known factors."""
+
+    FACTORS = (1.0, 1.25, 2.0, 0.5)
+
+    @pytest.fixture
+    def runs(self, tmp_path: Path) -> list[MeasuredRun]:
+        """Runs whose measured TPOT is the forecast times a factor."""
+        changes = [
+            {"row_id": str(index), "concurrency": str(2 + index), "tp": tp, "num_chips": tp}
+            for index, tp in enumerate(("2", "4", "8", "4"))
+        ]
+        found = []
+        for run, factor in zip(read(tmp_path, *changes), self.FACTORS, strict=True):
+            assert isinstance(run, MeasuredRun)
+            told = forecast(run, CATALOG, seed=1)["tpot_s_p50"]
+            found.append(replace(run, measured={"tpot": told * factor}))
+        return found
+
+    def test_errors_are_those_of_the_factors(self, runs: list[MeasuredRun]) -> None:
+        """Forecast over measured is 1, 0.8, 0.5 and 2: errors of 0, 20, 50 and 100 %."""
+        found = validate_runs(runs, CATALOG)
+        assert found.rows["ape"].tolist() == pytest.approx([0.0, 0.2, 0.5, 1.0])
+        (row,) = found.errors().to_dict("records")
+        assert row["quantity"] == "tpot"
+        assert row["median_ape"] == pytest.approx(0.35)
+        assert row["mean_ape"] == pytest.approx(0.425)
+        assert row["p90_ape"] == pytest.approx(0.85)
+        assert row["bias"] == pytest.approx((0 - 0.2 - 0.5 + 1) / 4)
+
+    def test_by_a_column(self, runs: list[MeasuredRun]) -> None:
+        table = validate_runs(runs, CATALOG).errors(["tp"]).set_index("tp")
+        assert table["median_ape"].to_dict() == pytest.approx({"2": 0.0, "4": 0.6, "8": 0.5})
+
+    def test_document(self, runs: list[MeasuredRun]) -> None:
+        told = document(validate_runs([*runs, Skipped("x", "because")], CATALOG), ["tp"])
+        assert (told["runs"], told["covered"], told["skipped"]) == (5, 4, {"because": 1})
+        by = told["by"]
+        assert isinstance(by, dict)
+        assert [row["tp"] for row in by["tp"]] == ["2", "4", "8"]
+
+    def test_table(self, runs: list[MeasuredRun]) -> None:
+        text = error_table(validate_runs([*runs, Skipped("x", "because")], CATALOG), ["tp"])
+        assert text.splitlines()[:2] == ["4 runs forecast, 1 skipped", "      1  because"]
+        assert "+35.0%" in text
+
+    def test_progress(self, runs: list[MeasuredRun]) -> None:
+        told: list[tuple[int, int]] = []
+        validate_runs(runs[:2], CATALOG, progress=lambda done, total: told.append((done, total)))
+        assert told == [(1, 2), (2, 2)]
+
+    def test_nothing_to_forecast(self) -> None:
+        with pytest.raises(InputError, match=r"no run could be forecast: 2 x slow, 1 x odd$"):
+            validate_runs(
+                [Skipped("a", "slow"), Skipped("b", "odd"), Skipped("c", "slow")], CATALOG
+            )
+
+    def test_a_closed_loop_keeps_littles_law(self, tmp_path: Path) -> None:
+        """Clients = requests/s times the time that each request is in the system."""
+        run = read_one(tmp_path, concurrency="32", isl="500", osl="100")
+        told = forecast(run, CATALOG, seed=1)
+        request_s = told["ttft_s_mean"] + 99 * told["tpot_s_mean"]
+        assert told["output_tokens_per_s"] / 100 * request_s == pytest.approx(32, rel=0.05)
+
+    def test_an_open_loop_that_keeps_up_serves_what_comes(self, tmp_path: Path) -> None:
+        """500 requests of 20 tokens at 2/s; a Poisson rate is off by 1/sqrt(500) = 4.5 %."""
+        run = read_one(tmp_path, scenario="server", concurrency="", request_rate_qps="2")
+        told = forecast(run, CATALOG, seed=1)
+        assert told["output_tokens_per_s"] == pytest.approx(2 * 20, rel=3 * 0.045)
