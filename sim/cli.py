@@ -84,7 +84,7 @@ def run(
     catalog: CatalogFolders = None,
     *,
     every_step: Annotated[
-        bool, typer.Option("--every-step", help="Walk every step: slow, same result.")
+        bool, typer.Option("--every-step", help="Walk every step: slow, same requests.")
     ] = False,
     trace: Annotated[
         bool, typer.Option("--trace", help="Also write trace.json, for Perfetto.")

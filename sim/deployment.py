@@ -1,6 +1,6 @@
 """A case resolved against the catalogue: the chips, the model on them, and how long steps take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +9,7 @@ from sim.cost.comms import Network
 from sim.cost.kernels import WEIGHT_ONLY, KernelShelf
 from sim.cost.memory import EngineShare, MemoryUse, engine_bytes, memory_use
 from sim.cost.timer import OperatorTime, StepTable, StepTimer
-from sim.cost.work import Number, Rows, StepShape, operators
+from sim.cost.work import Number, Precision, Rows, StepShape, operators
 from sim.efficiency import Calibration
 from sim.engine.cluster import ReplicaPlan
 from sim.engine.scheduler import BatchLimits
@@ -17,9 +17,9 @@ from sim.engine.ticks import TickTable
 from sim.errors import InfeasibleError, InputError
 from sim.hardware import Accelerator, System
 from sim.model import GroupedQueryAttention, Model
-from sim.parallelism import problems
+from sim.parallelism import Parallelism, problems
 from sim.scenario import Case
-from sim.units import GIB, Dtype
+from sim.units import DTYPE_BYTES, GIB, Dtype
 
 Quantity = Callable[[OperatorTime], Number]
 """What to tabulate of a priced operator."""
@@ -145,14 +145,10 @@ def deploy(case: Case, catalog: Catalog) -> Deployment:
         )
     _check_split(case, model, system)
     engine = case.engine
-    share = EngineShare(
-        engine.memory_fraction,
-        engine_bytes(case.parallelism) if engine.reserved_bytes is None else engine.reserved_bytes,
-        engine.max_num_batched_tokens,
-        engine.max_num_seqs,
-    )
-    memory = memory_use(model, case.parallelism, case.precision, accelerator, share)
+    memory = _memory(case, model, accelerator)
     kv_blocks = memory.kv_blocks(engine.block_tokens)
+    if kv_blocks == 0:
+        raise _does_not_fit(case, system, model, accelerator)
     overhead = catalog.overheads(engine.name).of_family(accelerator.family)
     timer = StepTimer(
         operators(model, case.parallelism, case.precision),
@@ -176,7 +172,7 @@ def deploy(case: Case, catalog: Catalog) -> Deployment:
         memory=memory,
         timer=timer,
         replicas=_replicas(case, system),
-        kv_blocks=_enough_blocks(case, system, model, memory, kv_blocks),
+        kv_blocks=kv_blocks,
         max_model_len=min(
             model.max_positions,
             engine.max_model_len or model.max_positions,
@@ -187,9 +183,13 @@ def deploy(case: Case, catalog: Catalog) -> Deployment:
 
 
 def _check_split(case: Case, model: Model, system: System) -> None:
-    broken = problems(case.parallelism, model, system.scale_up.domain_chips)
+    domain = system.scale_up.domain_chips
+    broken = problems(case.parallelism, model, domain)
     if broken:
-        raise InfeasibleError(f"case {case.name!r}: " + "; ".join(broken))
+        splits = (Parallelism(tp=tp) for tp in _POWERS_OF_TWO)
+        legal = [str(split.tp) for split in splits if not problems(split, model, domain)]
+        way_out = f"; legal are tp = {', '.join(legal)}"
+        raise InfeasibleError(f"case {case.name!r}: " + "; ".join(broken) + way_out)
 
 
 def _replicas(case: Case, system: System) -> int:
@@ -205,25 +205,56 @@ def _replicas(case: Case, system: System) -> int:
     return wanted
 
 
-def _enough_blocks(
-    case: Case, system: System, model: Model, memory: MemoryUse, kv_blocks: int
-) -> int:
-    """Refuse a deployment that has no room for KV cache, and say what would help."""
-    if kv_blocks > 0:
-        return kv_blocks
-    chips = case.parallelism.chips
-    weights = memory.weights_bytes * chips
-    usable = memory.budget_bytes - memory.activations_bytes - memory.engine_bytes
-    fits = next((tp for tp in _POWERS_OF_TWO if weights < tp * usable), None)
-    split_ok = fits is not None and fits <= system.scale_up.domain_chips
-    ways = [f"tp >= {fits}"] if split_ok else ["a system with more memory per scale-up domain"]
-    if case.precision.weights in ("bf16", "fp16"):
-        ways.append("fp8 weights")
-    raise InfeasibleError(
-        f"case {case.name!r}: {model.name} needs {weights / GIB:.0f} GiB of weights per replica, "
-        f"{chips} x {system.accelerator} has {chips * usable / GIB:.0f} GiB usable: "
-        + " or ".join(ways)
+def _memory(case: Case, model: Model, accelerator: Accelerator) -> MemoryUse:
+    engine, reserved = case.engine, case.engine.reserved_bytes
+    share = EngineShare(
+        engine.memory_fraction,
+        engine_bytes(case.parallelism) if reserved is None else reserved,
+        engine.max_num_batched_tokens,
+        engine.max_num_seqs,
     )
+    return memory_use(model, case.parallelism, case.precision, accelerator, share)
+
+
+def _does_not_fit(
+    case: Case, system: System, model: Model, accelerator: Accelerator
+) -> InfeasibleError:
+    """Say by how much a model misses the memory, and which changes would make it fit."""
+    memory, chips = _memory(case, model, accelerator), case.parallelism.chips
+    usable = memory.budget_bytes - memory.activations_bytes - memory.engine_bytes
+    weights_gib, usable_gib = memory.weights_bytes * chips / GIB, chips * usable / GIB
+    return InfeasibleError(
+        f"case {case.name!r}: {model.name} needs {weights_gib:.0f} GiB of weights per replica and "
+        f"room for KV cache, {chips} x {system.accelerator} has {usable_gib:.0f} GiB usable: "
+        + " or ".join(_ways_to_fit(case, system, model, accelerator))
+    )
+
+
+def _ways_to_fit(
+    case: Case, system: System, model: Model, accelerator: Accelerator
+) -> Iterator[str]:
+    """Try wider splits and narrower weights, and name the first of each that leaves KV blocks."""
+    block = case.engine.block_tokens
+
+    def fits(parallelism: Parallelism, precision: Precision) -> bool:
+        if problems(parallelism, model, system.scale_up.domain_chips):
+            return False
+        changed = case.model_copy(update={"parallelism": parallelism, "precision": precision})
+        return _memory(changed, model, accelerator).kv_blocks(block) > 0
+
+    wider = (Parallelism(tp=tp) for tp in _POWERS_OF_TWO if tp > case.parallelism.tp)
+    tp = next((split.tp for split in wider if fits(split, case.precision)), None)
+    if tp is not None:
+        yield f"tp >= {tp}"
+    narrower: tuple[Dtype, ...] = ("fp8", "nvfp4")
+    for weights in narrower:
+        known = weights in accelerator.peak_flop_per_s
+        smaller = DTYPE_BYTES[weights] < DTYPE_BYTES[case.precision.weights]
+        precision = case.precision.model_copy(update={"weights": weights})
+        if known and smaller and fits(case.parallelism, precision):
+            yield f"{weights} weights"
+            break
+    yield "a system with more memory per scale-up domain"
 
 
 _POWERS_OF_TWO = (1, 2, 4, 8, 16, 32, 64)
@@ -243,6 +274,6 @@ def _notes(case: Case, model: Model, timer: StepTimer) -> list[str]:
     notes += [
         f"{case.name}: {row.name}: {row.source}."
         for row in timer.explain(shape)
-        if row.source.startswith("extrapolated")
+        if row.source.startswith(("extrapolated", "assumed: mean"))
     ]
     return notes

@@ -448,7 +448,7 @@ def usd_per_mtok(
     chip_time_share_input : float
         Busy chip time spent on input tokens (prefill) over all busy chip time, 0 to 1.
     input_tokens, output_tokens : float
-        Tokens of the completed requests.
+        Tokens that were read and produced in the period that is paid for.
 
     Raises
     ------

@@ -11,6 +11,9 @@
 Anything else that escapes (``KeyError``, ``ZeroDivisionError``...) is a bug of ours too.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -58,3 +61,13 @@ class InternalError(RackcastError):
     """An invariant of the simulator does not hold: never the user's fault."""
 
     exit_code: ClassVar[int] = 70
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """End the program with the message and exit code of an error raised on purpose."""
+    try:
+        yield
+    except RackcastError as error:
+        sys.stderr.write(f"rackcast: {error}\n")
+        sys.exit(error.exit_code)

@@ -205,12 +205,14 @@ def _provenance(deployment: Deployment, books: Accounts) -> Iterator[dict[str, s
     dtype = deployment.compute_dtype
     peak = chip.peak_flop_per_s[dtype]
     yield _item(f"dense {dtype} peak", f"{peak.value:.3g} FLOP/s", _cited(peak))
+    given = deployment.case.engine.reserved_bytes is not None
+    reserved = "given" if given else "as vLLM logs it"
     yield _item(
         "KV cache",
         f"{deployment.kv_blocks * deployment.case.engine.block_tokens:,} tokens per replica",
         f"memory less {memory.weights_bytes / GIB:.1f} GiB weights, "
         f"{memory.activations_bytes / GIB:.1f} GiB activations (computed) and "
-        f"{memory.engine_bytes / GIB:.1f} GiB for the engine (vLLM logs), per chip",
+        f"{memory.engine_bytes / GIB:.1f} GiB for the engine ({reserved}), per chip",
     )
     shape = StepShape(
         decode_sequences=1, decode_context_tokens=1, prefill_sequences=1, prefill_tokens=1
@@ -265,8 +267,8 @@ def _case_notes(
 def _notes(results: Sequence[CaseTables]) -> tuple[str, ...]:
     """Collect the notes of all cases, each once."""
     general = (
-        "Forecasts carry no interval yet; how far forecasts of measured runs were off stands "
-        "beside every fitted law below.",
+        "Forecasts carry no interval yet. Beside each fitted law below stands how far it is off "
+        "on the measurements that it was fitted to.",
         "Rates, energy and cost are counted from the end of the warm-up (a share of the arrivals) "
         "to the last arrival; latencies are those of the requests that arrive in that time, "
         "followed to their end.",

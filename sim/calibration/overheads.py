@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from sim.catalog import Catalog, open_catalog
 from sim.cost.work import StepShape
 from sim.deployment import Deployment, deploy
 from sim.efficiency import Engine, Fit
-from sim.errors import InfeasibleError
+from sim.errors import InfeasibleError, exit_on_error
 from sim.overhead import NO_OVERHEAD, EngineOverhead, EngineOverheads, FamilyOverhead
 from sim.units import MILLISECOND_S, NANOSECOND_S
 
@@ -259,7 +259,7 @@ def main(
 
 def _fits(run: MeasuredRun) -> bool:
     """Take audited or fully described runs of dense models."""
-    return run.quality in "AB" and "tpot" in run.measured and "llama" in run.case.model
+    return run.quality in ("A", "B") and "tpot" in run.measured and "llama" in run.case.model
 
 
 def _is_closed(run: MeasuredRun) -> bool:
@@ -274,16 +274,16 @@ def _shows_frontend(run: MeasuredRun) -> bool:
 def _with_frontend(
     fitted: Mapping[str, FamilyOverhead], engines: Mapping[Engine, Mapping[str, FamilyOverhead]]
 ) -> dict[str, FamilyOverhead]:
-    """Give an engine without a fitted frontend the mean of those that have one."""
-    known = [
-        overhead.law.frontend_s
-        for families_ in engines.values()
-        for overhead in list(families_.values())[:1]
-        if overhead.frontend_fit is not None
-    ]
-    if not known or any(overhead.frontend_fit is not None for overhead in fitted.values()):
+    """Give an engine without a fitted frontend the mean of those that have one.
+
+    Where no engine has one, because no run with free arrivals was given, the catalogue's own
+    figures stand in.
+    """
+    if any(overhead.frontend_fit is not None for overhead in fitted.values()):
         return dict(fitted)
-    mean_s = _significant(float(np.mean(known)))
+    catalog = open_catalog()
+    shipped = {name: catalog.overheads(name).families for name in get_args(Engine)}
+    mean_s = _mean_frontend_s(engines) or _mean_frontend_s(shipped)
     return {
         name: overhead.model_copy(
             update={"law": overhead.law.model_copy(update={"frontend_s": mean_s})}
@@ -292,5 +292,17 @@ def _with_frontend(
     }
 
 
+def _mean_frontend_s(engines: Mapping[Engine, Mapping[str, FamilyOverhead]]) -> float:
+    """Average the fitted times outside the engine; 0 where there are none."""
+    known = {
+        overhead.law.frontend_s
+        for fitted in engines.values()
+        for overhead in fitted.values()
+        if overhead.frontend_fit is not None
+    }
+    return _significant(float(np.mean(sorted(known)))) if known else 0.0
+
+
 if __name__ == "__main__":
-    typer.run(main)
+    with exit_on_error():
+        typer.run(main)

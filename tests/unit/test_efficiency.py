@@ -14,7 +14,6 @@ from sim.efficiency import (
     CollectiveLaw,
     CollectiveLine,
     DecodeAttentionLaw,
-    EngineOverhead,
     GemmLaw,
     GroupedGemmLaw,
     PowerLaw,
@@ -152,10 +151,6 @@ class TestByHand:
         assert law.watts(
             tdp_w=1000.0, idle_w=140.0, busy=0.0, compute_utilization=0.0, memory_utilization=0.0
         ) == pytest.approx(140.0)
-
-    def test_engine_overhead_adds_up(self) -> None:
-        overhead = EngineOverhead(step_s=2e-3, layer_s=1e-5, sequence_s=2e-6)
-        assert overhead.seconds(layers=80.0, sequences=100.0) == pytest.approx(3e-3)
 
     def test_an_array_gives_what_its_numbers_give(self) -> None:
         law = CALIBRATIONS["b200_sxm"].kernels["trtllm"].gemm["nvfp4"].law

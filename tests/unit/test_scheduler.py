@@ -56,6 +56,16 @@ def test_prompts_share_a_step_in_the_order_of_arrival() -> None:
     assert (scheduler.running_requests, scheduler.outstanding_requests) == (3, 3)
 
 
+def test_a_request_whose_prompt_is_in_the_step_runs() -> None:
+    scheduler = scheduler_of(seqs=2)
+    with_requests(scheduler, (30, 5), (50, 1), (40, 5))
+    assert (scheduler.running_requests, scheduler.outstanding_requests) == (0, 3)
+    stretch = scheduler.plan(0)
+    assert (scheduler.running_requests, scheduler.outstanding_requests) == (2, 3)
+    scheduler.finish(stretch, 1, 1)  # the second has its only token
+    assert (scheduler.running_requests, scheduler.outstanding_requests) == (1, 2)
+
+
 def test_decoding_sequences_come_before_the_rest_of_a_prompt() -> None:
     scheduler = scheduler_of(budget=50)
     with_requests(scheduler, (20, 5), (90, 5), (10, 5))
