@@ -11,6 +11,7 @@ from sim.cost.memory import EngineShare, MemoryUse, engine_bytes, memory_use
 from sim.cost.timer import OperatorTime, StepTable, StepTimer
 from sim.cost.work import Number, Precision, Rows, StepShape, operators
 from sim.efficiency import Calibration
+from sim.engine.clock import to_ticks
 from sim.engine.cluster import ReplicaPlan
 from sim.engine.scheduler import BatchLimits
 from sim.engine.ticks import TickTable
@@ -18,7 +19,7 @@ from sim.errors import InfeasibleError, InputError
 from sim.hardware import Accelerator, System
 from sim.model import GroupedQueryAttention, Model
 from sim.parallelism import Parallelism, problems
-from sim.scenario import Case
+from sim.scenario import Case, ServingEngine
 from sim.units import DTYPE_BYTES, GIB, Dtype
 
 Quantity = Callable[[OperatorTime], Number]
@@ -104,6 +105,7 @@ class Deployment:
             window_tokens=self.window_tokens,
             pace=TickTable(self.seconds),
             max_model_len=self.max_model_len,
+            answer_ticks=to_ticks(self.timer.overhead.frontend_s),
         )
 
     def explain(self, shape: StepShape) -> list[OperatorTime]:
@@ -254,7 +256,11 @@ def _ways_to_fit(
         if known and smaller and fits(case.parallelism, precision):
             yield f"{weights} weights"
             break
-    yield "a system with more memory per scale-up domain"
+    usual = case.model_copy(update={"engine": ServingEngine()})
+    if _memory(usual, model, accelerator).kv_blocks(block) > 0:
+        yield "the default engine.memory_fraction, reserved_bytes and token budget"
+    else:
+        yield "a system with more memory per scale-up domain"
 
 
 _POWERS_OF_TWO = (1, 2, 4, 8, 16, 32, 64)

@@ -252,11 +252,14 @@ def _case_notes(
             f"{run.capacity_requests_per_s:.2f} requests/s at most"
         )
     yield f"{counted}."
-    done = requests["done_s"].between(window.start_s, window.end_s).sum() / window.duration_s
-    offered = float(str(summary["offered_requests_per_s"]))
-    if case.workload.kind != "closed_loop" and done < FALLING_BEHIND * offered:
+    served = requests[requests["outcome"] == "completed"]
+    arrive, leave = (
+        served[time].between(window.start_s, window.end_s).sum() / window.duration_s
+        for time in ("arrival_s", "done_s")
+    )
+    if case.workload.kind != "closed_loop" and leave < FALLING_BEHIND * arrive:
         yield (
-            f"{case.name}: falls behind: {done:.2f} requests/s leave while {offered:.2f} arrive; "
+            f"{case.name}: falls behind: {leave:.2f} requests/s leave while {arrive:.2f} arrive; "
             "its latencies grow with the length of the run."
         )
     failed = int(str(summary["failed_requests"]))

@@ -33,6 +33,8 @@ from sim.overhead import EngineOverhead
 Floats = npt.NDArray[np.float64]
 
 TIMELINE_BINS = 120
+TOGETHER_FRACTION = 0.01
+"""Arrivals within a smaller part of the run than this are a batch that comes all at once."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ def measured_window(requests: pd.DataFrame, warmup_fraction: float) -> Window:
         return Window(0.0, end)
     start = float(arrivals[int(warmup_fraction * arrivals.size)])
     last = float(arrivals[-1])
-    return Window(start, last) if last > start else Window(float(arrivals[0]), end)
+    together = last - start < TOGETHER_FRACTION * (end - start)
+    return Window(float(arrivals[0]), end) if together else Window(start, last)
 
 
 def timeline(
@@ -165,12 +168,27 @@ def timeline(
             "offered_requests_per_s": arrived / width,
             "output_tokens_per_s": work.per_bin(work.output_tokens, edges) / width,
             "running_requests": work.per_bin(running * busy_s, edges) / width,
-            "waiting_requests": work.per_bin(stretches["waiting_requests"] * busy_s, edges) / width,
+            "waiting_requests": _request_seconds(requests, "arrival_s", "admit_s", edges) / width,
             "kv_used_fraction": work.per_bin(used * busy_s, edges) / fleet,
             "utilization_fraction": busy / fleet,
             "power_w": _fleet_power_w(deployment, chip_j, busy, width),
         }
     )
+
+
+def _request_seconds(requests: pd.DataFrame, begin: str, end: str, edges: Floats) -> Floats:
+    """Add up the time that admitted requests spend between two events, from edge to edge."""
+    admitted = requests[requests["admit_s"].notna()]
+    begun, ended = (_seconds_since(admitted[name].to_numpy(float), edges) for name in (begin, end))
+    return np.maximum(np.diff(begun - ended), 0.0)
+
+
+def _seconds_since(events_s: Floats, edges: Floats) -> Floats:
+    """Seconds that have passed since each event, added up over all events before each edge."""
+    events_s = np.sort(events_s)
+    before = np.searchsorted(events_s, edges, side="right")
+    sums = np.concatenate([[0.0], np.cumsum(events_s)])
+    return np.asarray(before * edges - sums[before])
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from sim.efficiency import GemmFormat
 from sim.errors import InputError
 from sim.units import DTYPE_BYTES, MICROSECOND_S, Dtype
 
-KEYS = ("chip", "engine", "version", "source")
-"""Columns that every frame carries: who measured what, and in which file."""
+KEYS = ("chip", "engine", "version", "origin")
+"""Columns that every frame of kernels carries: who measured what, and what a row is cited as."""
 
 MLA_LATENT = 512
 MLA_ROPE = 64
@@ -228,13 +228,11 @@ def power(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     moved = n * k * weight_bytes + m * k * activation_bytes + m * n * DTYPE_BYTES["bf16"]
     time_s = frame["latency_us"] * MICROSECOND_S
     work_s = 2.0 * m * n * k / _format_peak(frame["format"], peaks)
-    frame["engine"] = frame["framework"]
-    frame["source"] = path.name
     frame["load_fraction"] = frame["power_w"] / frame["power_limit_w"]
     frame["compute_utilization"] = work_s / time_s
     frame["memory_utilization"] = moved / peaks.bandwidth_bytes_per_s / time_s
     frame["weight_bytes"] = n * k * weight_bytes
-    return frame
+    return _signed(frame, path)
 
 
 def _read(data_dir: Path, operation: str, chip: str) -> pd.DataFrame:
@@ -243,18 +241,23 @@ def _read(data_dir: Path, operation: str, chip: str) -> pd.DataFrame:
         frame = _csv(path)
         mine = frame[frame["hardware"] == chip].copy()
         if not mine.empty:
-            mine["chip"] = mine["hardware"]
-            mine["engine"] = mine["framework"]
             mine["time_s"] = mine["latency_us"] * MICROSECOND_S
-            mine["source"] = path.name
-            return mine
+            return _signed(mine, path)
     raise InputError(f"no rows of {operation} on {chip} under {data_dir / 'kernels'}")
+
+
+def _signed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Add the `KEYS` that the file calls something else."""
+    frame["chip"] = frame["hardware"]
+    frame["engine"] = frame["framework"]
+    frame["origin"] = path.name + ", " + frame["framework"] + " " + frame["version"]
+    return frame
 
 
 def _csv(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}: no such file; it holds measurements that the fit needs")
-    return pd.read_csv(path)
+    return pd.read_csv(path, dtype={"version": str})  # Version 1.0 is no number.
 
 
 def _format_bytes(formats: "pd.Series[str]") -> tuple["pd.Series[float]", "pd.Series[float]"]:

@@ -8,7 +8,7 @@ kept to four digits, and residuals are those of the rounded law.
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple, TypedDict, TypeVar, cast
+from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -102,6 +102,11 @@ def regress(
 def times(rows: pd.DataFrame) -> Array:
     """Take the measured times out of a frame, seconds."""
     return rows["time_s"].to_numpy(dtype=float)
+
+
+def columns(rows: pd.DataFrame, *names: str) -> dict[str, Any]:
+    """Take columns out of a frame, as the arguments of a law that has their names."""
+    return {name: rows[name].to_numpy(dtype=float) for name in names}
 
 
 def residual_report(

@@ -122,6 +122,7 @@ class DecodeBatch:
             finish_step, _, request = heappop(finishing)
             if request.finish_step == finish_step:
                 self._forget(request)
+                request.finish_step = -1  # a preemption may have left an equal entry behind
                 request.generated_tokens = request.output_tokens
                 done.append(request)
         if self._window is not None:

@@ -28,6 +28,8 @@ class ReplicaPlan:
     pace: Pace
     max_model_len: int
     """Longest prompt plus answer that is accepted."""
+    answer_ticks: int = 0
+    """Time from the end of a request in the engine until its client has seen it."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Cluster:
 
     def run_closed(self, lengths: Sequence[tuple[int, int]], clients: int) -> RunRecord:
         """Serve clients that wait for their answers, until the supply of requests ends."""
-        ClosedLoop(self.env, lengths, clients, self.submit)
+        ClosedLoop(self.env, lengths, clients, self.submit, self.plan.answer_ticks)
         return self._finish()
 
     def _finish(self) -> RunRecord:

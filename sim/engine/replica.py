@@ -96,7 +96,8 @@ class Replica:
         if self._idle:
             self._wake()
         elif self._steps > 1 and self.scheduler.admits_at_once():
-            self._cut_short()
+            # boundaries of one tick come in the order of the replicas: ours may be over
+            self._cut_short(boundary_is_over=request.sent_at_boundary_of > self.index)
 
     def _run(self) -> Generator[simpy.Event, None, None]:
         env, scheduler = self.env, self.scheduler
@@ -125,10 +126,10 @@ class Replica:
             self._alarm = Alarm(self.env, 0, self.index)
             _hand_over(self._bell, self._alarm)
 
-    def _cut_short(self) -> None:
+    def _cut_short(self, *, boundary_is_over: bool) -> None:
         """End the stretch with the step in progress, so that the next one admits a newcomer."""
         elapsed = int(self.env.now) - self._start_tick
-        steps = self._steps_until(elapsed)
+        steps = self._steps_until(elapsed + boundary_is_over)
         if steps < self._steps and self._alarm is not None:
             self._steps = steps
             earlier = Alarm(self.env, self._ticks(steps) - elapsed, self.index)
@@ -171,7 +172,7 @@ class Replica:
                 stretch.prefill_pairs,
                 stretch.prefill_window_pairs,
                 stretch.first_tokens,
-                scheduler.pool.used_blocks,
+                stretch.used_blocks,
                 len(scheduler.waiting),
             )
         )

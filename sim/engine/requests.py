@@ -36,6 +36,7 @@ class Request:
         "preemptions",
         "replica",
         "request_id",
+        "sent_at_boundary_of",
     )
 
     def __init__(
@@ -58,6 +59,8 @@ class Request:
         """Step count of the batch at which it completes; -1 while not decoding."""
         self.preemptions = 0
         self.replica = -1
+        self.sent_at_boundary_of = -1
+        """Replica whose step boundary let a client send it; -1 if the clock did."""
         self.outcome: Outcome = "unfinished"
         self.on_done: RequestListener | None = None
         """Who waits for the answer (a closed-loop client)."""

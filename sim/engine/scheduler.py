@@ -58,6 +58,8 @@ class Stretch:
     prefill_window_pairs: int = 0
     first_tokens: int = 0
     """Prompts that were completed and gave a token."""
+    used_blocks: int = 0
+    """KV blocks in use in the last step, before those of completed requests come back."""
 
     def context_sum(self, steps: int) -> int:
         """Keys attended to in the first steps, summed over steps and sequences.
@@ -96,16 +98,13 @@ class Scheduler:
         self.batch = DecodeBatch(pool.block_tokens, window_tokens)
         self.prefilling: Request | None = None
         """The admitted prompt that is not fully computed yet."""
+        self.outstanding_requests = 0
+        """Accepted and not done."""
 
     @property
     def running_requests(self) -> int:
-        """Admitted and not done."""
-        return self.batch.size + (self.prefilling is not None)
-
-    @property
-    def outstanding_requests(self) -> int:
-        """Accepted and not done."""
-        return len(self.waiting) + self.batch.size + (self.prefilling is not None)
+        """Admitted and not done: those whose prompts are in the step in progress too."""
+        return self.outstanding_requests - len(self.waiting)
 
     def can_ever_run(self, request: Request) -> bool:
         """Tell at the door whether the whole pool could hold the longest answer asked for."""
@@ -115,6 +114,7 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Put a request at the end of the waiting line."""
         self.waiting.append(request)
+        self.outstanding_requests += 1
 
     def admits_at_once(self) -> bool:
         """Tell whether a request that has just joined may be admitted at the next step.
@@ -146,7 +146,7 @@ class Scheduler:
             self._continue_prefill(self.prefilling, stretch)
         if self.waiting and not preempted:
             self._admit(stretch, tick)
-        if not stretch.chunks:
+        if not stretch.chunks and not preempted:  # the next step may admit again
             stretch.max_steps = self._steps_without_change(blocks)
         return stretch
 
@@ -165,6 +165,7 @@ class Scheduler:
         batch, pool = self.batch, self.pool
         if steps > 1:
             pool.take(batch.blocks_needed(steps) - stretch.first_step_blocks)
+        stretch.used_blocks = pool.used_blocks
         done = batch.advance(steps) if stretch.decode_sequences else []
         for request in done:
             context = request.input_tokens + request.output_tokens - 1
@@ -179,6 +180,7 @@ class Scheduler:
         for request in done:
             request.done_tick = tick
             request.outcome = "completed"
+        self.outstanding_requests -= len(done)
         return done
 
     def _finish_prefill(self, request: Request, tick: int, done: list[Request]) -> None:

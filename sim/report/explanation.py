@@ -7,6 +7,7 @@ from rich.table import Table
 from sim.cost.timer import OperatorTime
 from sim.cost.work import StepShape, prefill_pairs
 from sim.deployment import Deployment
+from sim.errors import InputError
 from sim.units import GIGA, MICROSECOND_S, MILLISECOND_S
 
 
@@ -50,6 +51,7 @@ def explanation(
     prompt : int
         Tokens of the prefill step, one prompt without a cached prefix.
     """
+    _check_limits(deployment, batch, prompt)
     window = deployment.window_tokens
     prefill = StepShape(
         prefill_sequences=1,
@@ -66,6 +68,26 @@ def explanation(
         _step(deployment, f"prefill of {prompt:,} tokens", prefill),
         _step(deployment, f"decode of {batch} sequences, {context:,} keys each", decode),
     )
+
+
+def _check_limits(deployment: Deployment, batch: int, prompt: int) -> None:
+    """Refuse a step that the engine would never run.
+
+    Raises
+    ------
+    InputError
+        Naming the setting that limits it.
+    """
+    engine = deployment.case.engine
+    for asked, limit, name in (
+        (batch, engine.max_num_seqs, "max_num_seqs"),
+        (prompt, engine.max_num_batched_tokens, "max_num_batched_tokens"),
+    ):
+        if asked > limit:
+            raise InputError(
+                f"a step of {asked} is beyond engine.{name} = {limit} of case "
+                f"{deployment.case.name!r}; ask for less, or raise it with --set engine.{name}=..."
+            )
 
 
 def operator_table(step: ExplainedStep) -> Table:

@@ -49,6 +49,15 @@ def plain(value: float) -> str:
     return text if text not in {"-0", ""} else "0"
 
 
+def tick_usd(value: float) -> str:
+    """Write dollars of an axis without trailing zeros.
+
+    >>> [tick_usd(x) for x in (0.05, 2.0)]
+    ['$0.05', '$2']
+    """
+    return f"${plain(value)}"
+
+
 def usd(value: float) -> str:
     """Write dollars: cents above one dollar, three significant digits below.
 

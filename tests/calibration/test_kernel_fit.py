@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sim.calibration import collectives, fit, kernels
+from sim.calibration import collectives, fit, kernel_laws, kernels
 from sim.calibration.kernels import Peaks
 from sim.calibration.regression import Knob, regress
 from sim.efficiency import Calibration, GemmLaw
@@ -177,7 +177,7 @@ class TestRegression:
                 for tp, time_s in [(1, 1.0), (2, 0.6), (4, 1.3)]
             ]
         )
-        kept, dropped = fit._without_broken_shards(
+        kept, dropped = kernel_laws._without_broken_shards(
             rows, ["hidden_size", "inter_size", "topk", "num_experts"]
         )
         assert (kept["moe_tp_size"].tolist(), dropped) == ([1, 2], 1)

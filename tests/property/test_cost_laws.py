@@ -57,7 +57,7 @@ def deployed(setup: Setup) -> Deployment:
     options = {
         "system": setup.system,
         "model": setup.model,
-        "parallelism": f"{{tp: {setup.tp}, ep: {setup.ep}}}",
+        "parallelism": f"{{tp: {setup.tp}, ep: {setup.ep}, expert_exchange: all_to_all}}",
         "precision.weights": setup.weights,
         "precision.kv_cache": setup.kv_cache,
         "engine.name": setup.engine,

@@ -128,7 +128,7 @@ def test_all_blocks_come_back(config: Config) -> None:
     cluster = cluster_of(config, every_step=False)
     record = serve(cluster, config)
     used = record.stretches["kv_used_blocks"]
-    assert (used >= 0).all()
+    assert (used > 0).all()  # whatever runs has blocks, also in the step in which it ends
     assert (used <= config.limits.kv_blocks).all()  # beyond it the pool raises an InternalError
     for replica in cluster.replicas:
         scheduler = replica.scheduler

@@ -199,17 +199,19 @@ def test_a_single_sequence_waits_for_weights_and_the_engine(deployment: Deployme
     """
     weights_s = (80 * 855_638_016 + 2 * 128256 * 8192) / 8 / BANDWIDTH
     assert weights_s == pytest.approx(2.63e-3, rel=0.002)
-    rows = table(deployment.timer, "batch 1")
+    fused = deployment.timer.overhead.model_copy(update={"floor_fraction": 0.0})
+    rows = table(deployment.timer.with_overhead(fused), "batch 1")
     products = ("qkv_projection", "output_projection", "mlp_gate_up", "mlp_down", "lm_head")
     products_s = sum(float(rows[name].seconds) for name in products)
-    # kernels measured alone reach 0.73 (small qkv) to 0.87 of the bandwidth
+    # kernels measured alone, less their floors, reach 0.73 (small qkv) to 0.87 of the bandwidth
     assert weights_s / 0.87 < products_s < weights_s / 0.70
     network_s = float(rows["tensor_all_reduce"].seconds)
     assert 160 * 3e-6 < network_s < 160 * 10e-6  # 16 kB over NVLink: a few microseconds
     others = ("attention_decode", "norms_and_activations")
     rest_s = network_s + sum(float(rows[name].seconds) for name in others)
     engine_s = float(rows["engine_overhead"].seconds)
-    assert deployment.timer.seconds(BATCH_1) == pytest.approx(products_s + rest_s + engine_s)
+    in_engine = deployment.timer.with_overhead(fused).seconds(BATCH_1)
+    assert in_engine == pytest.approx(products_s + rest_s + engine_s)
 
 
 def test_a_long_prompt_is_bound_by_arithmetic(deployment: Deployment) -> None:

@@ -162,7 +162,7 @@ class TestCatalogue:
             ("model", "deepseek_r1"),
             ("system", system),
             ("engine.name", engine),
-            ("parallelism", "{tp: 8, ep: 8}"),
+            ("parallelism", "{tp: 8, ep: 8, expert_exchange: all_to_all}"),
         ]
         case = load_scenario(CATALOG.path("scenarios", "quickstart"), settings).cases[0]
         timer = deploy(case, CATALOG).timer

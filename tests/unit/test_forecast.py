@@ -180,6 +180,8 @@ class TestLoad:
         assert any(
             note.startswith(f"small: {REQUESTS} requests are longer") for note in tables.notes
         )
+        # Nobody waits for a request that was turned away.
+        assert not any("falls behind" in note for note in tables.notes)
 
 
 class TestBefore:

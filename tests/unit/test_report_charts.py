@@ -24,18 +24,22 @@ from report_fixtures import (
     rented,
 )
 
-from sim.report import charts
-from sim.report.charts import CHART_NAMES, Drawing, draw_charts
+from sim.report.charts import CHART_NAMES, draw_charts
+from sim.report.charts.bars import cost_chart, energy_chart
+from sim.report.charts.curves import cost_curve_chart, throughput_chart
+from sim.report.charts.drawing import Drawing
+from sim.report.charts.latency import latency_chart
+from sim.report.charts.timeline import MOST_BINS, _binned, timeline_chart
 from sim.report.data import RunTables
 from sim.report.style import THEME, case_style, chart_settings, themed, wrap
 
 PAINTERS: dict[str, Callable[[RunTables], Drawing]] = {
-    "cost": charts.cost_chart,
-    "throughput": charts.throughput_chart,
-    "cost_curve": charts.cost_curve_chart,
-    "latency": charts.latency_chart,
-    "timeline": charts.timeline_chart,
-    "energy": charts.energy_chart,
+    "cost": cost_chart,
+    "throughput": throughput_chart,
+    "cost_curve": cost_curve_chart,
+    "latency": latency_chart,
+    "timeline": timeline_chart,
+    "energy": energy_chart,
 }
 RUNS: dict[str, Callable[[], RunTables]] = {
     "four": four_cases,
@@ -203,8 +207,8 @@ def test_an_slo_is_drawn_once_where_all_cases_share_it() -> None:
 def test_thinning_a_timeline_keeps_its_averages_over_time() -> None:
     rows = four_cases().timeline.query("case == '8x H100'").copy()
     rows["end_s"] = rows["start_s"].shift(-1, fill_value=rows["end_s"].iloc[-1] + 3)
-    binned = charts._binned(rows)
-    assert len(binned) == charts.TIMELINE_BINS
+    binned = _binned(rows)
+    assert len(binned) == MOST_BINS
     for column in ("power_w", "running_requests", "kv_used_fraction"):
         before = (rows[column] * (rows["end_s"] - rows["start_s"])).sum()
         after = (binned[column] * (binned["end_s"] - binned["start_s"])).sum()

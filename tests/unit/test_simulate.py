@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sim.catalog import Catalog, open_catalog
@@ -17,6 +18,7 @@ from sim.engine.requests import Request
 from sim.engine.scheduler import BatchLimits
 from sim.engine.ticks import ConstantPace
 from sim.errors import InputError
+from sim.metrics import request_table
 from sim.scenario import load_scenario
 from sim.simulate import CaseRun, Traffic, capacity_requests_per_s, draw_traffic, serve, simulate
 
@@ -105,6 +107,19 @@ def test_another_process_gives_the_same_bytes(tmp_path: Path, catalog: Catalog) 
         check=True,
     )
     assert there.stdout.strip() == here
+
+
+def test_a_client_sends_when_it_sees_its_answer(tmp_path: Path, catalog: Catalog) -> None:
+    """In the table that people read, a client never has two requests under way."""
+    closed = run(tmp_path, catalog, CLOSED)
+    seen = request_table(closed.record, closed.deployment.timer.overhead)
+    under_way = pd.concat(
+        [
+            pd.DataFrame({"at_s": seen["done_s"].round(9), "change": -1}),
+            pd.DataFrame({"at_s": seen["arrival_s"].round(9), "change": 1}),
+        ]
+    ).sort_values("at_s", kind="stable")  # rounded: the sum of two floats may miss the third
+    assert under_way["change"].cumsum().max() == 10
 
 
 def same_up_to_the_cuts(fast: RunRecord, slow: RunRecord) -> None:

@@ -31,6 +31,7 @@ from sim.units import DTYPE_BYTES, Dtype
 
 CATALOG = open_catalog()
 PEAKS = Peaks(flop_per_s={"bf16": 100e12, "fp8": 200e12}, bandwidth_bytes_per_s=1e12, tdp_w=700.0)
+SENT = Parallelism(tp=8, ep=8, expert_exchange="all_to_all")
 FP8 = Precision(weights="fp8", kv_cache="fp8")
 BF16 = Precision(weights="bf16", kv_cache="bf16")
 
@@ -292,11 +293,18 @@ class TestOperators:
         shape = StepShape(2, decode_context_tokens=2 * 5000, decode_window_tokens=2 * 128)
         assert [op.context_tokens(shape) for op in decode] == [10_000, 256]
 
-    @pytest.mark.parametrize(("ep", "expected"), [(1, 2 * 61), (8, 2 * 61 - 58)])
-    def test_expert_parallelism_saves_the_all_reduce_after_the_experts(
-        self, ep: int, expected: int
+    @pytest.mark.parametrize(
+        ("split", "expected"),
+        [
+            (Parallelism(tp=8), 2 * 61),
+            (Parallelism(tp=8, ep=8), 2 * 61),
+            (Parallelism(tp=8, ep=8, expert_exchange="all_to_all"), 2 * 61 - 58),
+        ],
+    )
+    def test_sending_tokens_saves_the_all_reduce_after_the_experts(
+        self, split: Parallelism, expected: int
     ) -> None:
-        listed = operators(CATALOG.model("deepseek_r1"), Parallelism(tp=8, ep=ep), FP8)
+        listed = operators(CATALOG.model("deepseek_r1"), split, FP8)
         reduce = only(listed, AllReduce)
         assert reduce.calls == expected
         assert reduce.work(StepShape(decode_sequences=3)).bytes == 3 * 7168 * 2
@@ -318,7 +326,7 @@ class TestOperators:
         assert elements == 8 * model.hidden + 2 * model.attention.heads * 128
 
     def test_nothing_to_do_is_no_work(self) -> None:
-        for op in operators(CATALOG.model("deepseek_r1"), Parallelism(tp=8, ep=8), FP8):
+        for op in operators(CATALOG.model("deepseek_r1"), SENT, FP8):
             assert op.work(StepShape()) == (0, 0), op.name
 
 
@@ -328,7 +336,7 @@ class TestExchange:
     )
     def test_results_come_back_in_16_bits(self, weights: Dtype, dispatched: float) -> None:
         precision = Precision(weights=weights, kv_cache="fp8")
-        listed = operators(CATALOG.model("deepseek_r1"), Parallelism(tp=8, ep=8), precision)
+        listed = operators(CATALOG.model("deepseek_r1"), SENT, precision)
         halves = [op for op in listed if isinstance(op, ExpertExchange)]
         assert [op.half for op in halves] == ["dispatch", "combine"]
         assert [op.element_bytes for op in halves] == [dispatched, 2.0]

@@ -1,0 +1,71 @@
+"""The charts of a run, each a drawing that can stand alone; a module for each kind.
+
+A chart is drawn for a reader who sees nothing else of the run: its title says what it shows, its
+axes have units, its source line says where it comes from, and a case has the same colour and
+marker in all of them. A number that is not defined is said to be so, never drawn as zero.
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from sim.report.charts.bars import cost_chart, energy_chart
+from sim.report.charts.curves import cost_curve_chart, throughput_chart
+from sim.report.charts.drawing import Drawing
+from sim.report.charts.latency import latency_chart
+from sim.report.charts.timeline import timeline_chart
+from sim.report.data import RunTables
+from sim.report.style import chart_settings
+
+PNG_DOTS_PER_IN = 200
+"""Two pixels of the PNG for each pixel of a page a thousand wide."""
+
+PAINTERS: Mapping[str, Callable[[RunTables], Drawing]] = MappingProxyType(
+    {
+        "cost": cost_chart,
+        "throughput_interactivity": throughput_chart,
+        "cost_interactivity": cost_curve_chart,
+        "latency": latency_chart,
+        "timeline": timeline_chart,
+        "energy": energy_chart,
+    }
+)
+"""What draws each chart, in the order of the report."""
+
+CHART_NAMES: tuple[str, ...] = tuple(PAINTERS)
+"""Stems of the chart files, in the order of the report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A finished chart."""
+
+    name: str
+    """Stem of its files."""
+    title: str
+    alt: str
+    """What the chart shows, in words, for those who cannot see it."""
+    svg: bytes
+    png: bytes
+
+
+def draw_charts(tables: RunTables) -> tuple[Chart, ...]:
+    """Draw every chart the run has data for, in the order of the report."""
+    has_curve = tables.curve is not None and not tables.curve.empty
+    return tuple(
+        _render(name, painter, tables)
+        for name, painter in PAINTERS.items()
+        if has_curve or not name.endswith("_interactivity")
+    )
+
+
+def _render(name: str, painter: Callable[[RunTables], Drawing], tables: RunTables) -> Chart:
+    with chart_settings(salt=name):
+        drawing = painter(tables)
+        svg, png = io.BytesIO(), io.BytesIO()
+        figure = drawing.sheet.figure
+        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(svg, format="svg", metadata=nothing)
+        figure.savefig(png, format="png", dpi=PNG_DOTS_PER_IN, metadata={"Software": None})
+    return Chart(name, drawing.title, drawing.alt, svg.getvalue(), png.getvalue())

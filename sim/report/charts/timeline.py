@@ -1,0 +1,145 @@
+"""What happens over time: load, requests, KV cache and power, a row of panels for each case."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from sim.report.charts.drawing import Drawing, case_name, heading_of, say, styles_of
+from sim.report.data import RunTables, rows_of
+from sim.report.formats import figure, percent, plain
+from sim.report.style import (
+    LABEL_PT,
+    MARGIN_IN,
+    SMALL_PT,
+    TICK_PT,
+    WIDTH_IN,
+    CaseStyle,
+    Sheet,
+    clipped,
+    colour,
+    wrap,
+)
+from sim.units import HOUR_S, KW, MINUTE_S
+
+MOST_BINS = 150
+PERCENT = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One column of the timeline chart."""
+
+    title: str
+    columns: tuple[str, ...]
+    """The first is filled in the colour of the case, the second a dark line over it."""
+    scale: float
+    """Divides the values."""
+
+
+PANELS = (
+    Panel("Load, requests per second", ("offered_requests_per_s",), 1.0),
+    Panel("Running and waiting requests", ("running_requests", "waiting_requests"), 1.0),
+    Panel("KV cache in use, %", ("kv_used_fraction",), PERCENT),
+    Panel("Power, kW", ("power_w",), KW),
+)
+ROW_IN, HEAD_IN, TIME_AXIS_IN, PANEL_IN = 1.62, 0.3, 0.3, 0.95
+PANEL_LEFT_IN = 0.42
+"""Room for the numbers left of a panel."""
+NAME_UP_IN = 1.188
+"""From the bottom of a panel to the middle of the name over it."""
+
+
+def timeline_chart(tables: RunTables) -> Drawing:
+    """Load, requests, KV use and power over time, a row of small panels per case.
+
+    Every row has its own axes: a rack is through in a minute with what a host chews for an hour.
+    """
+    title = "Load, requests, KV cache and power over time"
+    subtitle = "Waiting requests are the dark line. Every case has its own scales."
+    content_in = ROW_IN * len(tables.cases) + HEAD_IN
+    sheet = Sheet(heading_of(tables, title, subtitle), content_in)
+    for column, panel in enumerate(PANELS):
+        muted = {"color": "muted"}
+        sheet.text(_panel_left_in(column), content_in - 0.16, panel.title, TICK_PT, muted)
+    for place, (case, style) in enumerate(styles_of(tables).items()):
+        bottom_in = TIME_AXIS_IN + (len(tables.cases) - 1 - place) * ROW_IN
+        rows = _binned(rows_of(tables.timeline, case))
+        name = clipped(wrap(case, WIDTH_IN - 1.0, LABEL_PT, bold=True), 1)
+        case_name(sheet, style, name, bottom_in + NAME_UP_IN, weight="bold")
+        for column, panel in enumerate(PANELS):
+            width_in = _panel_left_in(1) - _panel_left_in(0) - PANEL_LEFT_IN - 0.14
+            axes = sheet.axes(_panel_left_in(column), bottom_in, width_in, PANEL_IN)
+            _panel(axes, panel, rows, style)
+    return Drawing(sheet, title, _in_words(tables))
+
+
+def _panel_left_in(column: int) -> float:
+    column_in = (WIDTH_IN - 2 * MARGIN_IN) / len(PANELS)
+    return MARGIN_IN + column * column_in + PANEL_LEFT_IN
+
+
+def _time_unit(until_s: float) -> tuple[str, float]:
+    """Choose the unit of a time axis: seconds to ten minutes, minutes to five hours, or hours.
+
+    >>> _time_unit(599.0), _time_unit(3600.0), _time_unit(86400.0)
+    (('s', 1.0), ('min', 60.0), ('h', 3600.0))
+    """
+    if until_s <= 10 * MINUTE_S:
+        return "s", 1.0
+    return ("min", MINUTE_S) if until_s <= 5 * HOUR_S else ("h", HOUR_S)
+
+
+def _binned(rows: pd.DataFrame) -> pd.DataFrame:
+    """At most `MOST_BINS` intervals: neighbours become their average over time."""
+    rows = rows.sort_values("start_s", kind="stable").reset_index(drop=True)
+    if len(rows) <= MOST_BINS:
+        return rows
+    bins = np.arange(len(rows)) * MOST_BINS // len(rows)
+    columns = [column for panel in PANELS for column in panel.columns]
+    spans_s = rows["end_s"] - rows["start_s"]
+    weighted = rows[columns].mul(spans_s, axis=0).groupby(bins).sum(min_count=1)
+    averages = weighted.div(spans_s.groupby(bins).sum(), axis=0)
+    edges = rows.groupby(bins).agg(start_s=("start_s", "min"), end_s=("end_s", "max"))
+    return pd.concat([edges, averages], axis=1)
+
+
+def _panel(axes: Axes, panel: Panel, rows: pd.DataFrame, style: CaseStyle) -> None:
+    """Draw one quantity of one case over time."""
+    if rows.empty or rows[list(panel.columns)].isna().all(axis=None):
+        say(axes, "not defined")
+        return
+    unit, unit_s = _time_unit(float(rows["end_s"].max()))
+    edges = np.append(rows["start_s"], rows["end_s"].iloc[-1]) / unit_s
+    for column, ink in zip(panel.columns, (style.colour, colour("ink")), strict=False):
+        values = rows[column].to_numpy(dtype=np.float64) / panel.scale
+        if ink == style.colour:
+            axes.stairs(np.nan_to_num(values), edges, fill=True, color=ink, alpha=0.22)
+        axes.stairs(values, edges, baseline=None, color=ink, linewidth=1.3)
+    axes.set_xlim(0.0, edges[-1])
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{plain(x)} {unit}" if x else "0"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: plain(y)))
+    axes.tick_params(labelsize=SMALL_PT, pad=3)
+    if panel.scale == PERCENT:
+        axes.set_ylim(0.0, 1.04 / PERCENT)
+        axes.set_yticks([0.0, 50.0, 100.0])
+    else:
+        axes.set_ylim(0.0, max(axes.get_ylim()[1], 1e-9))
+        axes.yaxis.set_major_locator(MaxNLocator(3, min_n_ticks=2))
+
+
+def _in_words(tables: RunTables) -> str:
+    parts = []
+    for case in tables.cases:
+        rows = rows_of(tables.timeline, case)
+        if not rows.empty:
+            parts.append(
+                f"{case} at most {figure(float(rows['running_requests'].max()))} running and "
+                f"{figure(float(rows['waiting_requests'].max()))} waiting requests, "
+                f"{percent(float(rows['kv_used_fraction'].max()))} of the KV cache and "
+                f"{figure(float(rows['power_w'].max()) / KW)} kW"
+            )
+    return f"Small multiples over time. {'; '.join(parts) or 'No data'}."
