@@ -18,7 +18,6 @@ help: ## list the targets
 
 demo: $(VENV)/.runtime ## install, run scenarios/quickstart.yaml, say where the report is
 	$(BIN)/rackcast run scenarios/quickstart.yaml --out out/quickstart
-	@echo "report: $(CURDIR)/out/quickstart/report.html"
 
 test: lint types ## what CI runs: lint, types, import contracts, all tests
 	$(BIN)/pytest
