@@ -16,12 +16,14 @@ from sim.catalog import Catalog, Kind
 from sim.checks import resolve
 from sim.cost.work import StepShape
 from sim.deployment import Deployment
-from sim.economics import Purchase, Rental
+from sim.economics import Terms, purchase, rental
 from sim.hardware import Figure
 from sim.metrics import (
     Accounts,
+    Activity,
     accounts,
     activity,
+    measured_window,
     request_table,
     summary_row,
     timeline,
@@ -32,6 +34,9 @@ from sim.simulate import CaseRun, Progress, Traffic, draw_traffic, serve, simula
 from sim.units import GB, GIB, KW
 
 Tokens = npt.NDArray[np.int64]
+
+WaysToPay = Mapping[str, Terms]
+"""Terms by what people call them."""
 
 Watcher = Callable[[str], Progress]
 """Gives a progress listener for each case or curve, by its name."""
@@ -85,12 +90,13 @@ def forecast(
     results = []
     for resolved in resolve(scenario, catalog):
         deployment, terms = resolved.deployment, resolved.terms
+        ways = ways_to_pay(deployment, catalog, terms)
         progress = watch(deployment.case.name)
         run = simulate(deployment, catalog, seed, every_step=every_step, progress=progress)
         if keep is not None:
             keep(run)
         curve = _curve(deployment, catalog, terms, seed, watch)
-        results.append(case_tables(run, terms, curve))
+        results.append(case_tables(run, ways, curve))
     curves = [result.curve for result in results if result.curve is not None]
     return RunTables(
         scenario=scenario.header.name,
@@ -114,32 +120,71 @@ def forecast(
     )
 
 
-def case_tables(run: CaseRun, terms: Rental | Purchase, curve: pd.DataFrame | None) -> CaseTables:
-    """Turn one simulated case into its tables."""
-    deployment, case = run.deployment, run.deployment.case
+@dataclass(frozen=True)
+class Measured:
+    """What a simulated case did, and what that cost."""
+
+    requests: pd.DataFrame
+    work: Activity
+    books: Accounts
+    summary: dict[str, object]
+
+
+def measure(run: CaseRun, terms: Terms) -> Measured:
+    """Measure a simulated case in its window."""
+    deployment = run.deployment
     requests = request_table(run.record, deployment.timer.overhead)
     work = activity(deployment, run.record)
-    books = accounts(deployment, requests, work, terms)
-    summary = summary_row(deployment, requests, books)
-    summary |= {"slo_ttft_s": case.slo.ttft_s, "slo_tpot_s": case.slo.tpot_s}
-    arrivals = requests["arrival_s"]
+    warmup = deployment.case.measure.warmup_fraction
+    window = measured_window(requests, warmup, run.clients)
+    books = accounts(deployment, window, requests, work, terms)
+    return Measured(requests, work, books, summary_row(deployment, requests, books))
+
+
+def case_tables(run: CaseRun, ways: WaysToPay, curve: pd.DataFrame | None) -> CaseTables:
+    """Turn one simulated case into its tables.
+
+    Parameters
+    ----------
+    run : CaseRun
+    ways : mapping
+        Ways to pay by their names; the first one is what the case asks for.
+    curve : DataFrame, optional
+    """
+    deployment, case = run.deployment, run.deployment.case
+    measured = measure(run, next(iter(ways.values())))
+    requests, books = measured.requests, measured.books
+    slo = {"slo_ttft_s": case.slo.ttft_s, "slo_tpot_s": case.slo.tpot_s}
     requests.insert(1, "tenant", "all")
-    requests["measured"] = arrivals.between(books.window.start_s, books.window.end_s)
+    requests["measured"] = requests["arrival_s"].between(books.window.start_s, books.window.end_s)
     return CaseTables(
-        summary=summary,
+        summary=measured.summary | slo,
         requests=_named(requests, case),
-        timeline=_named(timeline(deployment, requests, work), case),
+        timeline=_named(timeline(deployment, requests, measured.work), case),
         bill=_named(pd.DataFrame(books.bill), case),
         curve=curve,
         provenance=_named(pd.DataFrame(_provenance(deployment, books)), case),
-        notes=(*deployment.notes, *_case_notes(run, requests, books, summary)),
+        notes=(*deployment.notes, *_case_notes(run, measured, ways)),
     )
+
+
+def ways_to_pay(deployment: Deployment, catalog: Catalog, asked: Terms) -> dict[str, Terms]:
+    """Give every way to pay that the price book has, the one that the case asks for first."""
+    case, system = deployment.case, deployment.system
+    book = catalog.prices(case.prices.book)
+    ways: dict[str, Terms] = {}
+    if case.system in book.purchase_usd_per_system:
+        ways["owned"] = purchase(book, case.system, system)
+    for kind in book.rent_usd_per_chip_hour.get(system.accelerator, {}):
+        ways[f"rented {kind.replace('_', ' ')}"] = rental(book, system.accelerator, kind)
+    first = next(name for name, terms in ways.items() if terms == asked)
+    return {first: asked, **{name: terms for name, terms in ways.items() if name != first}}
 
 
 def _curve(
     deployment: Deployment,
     catalog: Catalog,
-    terms: Rental | Purchase,
+    terms: Terms,
     seed: int,
     watch: Watcher,
 ) -> pd.DataFrame | None:
@@ -152,8 +197,8 @@ def _curve(
     rows = []
     for index, clients in enumerate(points):
         traffic = _closed_traffic(case, clients, catalog, seed)
-        run = CaseRun(deployment, serve(deployment, traffic), None)
-        rows.append({"concurrency": clients, **case_tables(run, terms, None).summary})
+        run = CaseRun(deployment, serve(deployment, traffic), clients=clients)
+        rows.append({"concurrency": clients, **measure(run, terms).summary})
         progress(index + 1, len(points))
     return pd.DataFrame(rows)[list(CURVE_COLUMNS)]
 
@@ -161,7 +206,7 @@ def _curve(
 def _closed_traffic(case: Case, clients: int, catalog: Catalog, seed: int) -> Traffic:
     """Draw the requests of a curve point: lengths of the case's traffic, arrivals on completion."""
     assert case.curve is not None  # noqa: S101 - the caller has looked
-    requests = clients * case.curve.requests_per_client
+    requests = max(clients * case.curve.requests_per_client, case.curve.min_requests)
     workload = case.workload
     if isinstance(workload, TraceWorkload):
         trace = draw_traffic(case, workload, catalog, seed)
@@ -241,17 +286,16 @@ def _cited(figure: Figure[float]) -> str:
     return f"{figure.confidence}: {figure.source}"
 
 
-def _case_notes(
-    run: CaseRun, requests: pd.DataFrame, books: Accounts, summary: Mapping[str, object]
-) -> Iterator[str]:
-    case, window = run.deployment.case, books.window
+def _case_notes(run: CaseRun, measured: Measured, ways: WaysToPay) -> Iterator[str]:
+    case, window = run.deployment.case, measured.books.window
     counted = f"{case.name}: counted from {window.start_s:.0f} s to {window.end_s:.0f} s"
     if run.capacity_requests_per_s is not None:
         counted += (
             f"; with every place in the batch taken it serves "
             f"{run.capacity_requests_per_s:.2f} requests/s at most"
         )
-    yield f"{counted}."
+    yield f"{counted}. {_prices(run.deployment, measured, ways)}"
+    requests = measured.requests
     served = requests[requests["outcome"] == "completed"]
     arrive, leave = (
         served[time].between(window.start_s, window.end_s).sum() / window.duration_s
@@ -262,9 +306,20 @@ def _case_notes(
             f"{case.name}: falls behind: {leave:.2f} requests/s leave while {arrive:.2f} arrive; "
             "its latencies grow with the length of the run."
         )
-    failed = int(str(summary["failed_requests"]))
+    failed = int(str(measured.summary["failed_requests"]))
     if failed:
         yield f"{case.name}: {failed} requests are longer than the KV cache or the model allows."
+
+
+def _prices(deployment: Deployment, measured: Measured, ways: WaysToPay) -> str:
+    """Say what a million output tokens of the same run cost in every way to pay."""
+    words = []
+    for name, terms in ways.items():
+        window, requests, work = measured.books.window, measured.requests, measured.work
+        cost = accounts(deployment, window, requests, work, terms).token_cost
+        if cost.usd_per_mtok_output is not None:
+            words.append(f"{cost.usd_per_mtok_output:.3g} {name}")
+    return f"USD per million output tokens: {', '.join(words) or 'none were produced'}."
 
 
 def _notes(results: Sequence[CaseTables]) -> tuple[str, ...]:
@@ -275,7 +330,10 @@ def _notes(results: Sequence[CaseTables]) -> tuple[str, ...]:
         "Rates, energy and cost are counted from the end of the warm-up (a share of the arrivals) "
         "to the last arrival; latencies are those of the requests that arrive in that time, "
         "followed to their end.",
-        "The load is steady; boot, failures and maintenance are not in.",
+        "The load is steady; boot, failures and maintenance are not in. All figures are of one "
+        "seed: with another one, tails move by several percent, near saturation by more.",
+        "Time to first token is fitted to runs with free arrivals; published benchmarks with "
+        "closed loops show several times as much, which is not explained yet.",
     )
     notes = dict.fromkeys(note for result in results for note in result.notes)
     return (*general, *notes)

@@ -16,8 +16,7 @@ from sim.cost.work import StepShape
 from sim.deployment import Deployment
 from sim.economics import (
     BillLine,
-    Purchase,
-    Rental,
+    Terms,
     TokenCost,
     Usage,
     bill,
@@ -33,6 +32,8 @@ from sim.overhead import EngineOverhead
 Floats = npt.NDArray[np.float64]
 
 TIMELINE_BINS = 120
+WARMUP_ROUNDS = 2
+"""Requests of each closed-loop client until the clients are out of step."""
 TOGETHER_FRACTION = 0.01
 """Arrivals within a smaller part of the run than this are a batch that comes all at once."""
 
@@ -135,13 +136,27 @@ def request_table(record: RunRecord, overhead: EngineOverhead) -> pd.DataFrame:
     return frame
 
 
-def measured_window(requests: pd.DataFrame, warmup_fraction: float) -> Window:
-    """Find the part of the run that counts; all of it when everything arrives at once."""
+def measured_window(requests: pd.DataFrame, warmup_fraction: float, clients: int = 0) -> Window:
+    """Find the part of the run that counts; all of it when everything arrives at once.
+
+    Parameters
+    ----------
+    requests : DataFrame
+        In order of arrival.
+    warmup_fraction : float
+        Leading share of the arrivals that does not count.
+    clients : int
+        Of a closed loop: they all start at once, so at least `WARMUP_ROUNDS` requests of each are
+        left out too, if the run is long enough for that.
+    """
     arrivals = requests["arrival_s"].to_numpy()
     end = float(np.nanmax(requests["done_s"].fillna(0.0).to_numpy(), initial=0.0))
     if arrivals.size == 0:
         return Window(0.0, end)
-    start = float(arrivals[int(warmup_fraction * arrivals.size)])
+    warmup = int(warmup_fraction * arrivals.size)
+    if WARMUP_ROUNDS * clients < arrivals.size // 2:
+        warmup = max(warmup, WARMUP_ROUNDS * clients)
+    start = float(arrivals[warmup])
     last = float(arrivals[-1])
     together = last - start < TOGETHER_FRACTION * (end - start)
     return Window(float(arrivals[0]), end) if together else Window(start, last)
@@ -208,11 +223,10 @@ class Accounts:
 
 
 def accounts(
-    deployment: Deployment, requests: pd.DataFrame, work: Activity, terms: Rental | Purchase
+    deployment: Deployment, window: Window, requests: pd.DataFrame, work: Activity, terms: Terms
 ) -> Accounts:
     """Add up work, energy and money over the window of a run."""
     case = deployment.case
-    window = measured_window(requests, case.measure.warmup_fraction)
     span, edges = window.duration_s, window.edges
     busy_s = float(work.per_bin(work.busy_s, edges)[0])
     prefill_s = float(work.per_bin(work.busy_s * work.prefill_share, edges)[0])

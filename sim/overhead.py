@@ -4,7 +4,7 @@ One file of ``hardware/overheads`` per engine. A chip family without a fit of it
 mean of the fitted ones, and says so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -85,12 +85,13 @@ class EngineOverheads(StrictModel):
                 f"fitted: {self.engine} on {family}, {known.fit.rows} runs, "
                 f"median error of TPOT {known.fit.median_ape:.1%}"
             )
-            return ChosenOverhead(known.law, source)
+            return ChosenOverhead(known.law, source, _most_sequences([known]))
         laws = [known.law.model_dump() for known in self.families.values()]
         mean = EngineOverhead(
             **{field: float(np.mean([law[field] for law in laws])) for field in laws[0]}
         )
-        return ChosenOverhead(mean, f"assumed: mean of {', '.join(self.families)}")
+        most = _most_sequences(self.families.values())
+        return ChosenOverhead(mean, f"assumed: mean of {', '.join(self.families)}", most)
 
     def with_law(self, law: EngineOverhead) -> Self:
         """Return the same overheads with one law for every family, to try it out."""
@@ -106,3 +107,20 @@ class ChosenOverhead:
 
     law: EngineOverhead
     source: str
+    max_sequences: float
+    """Most sequences per replica among the runs of the fit."""
+
+    def limits(self, case: str, max_num_seqs: int) -> tuple[str, ...]:
+        """Say aloud where a case may leave the range of the fit."""
+        if max_num_seqs <= self.max_sequences:
+            return ()
+        return (
+            f"{case}: the engine's overhead was fitted at up to {self.max_sequences:.0f} sequences "
+            f"per replica and is extrapolated to the {max_num_seqs} that may run here.",
+        )
+
+
+def _most_sequences(families: Iterable[FamilyOverhead]) -> float:
+    """Largest number of sequences per replica among the runs behind some fits; 0 if unknown."""
+    unknown = (0.0, 0.0)
+    return max(known.fit.ranges.get("sequences_per_replica", unknown)[1] for known in families)

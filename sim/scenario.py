@@ -64,8 +64,10 @@ class OpenLoopWorkload(StrictModel):
     """Law of input and output tokens, when no ``traffic`` is named."""
     arrivals: ArrivalLaw | None = None
     """Law of the arrival times; that of ``traffic`` unless given."""
-    requests: PositiveInt
-    """How many arrive."""
+    requests: PositiveInt | None = None
+    """How many arrive; at most so many where a duration is given too."""
+    duration_s: Annotated[Seconds, Field(gt=0)] | None = None
+    """How long they arrive: cases at different rates then see the same stretch of time."""
     rate_requests_per_s: Rate | None = None
     """Mean rate; that of the law unless given."""
     load_fraction: Annotated[float, Field(gt=0, le=2)] | None = None
@@ -76,6 +78,8 @@ class OpenLoopWorkload(StrictModel):
     def _lengths_and_arrivals_are_known(self) -> Self:
         if self.traffic is None and (self.lengths is None or self.arrivals is None):
             raise ValueError("name a traffic law, or give both lengths and arrivals")
+        if self.requests is None and self.duration_s is None:
+            raise ValueError("give requests, duration_s or both")
         if self.rate_requests_per_s is not None and self.load_fraction is not None:
             raise ValueError("give rate_requests_per_s or load_fraction; set the other to null")
         return self
@@ -144,7 +148,8 @@ class Measure(StrictModel):
     """Which part of a run counts."""
 
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Leading share of the arrivals that fills the system and does not count."""
+    """Leading share of the arrivals that fills the system and does not count; of a closed loop,
+    whose clients all start at once, at least two requests of each are left out."""
 
 
 class Curve(StrictModel):
@@ -152,8 +157,10 @@ class Curve(StrictModel):
 
     concurrency_per_replica: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     """Clients per replica at each point."""
-    requests_per_client: PositiveInt = 6
-    """Requests that each client sends at each point."""
+    requests_per_client: PositiveInt = 12
+    """Requests that each client sends at each point; the first two do not count."""
+    min_requests: PositiveInt = 240
+    """Requests at each point at least, however few the clients."""
 
 
 class Case(StrictModel):

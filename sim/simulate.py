@@ -23,7 +23,7 @@ from sim.workload.traffic import TrafficLaw
 Progress = Callable[[int, int], None]
 """Called with requests that have left and requests in all."""
 
-PILOT_ROUNDS = 4
+PILOT_ROUNDS = 8
 """Requests per place in the batch that a pilot run serves to find the capacity."""
 
 
@@ -44,8 +44,10 @@ class CaseRun:
 
     deployment: Deployment
     record: RunRecord
-    capacity_requests_per_s: float | None
+    capacity_requests_per_s: float | None = None
     """What the system can do at most, where a pilot run has found it."""
+    clients: int = 0
+    """Closed-loop clients."""
 
 
 def simulate(
@@ -79,7 +81,7 @@ def simulate(
         workload = workload.model_copy(update={"rate_requests_per_s": rate, "load_fraction": None})
     traffic = draw_traffic(case, workload, catalog, seed)
     record = serve(deployment, traffic, every_step=every_step, progress=progress)
-    return CaseRun(deployment, record, capacity)
+    return CaseRun(deployment, record, capacity, traffic.clients)
 
 
 def serve(
@@ -127,11 +129,11 @@ def draw_traffic(
             frame["arrival_s"].to_numpy(np.float64),
         )
     lengths, arrivals = _laws(workload, catalog)
-    tokens = lengths.sample(stream(seed, "lengths"), workload.requests)
     if isinstance(workload, ClosedLoopWorkload):
+        tokens = lengths.sample(stream(seed, "lengths"), workload.requests)
         return Traffic(tokens.input_tokens, tokens.output_tokens, None, workload.concurrency)
-    arrivals = _paced(arrivals, workload)
-    times = arrivals.sample_count(stream(seed, "arrivals"), workload.requests)
+    times = _arrival_times(arrivals, workload, seed)
+    tokens = lengths.sample(stream(seed, "lengths"), times.size)
     return Traffic(tokens.input_tokens, tokens.output_tokens, times)
 
 
@@ -172,22 +174,31 @@ def _laws(
     return lengths, arrivals
 
 
-def _paced(arrivals: ArrivalLaw | None, workload: OpenLoopWorkload) -> ArrivalLaw:
-    """Bring an arrival law to the wanted rate.
+def _arrival_times(
+    arrivals: ArrivalLaw | None, workload: OpenLoopWorkload, seed: int
+) -> npt.NDArray[np.float64]:
+    """Draw arrival times at the wanted rate, for a number of requests or a stretch of time.
 
     The rate profile of a fitted traffic law is spread over the whole run, whatever its length; a
     profile that the scenario itself gives keeps its period.
     """
     if arrivals is None:
         raise InputError("the workload names no traffic and gives no arrivals")
-    rate = workload.rate_requests_per_s
-    if rate is not None:
-        if isinstance(arrivals, BurstArrivals):
-            raise InputError("burst arrivals have no rate to set")
-        arrivals = arrivals.at_rate(rate)
+    rng = stream(seed, "arrivals")
+    if isinstance(arrivals, BurstArrivals):
+        if workload.requests is None or workload.rate_requests_per_s is not None:
+            raise InputError("burst arrivals have no rate: give requests, and no rate or duration")
+        return arrivals.sample_count(rng, workload.requests)
+    if workload.rate_requests_per_s is not None:
+        arrivals = arrivals.at_rate(workload.rate_requests_per_s)
     if isinstance(arrivals, ModulatedArrivals) and workload.arrivals is None:
-        arrivals = arrivals.stretched_to(workload.requests / arrivals.rate_requests_per_s)
-    return arrivals
+        count = workload.requests or 0
+        arrivals = arrivals.stretched_to(
+            workload.duration_s or count / arrivals.rate_requests_per_s
+        )
+    if workload.duration_s is not None:
+        return arrivals.sample_duration(rng, workload.duration_s)[: workload.requests]
+    return arrivals.sample_count(rng, workload.requests or 0)
 
 
 def _requests(

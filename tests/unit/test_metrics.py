@@ -263,8 +263,12 @@ def test_kv_blocks_are_in_use_until_their_request_is_done() -> None:
     assert table["kv_used_fraction"].tolist() == pytest.approx([0.2, 0.2])
 
 
+def window_of(frame: pd.DataFrame) -> Window:
+    return measured_window(frame, deployment().case.measure.warmup_fraction)
+
+
 def test_accounts_of_whole_systems() -> None:
-    books = accounts(deployment(), requests(), hand_made_activity(), RENT)
+    books = accounts(deployment(), window_of(requests()), requests(), hand_made_activity(), RENT)
     assert books.window == Window(1.0, 9.0)
     # in the window a is busy for 1 s, b 4, c 2, d 4, e 0: 11 of 2 x 8 s
     assert books.utilization_fraction == pytest.approx(11 / 16)
@@ -281,14 +285,16 @@ def test_accounts_of_whole_systems() -> None:
 
 
 def test_accounts_of_the_chips_in_use() -> None:
-    books = accounts(deployment(charge="chips"), requests(), hand_made_activity(), RENT)
+    books = accounts(
+        deployment(charge="chips"), window_of(requests()), requests(), hand_made_activity(), RENT
+    )
     # half of the system is charged: no idle neighbours, half of the host
     assert books.power_w == pytest.approx((5300 + 1000) / 8 + 500)
     assert books.bill[0].usd_per_hour == pytest.approx(14.4)
 
 
 def test_money_is_dealt_out_by_the_time_of_prompts_and_answers() -> None:
-    books = accounts(deployment(), requests(), hand_made_activity(), RENT)
+    books = accounts(deployment(), window_of(requests()), requests(), hand_made_activity(), RENT)
     # a prompt for 1 s, three quarters of c's 2 s: 2.5 of 11 busy seconds
     paid = 0.064
     cost = books.token_cost
@@ -314,7 +320,7 @@ def test_an_owner_pays_for_the_power_drawn() -> None:
         colocation_usd_per_kw_month=0.0,
         sources={},
     )
-    books = accounts(deployment(), requests(), hand_made_activity(), terms)
+    books = accounts(deployment(), window_of(requests()), requests(), hand_made_activity(), terms)
     usd = {line.line: line.usd for line in books.bill}
     # 2187.5 W for 8 s are 17,500 J, 21,875 J at the meter; 0.36 USD per 3.6 MJ
     assert usd["power"] == pytest.approx(21_875 * 1e-7)
@@ -322,7 +328,7 @@ def test_an_owner_pays_for_the_power_drawn() -> None:
 
 
 def test_a_summary() -> None:
-    books = accounts(deployment(), requests(), hand_made_activity(), RENT)
+    books = accounts(deployment(), window_of(requests()), requests(), hand_made_activity(), RENT)
     row = summary_row(deployment(), requests(), books)
     assert {name: row[name] for name in ("case", "system", "model", "chips", "replicas")} == {
         "case": "by hand",
@@ -353,7 +359,7 @@ def test_a_summary() -> None:
 
 
 def test_both_targets_have_to_be_met() -> None:
-    books = accounts(deployment(), requests(), hand_made_activity(), RENT)
+    books = accounts(deployment(), window_of(requests()), requests(), hand_made_activity(), RENT)
     tight = deployment()
     tight.case.slo = SimpleNamespace(ttft_s=3.0, tpot_s=0.4)
     # all three are in time; request 1 takes 0.5 s a token, the others have one token only
@@ -366,7 +372,7 @@ def test_a_window_in_which_nothing_completes() -> None:
     late = frame["request_id"] > 0
     frame.loc[late, "outcome"] = "rejected"
     frame.loc[late, ["admit_s", "first_token_s", "done_s", "ttft_s", "tpot_s", "e2e_s"]] = NAN
-    books = accounts(deployment(), frame, hand_made_activity(), RENT)
+    books = accounts(deployment(), window_of(frame), frame, hand_made_activity(), RENT)
     row = summary_row(deployment(), frame, books)
     for name in ("ttft_s_mean", "ttft_s_p99", "tpot_s_p50", "interactivity_tokens_per_s"):
         assert np.isnan(row[name])
@@ -403,3 +409,13 @@ def test_a_mixed_step_is_shared_as_its_parts_would_take_alone() -> None:
     other = table_of()
     priced = deployment(seconds=seconds, joules=other, flop=other, memory_seconds=other)
     assert activity(priced, record()).prefill_share.tolist() == [1.0, 0.0, 2.5 / 3.5, 0.0, 1.0]
+
+
+def test_a_closed_loop_leaves_out_two_requests_of_each_client() -> None:
+    """Three clients send at once; then one request a second, so number 6 comes at 4 s."""
+    arrivals = [0.0, 0.0, 0.0, 1.0, 2.0, 3.0, *np.arange(4.0, 20.0)]
+    frame = pd.DataFrame({"arrival_s": arrivals, "done_s": np.array(arrivals) + 3.0})
+    assert measured_window(frame, 0.1, clients=3) == Window(4.0, 19.0)
+    assert measured_window(frame, 0.5, clients=3) == Window(9.0, 19.0)  # the longer warm-up
+    # 22 requests of 6 clients are too few to leave 12 out
+    assert measured_window(frame, 0.1, clients=6) == Window(0.0, 19.0)

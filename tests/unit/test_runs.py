@@ -9,6 +9,7 @@ from sim.calibration.runs import (
     MAX_NUM_SEQS,
     RANDOM_LOW_FRACTION,
     ROUNDS,
+    UNSTATED_KV,
     MeasuredRun,
     Skipped,
     read_runs,
@@ -66,7 +67,7 @@ def read_one(folder: Path, **change: str) -> MeasuredRun:
 
 class TestCase:
     def test_the_deployment(self, tmp_path: Path) -> None:
-        run = read_one(tmp_path, num_chips="8")
+        run = read_one(tmp_path, num_chips="8", kv_dtype="fp8")
         case = run.case
         assert (case.system, case.model) == ("h100_sxm_x8", "llama_3_1_70b")
         assert (case.parallelism.tp, case.parallelism.ep, case.replicas) == (4, 1, 2)
@@ -126,8 +127,13 @@ class TestCase:
     def test_the_cache_is_as_said_or_as_usual(
         self, tmp_path: Path, weights: str, given: str, kv_cache: str
     ) -> None:
-        run = read_one(tmp_path, weight_dtype=weights, kv_dtype=given)
+        run = read_one(tmp_path, weight_dtype=weights, kv_dtype=given, hardware="H200-SXM-141GB")
         assert run.case.precision.kv_cache == kv_cache
+
+    def test_the_cache_that_figures_show_where_nothing_is_said(self, tmp_path: Path) -> None:
+        unsaid = read_one(tmp_path, weight_dtype="fp8", kv_dtype="")
+        assert (unsaid.case.engine.name, unsaid.hardware) in UNSTATED_KV
+        assert unsaid.case.precision.kv_cache == "bf16"
 
 
 class TestLoad:
