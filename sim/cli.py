@@ -99,6 +99,8 @@ def run(
 
     if trace and out is None:
         raise InputError("--trace needs --out: the folder that trace.json goes to")
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: it is a file and not a folder; name another")
     known = _catalog(catalog)
     question = _scenario(scenario, settings, seed)
     runs: list[CaseRun] = []

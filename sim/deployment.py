@@ -180,7 +180,10 @@ def deploy(case: Case, catalog: Catalog) -> Deployment:
             engine.max_model_len or model.max_positions,
             kv_blocks * engine.block_tokens,
         ),
-        notes=(*_notes(case, model, timer), *overhead.limits(case.name, engine.max_num_seqs)),
+        notes=(
+            *_notes(case, model, timer),
+            *overhead.limits(case.name, case.model, engine.max_num_seqs),
+        ),
     )
 
 

@@ -41,6 +41,11 @@ WaysToPay = Mapping[str, Terms]
 Watcher = Callable[[str], Progress]
 """Gives a progress listener for each case or curve, by its name."""
 
+FEW_REQUESTS = 500
+"""With fewer requests than this the 99th percentile rests on less than five of them."""
+LONG_WINDOW = 10.0
+"""Only in a window of so many times what a request takes does arriving faster than leaving show
+that a case falls behind, and not just that requests take time; or if most of it is waiting."""
 FALLING_BEHIND = 0.95
 """A case that completes less than this share of the offered rate is called saturated."""
 
@@ -176,7 +181,7 @@ def ways_to_pay(deployment: Deployment, catalog: Catalog, asked: Terms) -> dict[
     if case.system in book.purchase_usd_per_system:
         ways["owned"] = purchase(book, case.system, system)
     for kind in book.rent_usd_per_chip_hour.get(system.accelerator, {}):
-        ways[f"rented {kind.replace('_', ' ')}"] = rental(book, system.accelerator, kind)
+        ways[f"rented ({kind.replace('_', ' ')})"] = rental(book, system.accelerator, kind)
     first = next(name for name, terms in ways.items() if terms == asked)
     return {first: asked, **{name: terms for name, terms in ways.items() if name != first}}
 
@@ -301,37 +306,43 @@ def _case_notes(run: CaseRun, measured: Measured, ways: WaysToPay) -> Iterator[s
         served[time].between(window.start_s, window.end_s).sum() / window.duration_s
         for time in ("arrival_s", "done_s")
     )
-    if case.workload.kind != "closed_loop" and leave < FALLING_BEHIND * arrive:
+    waits_s = float((served["admit_s"] - served["arrival_s"]).median())
+    runs_s = float((served["done_s"] - served["admit_s"]).median())
+    telling = window.duration_s > LONG_WINDOW * runs_s or waits_s > runs_s
+    if case.workload.kind != "closed_loop" and telling and leave < FALLING_BEHIND * arrive:
         yield (
             f"{case.name}: falls behind: {leave:.2f} requests/s leave while {arrive:.2f} arrive; "
             "its latencies grow with the length of the run."
         )
+    counted_requests = int(requests["measured"].sum())
+    if counted_requests < FEW_REQUESTS:
+        yield f"{case.name}: only {counted_requests} requests count; tails rest on a few of them."
     failed = int(str(measured.summary["failed_requests"]))
     if failed:
         yield f"{case.name}: {failed} requests are longer than the KV cache or the model allows."
 
 
 def _prices(deployment: Deployment, measured: Measured, ways: WaysToPay) -> str:
-    """Say what a million output tokens of the same run cost in every way to pay."""
+    """Say what a million tokens of the same run, in and out, cost in every way to pay."""
     words = []
     for name, terms in ways.items():
         window, requests, work = measured.books.window, measured.requests, measured.work
         cost = accounts(deployment, window, requests, work, terms).token_cost
-        if cost.usd_per_mtok_output is not None:
-            words.append(f"{cost.usd_per_mtok_output:.3g} {name}")
-    return f"USD per million output tokens: {', '.join(words) or 'none were produced'}."
+        if cost.usd_per_mtok_total is not None:
+            words.append(f"{cost.usd_per_mtok_total:.3f} {name}")
+    return f"USD per million tokens: {', '.join(words) or 'there were none'}."
 
 
 def _notes(results: Sequence[CaseTables]) -> tuple[str, ...]:
     """Collect the notes of all cases, each once."""
     general = (
-        "Forecasts carry no interval yet. Beside each fitted law below stands how far it is off "
+        "Forecasts carry no interval yet. The report lists each fitted law with how far it is off "
         "on the measurements that it was fitted to.",
         "Rates, energy and cost are counted from the end of the warm-up (a share of the arrivals) "
         "to the last arrival; latencies are those of the requests that arrive in that time, "
         "followed to their end.",
-        "The load is steady; boot, failures and maintenance are not in. All figures are of one "
-        "seed: with another one, tails move by several percent, near saturation by more.",
+        "Boot, failures and maintenance are not in. All figures are of one seed: with another one, "
+        "means move by some percent, tails by more, near saturation by much more.",
         "Time to first token is fitted to runs with free arrivals; published benchmarks with "
         "closed loops show several times as much, which is not explained yet.",
     )

@@ -151,8 +151,8 @@ def measured_window(requests: pd.DataFrame, warmup_fraction: float, clients: int
     """
     arrivals = requests["arrival_s"].to_numpy()
     end = float(np.nanmax(requests["done_s"].fillna(0.0).to_numpy(), initial=0.0))
-    if arrivals.size == 0:
-        return Window(0.0, end)
+    if end <= 0.0:  # nothing completed: any length will do, as long as rates are defined
+        return Window(0.0, float(arrivals.max(initial=0.0)) + 1.0)
     warmup = int(warmup_fraction * arrivals.size)
     if WARMUP_ROUNDS * clients < arrivals.size // 2:
         warmup = max(warmup, WARMUP_ROUNDS * clients)
@@ -294,9 +294,9 @@ def summary_row(
         if books.output_tokens
         else np.nan,
         "usd_per_hour": usd_per_hour(books.bill),
-        "usd_per_mtok_input": cost.usd_per_mtok_input,
-        "usd_per_mtok_output": cost.usd_per_mtok_output,
-        "usd_per_mtok_total": cost.usd_per_mtok_total,
+        "usd_per_mtok_input": _or_nan(cost.usd_per_mtok_input),
+        "usd_per_mtok_output": _or_nan(cost.usd_per_mtok_output),
+        "usd_per_mtok_total": _or_nan(cost.usd_per_mtok_total),
     }
     return row
 
@@ -352,6 +352,11 @@ def _fleet_power_w(
     else:
         host_w = system.host_power_w.value * case.systems * deployment.chips / installed
     return (chip_j + idle_j) / width_s + host_w
+
+
+def _or_nan(value: float | None) -> float:
+    """Write what is not defined as tables do."""
+    return np.nan if value is None else value
 
 
 def _statistics(name: str, values: "pd.Series[float]", which: tuple[str, ...]) -> dict[str, float]:

@@ -4,7 +4,7 @@ One file of ``hardware/overheads`` per engine. A chip family without a fit of it
 mean of the fitted ones, and says so.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -59,6 +59,8 @@ class FamilyOverhead(StrictModel):
     """The overhead of one engine on one chip family."""
 
     law: EngineOverhead
+    models: tuple[str, ...]
+    """Models of the runs that were fitted."""
     fit: Fit
     """Of the time per output token."""
     frontend_fit: Fit | None = None
@@ -85,13 +87,16 @@ class EngineOverheads(StrictModel):
                 f"fitted: {self.engine} on {family}, {known.fit.rows} runs, "
                 f"median error of TPOT {known.fit.median_ape:.1%}"
             )
-            return ChosenOverhead(known.law, source, _most_sequences([known]))
+            return ChosenOverhead(
+                known.law, source, _most_sequences([known]), frozenset(known.models)
+            )
         laws = [known.law.model_dump() for known in self.families.values()]
         mean = EngineOverhead(
             **{field: float(np.mean([law[field] for law in laws])) for field in laws[0]}
         )
         most = _most_sequences(self.families.values())
-        return ChosenOverhead(mean, f"assumed: mean of {', '.join(self.families)}", most)
+        models = frozenset(model for known in self.families.values() for model in known.models)
+        return ChosenOverhead(mean, f"assumed: mean of {', '.join(self.families)}", most, models)
 
     def with_law(self, law: EngineOverhead) -> Self:
         """Return the same overheads with one law for every family, to try it out."""
@@ -109,15 +114,23 @@ class ChosenOverhead:
     source: str
     max_sequences: float
     """Most sequences per replica among the runs of the fit."""
+    models: frozenset[str]
+    """Models of those runs."""
 
-    def limits(self, case: str, max_num_seqs: int) -> tuple[str, ...]:
-        """Say aloud where a case may leave the range of the fit."""
-        if max_num_seqs <= self.max_sequences:
-            return ()
-        return (
-            f"{case}: the engine's overhead was fitted at up to {self.max_sequences:.0f} sequences "
-            f"per replica and is extrapolated to the {max_num_seqs} that may run here.",
-        )
+    def limits(self, case: str, model: str, max_num_seqs: int) -> Iterator[str]:
+        """Say aloud where a case leaves the range of the fit, or may do so."""
+        if model not in self.models:
+            known = ", ".join(sorted(self.models))
+            yield (
+                f"{case}: the engine's overhead was fitted to {known}, not to {model}; measured "
+                "runs of other models, mixtures of experts above all, are met clearly worse."
+            )
+        if max_num_seqs > self.max_sequences:
+            yield (
+                f"{case}: the engine's overhead was fitted at up to {self.max_sequences:.0f} "
+                f"sequences per replica; beyond, to the {max_num_seqs} that may run here, it is "
+                "extrapolated."
+            )
 
 
 def _most_sequences(families: Iterable[FamilyOverhead]) -> float:

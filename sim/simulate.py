@@ -23,6 +23,9 @@ from sim.workload.traffic import TrafficLaw
 Progress = Callable[[int, int], None]
 """Called with requests that have left and requests in all."""
 
+PILOT_REQUESTS = 16_000
+"""Requests of a pilot run at least: with fewer its capacity moves by several percent with the
+lengths that happen to be drawn."""
 PILOT_ROUNDS = 8
 """Requests per place in the batch that a pilot run serves to find the capacity."""
 
@@ -133,6 +136,11 @@ def draw_traffic(
         tokens = lengths.sample(stream(seed, "lengths"), workload.requests)
         return Traffic(tokens.input_tokens, tokens.output_tokens, None, workload.concurrency)
     times = _arrival_times(arrivals, workload, seed)
+    if not times.size:
+        raise InputError(
+            f"case {case.name!r}: no request arrives in {workload.duration_s} s; give a longer "
+            "duration_s or a higher rate"
+        )
     tokens = lengths.sample(stream(seed, "lengths"), times.size)
     return Traffic(tokens.input_tokens, tokens.output_tokens, times)
 
@@ -147,7 +155,8 @@ def capacity_requests_per_s(deployment: Deployment, catalog: Catalog, seed: int)
         raise InputError(f"case {case.name!r}: load_fraction needs an open loop")
     places = deployment.replicas * case.engine.max_num_seqs
     lengths, _ = _laws(case.workload, catalog)
-    tokens = lengths.sample(stream(seed, "pilot"), PILOT_ROUNDS * places)
+    count = max(PILOT_ROUNDS * places, PILOT_REQUESTS)
+    tokens = lengths.sample(stream(seed, "pilot"), count)
     record = serve(
         deployment, Traffic(tokens.input_tokens, tokens.output_tokens, None, clients=places)
     )

@@ -34,7 +34,7 @@ from sim.efficiency import (
     PowerFit,
     PowerLaw,
 )
-from sim.errors import InputError
+from sim.errors import InputError, exit_on_error
 from sim.units import KB, MB
 
 DATE = "2026-11-20"
@@ -320,4 +320,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with exit_on_error():
+        typer.run(main)

@@ -23,7 +23,7 @@ from sim.catalog import Catalog, open_catalog
 from sim.cost.work import StepShape
 from sim.deployment import Deployment, deploy
 from sim.efficiency import Engine, Fit
-from sim.errors import InfeasibleError, exit_on_error
+from sim.errors import InfeasibleError, InputError, exit_on_error
 from sim.overhead import NO_OVERHEAD, EngineOverhead, EngineOverheads, FamilyOverhead
 from sim.units import MILLISECOND_S, NANOSECOND_S
 
@@ -81,7 +81,11 @@ def fit_overhead(runs: Sequence[MeasuredRun], catalog: Catalog, seed: int = 1) -
         fixed = simulated - slopes @ start
         overhead = _solve(slopes, fixed, measured, start)
     simulated = _simulated(rows, catalog, overhead, seed)
-    return FamilyOverhead(law=overhead, fit=_quality(rows, simulated / measured, "TPOT"))
+    return FamilyOverhead(
+        law=overhead,
+        models=tuple(sorted({run.case.model for run in runs})),
+        fit=_quality(rows, simulated / measured, "TPOT"),
+    )
 
 
 def fit_frontend(
@@ -147,7 +151,6 @@ def _quality(rows: Sequence[FitRun], ratio: Array, quantity: str) -> Fit:
         if quantity == "TPOT"
         else {},
         source=f"{quantity} of " + ", ".join(sorted({run.source for run in runs})),
-        note="models: " + ", ".join(sorted({run.case.model for run in runs})),
     )
 
 
@@ -246,6 +249,11 @@ def main(
     """Fit the overheads of every engine that has dense runs with a measured TPOT."""
     catalog = open_catalog()
     usable = [run for run in read_runs(runs_csv) if isinstance(run, MeasuredRun) and _fits(run)]
+    if not usable:
+        raise InputError(
+            f"{runs_csv}: no run to fit to: wanted are Llama models with quality A or B, the time "
+            "per output token, and a chip and engine of the catalogue"
+        )
     engines: dict[Engine, dict[str, FamilyOverhead]] = {}
     for engine in sorted({run.case.engine.name for run in usable}):
         mine = [run for run in usable if run.case.engine.name == engine]

@@ -69,10 +69,10 @@ def _rate(tokens_per_s: float) -> str:
 
 
 COST = Measure(
-    "usd_per_mtok_output",
+    "usd_per_mtok_total",
     "low",
-    "cost of output tokens",
-    "has the cheapest output tokens",
+    "cost of tokens",
+    "has the cheapest tokens",
     _usd_per_mtok,
     usd,
 )
@@ -115,7 +115,7 @@ def rank(summary: pd.DataFrame, measure: Measure) -> Ranking | None:
 
     Examples
     --------
-    >>> summary = pd.DataFrame({"case": ["a", "b"], "usd_per_mtok_output": [3.0, 2.0]})
+    >>> summary = pd.DataFrame({"case": ["a", "b"], "usd_per_mtok_total": [3.0, 2.0]})
     >>> ranking = rank(summary, COST)
     >>> ranking.best, ranking.second, ranking.separated
     ('b', 'a', True)
@@ -163,9 +163,9 @@ def _overlap(first: "pd.Series[float]", second: "pd.Series[float]", column: str)
 def headline(summary: pd.DataFrame, measure: Measure) -> str:
     """Title of a chart that compares cases by one measure.
 
-    >>> summary = pd.DataFrame({"case": ["a", "b"], "usd_per_mtok_output": [3.0, 2.0]})
+    >>> summary = pd.DataFrame({"case": ["a", "b"], "usd_per_mtok_total": [3.0, 2.0]})
     >>> headline(summary, COST)
-    'b has the cheapest output tokens: $2.00 per million, against $3.00 for a'
+    'b has the cheapest tokens: $2.00 per million, against $3.00 for a'
     """
     ranking = rank(summary, measure)
     if ranking is None:

@@ -166,7 +166,7 @@ def console_table(summary: pd.DataFrame) -> Table:
         f"TTFT {ttft.name}\np50/p95/p99",
         f"TPOT {tpot.name}\np50/p95/p99",
         "util\n%",
-        "USD/Mtok\noutput",
+        "USD/Mtok\nin + out",
         "J/tok\noutput",
         "SLO\n%",
     ):
@@ -178,7 +178,7 @@ def console_table(summary: pd.DataFrame) -> Table:
             ttft.quantiles(case, "ttft_s"),
             tpot.quantiles(case, "tpot_s"),
             _percent(_number(case["utilization_fraction"])),
-            _usd(_number(case["usd_per_mtok_output"])),
+            _usd(_number(case["usd_per_mtok_total"])),
             figure(_number(case["energy_j_per_output_token"])),
             _percent(_number(case["slo_attainment_fraction"])),
         )

@@ -8,7 +8,7 @@ import pandas as pd
 
 from sim.report.data import CURVE_COLUMNS, SUMMARY_COLUMNS, RunTables
 
-# case: chips, tokens/s per chip, TTFT p50, TPOT p50, USD per million output tokens, J per token
+# case: chips, tokens/s per chip, TTFT p50, TPOT p50, USD per million tokens, J per token
 FLEETS = {
     "8x H100": ("h100_sxm_x8", 8, 520.0, 0.41, 0.034, 1.62, 11.2),
     "8x H200": ("h200_sxm_x8", 8, 710.0, 0.33, 0.027, 1.21, 8.3),
@@ -162,8 +162,8 @@ def _scaled(tables: RunTables, factor: float) -> RunTables:
     assert tables.curve is not None
     curve, summary = tables.curve.copy(), tables.summary.copy()
     curve[["output_tokens_per_s_per_chip", "interactivity_tokens_per_s"]] *= factor
-    curve["usd_per_mtok_output"] /= factor
-    for column in ("usd_per_mtok_output", "energy_j_per_output_token"):
+    curve["usd_per_mtok_total"] /= factor
+    for column in ("usd_per_mtok_total", "energy_j_per_output_token"):
         for name in (column, f"{column}_lo", f"{column}_hi"):
             if name in summary:
                 summary[name] /= factor
@@ -236,8 +236,8 @@ def _summary_row(case: str) -> dict[str, object]:
         "energy_j_per_output_token": energy_j,
         "usd_per_hour": usd_output * rate * chips * 3600 / 1e6 / 0.8,
         "usd_per_mtok_input": usd_output / 20,
-        "usd_per_mtok_output": usd_output,
-        "usd_per_mtok_total": usd_output / 4.8,
+        "usd_per_mtok_output": usd_output * 4.8,
+        "usd_per_mtok_total": usd_output,
         "slo_ttft_s": SLO_TTFT_S,
         "slo_tpot_s": SLO_TPOT_S,
     }
@@ -246,7 +246,7 @@ def _summary_row(case: str) -> dict[str, object]:
             if (key := f"{name}_p{quantile}") in SUMMARY_COLUMNS:
                 values[key] = float(np.quantile(times, quantile / 100))
     width = 0.05 if system != "gb300_nvl72" else 0.09
-    for key in ("usd_per_mtok_output", "energy_j_per_output_token", "ttft_s_p50"):
+    for key in ("usd_per_mtok_total", "energy_j_per_output_token", "ttft_s_p50"):
         value = float(values[key])  # type: ignore[arg-type]
         values[f"{key}_lo"], values[f"{key}_hi"] = value * (1 - width), value * (1 + 1.4 * width)
     return values
@@ -305,8 +305,8 @@ def _curve(case: str) -> pd.DataFrame:
             "concurrency": users,
             "interactivity_tokens_per_s": 1 / step_s,
             "output_tokens_per_s_per_chip": per_chip,
-            "usd_per_mtok_output": usd_output * rate / per_chip,
-            "usd_per_mtok_total": usd_output * rate / per_chip / 4.8,
+            "usd_per_mtok_output": usd_output * rate / per_chip * 4.8,
+            "usd_per_mtok_total": usd_output * rate / per_chip,
             "ttft_s_p50": ttft_s * (1 + users / 100),
             "tpot_s_p50": step_s,
             "energy_j_per_output_token": energy_j * (0.6 + 0.4 * rate / per_chip),

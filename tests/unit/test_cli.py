@@ -250,6 +250,20 @@ class TestBadInput:
         assert missing.err.endswith("no.yaml: cannot be read: No such file or directory\n")
         assert folder.err.endswith("cannot be read: Is a directory\n")
 
+    def test_a_run_that_rejects_everything_still_gets_its_report(
+        self, rackcast: Rackcast, small: Path, tmp_path: Path
+    ) -> None:
+        done = rackcast("run", small, "--set", "engine.max_model_len=2", "--out", tmp_path / "none")
+        assert done.code == 0, done.err
+        assert (tmp_path / "none" / "report.html").is_file()
+        assert "longer than the KV cache or the model allows" in done.err
+
+    def test_a_duration_in_which_nothing_arrives(self, rackcast: Rackcast, small: Path) -> None:
+        workload = "{kind: open_loop, traffic: azure_2023_conversation, duration_s: 1 ms}"
+        done = rackcast("run", small, "--set", f"workload={workload}", "--quiet")
+        assert done.code == 2
+        assert "no request arrives in 0.001 s; give a longer duration_s" in done.err
+
     def test_an_out_that_is_a_file(self, rackcast: Rackcast, small: Path) -> None:
         done = rackcast("run", small, "--out", small, "--quiet")
         assert done.code == 2

@@ -151,8 +151,11 @@ def test_a_burst_counts_as_a_whole() -> None:
     assert measured_window(frame, warmup_fraction=0.1) == Window(0.5, 10.0)
 
 
-def test_a_run_without_requests_has_a_window_without_length() -> None:
-    assert measured_window(requests().iloc[:0], warmup_fraction=0.1) == Window(0.0, 0.0)
+def test_a_run_in_which_nothing_completes_has_a_window_of_some_length() -> None:
+    """Rates and costs divide by it; a second after the last arrival is as good as any."""
+    assert measured_window(requests().iloc[:0], warmup_fraction=0.1) == Window(0.0, 1.0)
+    frame = pd.DataFrame({"arrival_s": [0.0, 3.0], "done_s": [np.nan, np.nan]})
+    assert measured_window(frame, warmup_fraction=0.1) == Window(0.0, 4.0)
 
 
 def test_what_stretches_produce() -> None:

@@ -34,7 +34,10 @@ def overhead(**fields: float) -> EngineOverhead:
 
 
 def engine(**laws: EngineOverhead) -> EngineOverheads:
-    fitted = {name: FamilyOverhead(law=law, fit=FIT) for name, law in laws.items()}
+    fitted = {
+        name: FamilyOverhead(law=law, models=("llama_3_1_70b",), fit=FIT)
+        for name, law in laws.items()
+    }
     return EngineOverheads(engine="vllm", about="", date="2026-11-21", method="", families=fitted)
 
 
@@ -180,7 +183,9 @@ class TestFit:
         truth = overhead(step_s=1e-3, frontend_s=0.0123)
         rows = RUNS[:2] + RUNS[5:7]
         free = measured_with(truth, runs(tmp_path, *rows, load="server"))
-        fitted = {"hopper": FamilyOverhead(law=overhead(step_s=1e-3), fit=FIT)}
+        fitted = {
+            "hopper": FamilyOverhead(law=overhead(step_s=1e-3), models=("llama_3_1_70b",), fit=FIT)
+        }
         found = fit_frontend(fitted, {"hopper": free}, CATALOG)["hopper"]
         assert found.law == truth
         assert found.frontend_fit is not None
@@ -194,7 +199,7 @@ class TestFit:
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     law = overhead(step_s=1.23e-3, layer_s=4.5e-6, sequence_s=0.0, floor_fraction=0.25)
-    fitted = {"hopper": FamilyOverhead(law=law, fit=FIT)}
+    fitted = {"hopper": FamilyOverhead(law=law, models=("llama_3_1_70b",), fit=FIT)}
     path = write_overheads("vllm", fitted, tmp_path)
     assert path.name == "vllm.yaml"
     assert validate(EngineOverheads, load_yaml(path)).families == fitted

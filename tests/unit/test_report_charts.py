@@ -122,7 +122,7 @@ def test_a_stack_is_as_long_as_its_cost_and_split_as_its_bill() -> None:
     tables = four_cases()
     patches = bars(drawn("cost", tables))
     assert len(patches) == len(tables.cases) * len(OWNED)
-    for place, usd in enumerate(tables.summary["usd_per_mtok_output"]):
+    for place, usd in enumerate(tables.summary["usd_per_mtok_total"]):
         stack = patches[place * len(OWNED) : (place + 1) * len(OWNED)]
         widths = [patch.get_width() for patch in stack]
         assert math.isclose(sum(widths), usd)
@@ -136,7 +136,7 @@ def test_a_stack_is_as_long_as_its_cost_and_split_as_its_bill() -> None:
 def test_a_rented_case_is_one_bar() -> None:
     tables = rented()
     widths = [patch.get_width() for patch in bars(drawn("cost", tables))]
-    np.testing.assert_allclose(widths, tables.summary["usd_per_mtok_output"])
+    np.testing.assert_allclose(widths, tables.summary["usd_per_mtok_total"])
 
 
 def test_a_case_without_a_cost_says_so_and_has_no_bar() -> None:
@@ -291,6 +291,6 @@ def test_a_curve_with_one_point_and_missing_values_is_drawn() -> None:
     full = only(four_cases(), ["8x H200"]).curve
     assert full is not None
     point = full.iloc[[3]]
-    for curve in (point, full.assign(usd_per_mtok_output=np.nan)):
+    for curve in (point, full.assign(usd_per_mtok_total=np.nan)):
         drawing = drawn("cost_curve", dataclasses.replace(tables, curve=pd.DataFrame(curve)))
         assert drawing.alt.startswith("Line chart.")

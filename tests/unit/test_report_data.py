@@ -52,8 +52,8 @@ def test_a_run_without_cases_is_refused() -> None:
 def test_summary_columns_come_in_their_order_with_intervals_beside() -> None:
     columns = list(ordered_summary(four_cases().summary).columns)
     assert [column for column in columns if column in SUMMARY_COLUMNS] == list(SUMMARY_COLUMNS)
-    place = columns.index("usd_per_mtok_output")
-    assert columns[place + 1 : place + 3] == ["usd_per_mtok_output_lo", "usd_per_mtok_output_hi"]
+    place = columns.index("usd_per_mtok_total")
+    assert columns[place + 1 : place + 3] == ["usd_per_mtok_total_lo", "usd_per_mtok_total_hi"]
     assert columns[-2:] == ["slo_tpot_s", "slo_ttft_s"]
 
 

@@ -11,7 +11,7 @@ from sim.report.formats import brief, duration, figure, percent, usd
 
 
 def costs(**values: float) -> pd.DataFrame:
-    return pd.DataFrame({"case": list(values), "usd_per_mtok_output": list(values.values())})
+    return pd.DataFrame({"case": list(values), "usd_per_mtok_total": list(values.values())})
 
 
 def test_the_lowest_cost_is_first_whatever_the_order() -> None:
@@ -46,7 +46,7 @@ def test_forecasts_within_five_percent_are_level(second: float, separated: bool)
 @pytest.mark.parametrize(("top", "separated"), [(1.4, True), (1.6, False)])
 def test_overlapping_intervals_are_too_close_to_call(top: float, separated: bool) -> None:
     summary = costs(a=1.0, b=2.0).assign(
-        usd_per_mtok_output_lo=[0.9, 1.5], usd_per_mtok_output_hi=[top, 2.5]
+        usd_per_mtok_total_lo=[0.9, 1.5], usd_per_mtok_total_hi=[top, 2.5]
     )
     ranking = rank(summary, COST)
     assert ranking is not None
@@ -56,7 +56,7 @@ def test_overlapping_intervals_are_too_close_to_call(top: float, separated: bool
 
 def test_one_interval_is_held_against_a_bare_forecast() -> None:
     summary = costs(a=1.0, b=2.0).assign(
-        usd_per_mtok_output_lo=[0.9, math.nan], usd_per_mtok_output_hi=[2.1, math.nan]
+        usd_per_mtok_total_lo=[0.9, math.nan], usd_per_mtok_total_hi=[2.1, math.nan]
     )
     ranking = rank(summary, COST)
     assert ranking is not None
@@ -65,12 +65,12 @@ def test_one_interval_is_held_against_a_bare_forecast() -> None:
 
 def test_headlines() -> None:
     assert headline(costs(a=2.0, b=3.0), COST) == (
-        "a has the cheapest output tokens: $2.00 per million, against $3.00 for b"
+        "a has the cheapest tokens: $2.00 per million, against $3.00 for b"
     )
-    assert headline(costs(a=2.0), COST) == "a: cost of output tokens $2.00 per million"
-    assert headline(costs(a=math.nan), COST) == "No case has a defined cost of output tokens"
+    assert headline(costs(a=2.0), COST) == "a: cost of tokens $2.00 per million"
+    assert headline(costs(a=math.nan), COST) == "No case has a defined cost of tokens"
     assert headline(costs(a=2.0, b=2.0), COST) == (
-        "a ($2.00 per million) and b ($2.00) are too close to call on cost of output tokens"
+        "a ($2.00 per million) and b ($2.00) are too close to call on cost of tokens"
     )
 
 
@@ -85,7 +85,7 @@ def test_the_answer_names_leader_cost_interval_and_slo() -> None:
     assert text.startswith("All 4 cases were offered 4 requests per second.")
     # 0.52 x 0.91 = 0.4732 and 0.52 x 1.126 = 0.58552, the interval of the fixture.
     assert (
-        "GB300 NVL72 has the cheapest output tokens: $0.520 per million "
+        "GB300 NVL72 has the cheapest tokens: $0.520 per million "
         "(interval $0.473 to $0.586), against $0.660 for 8x B200." in text
     )
     assert "Requests that met the SLO: 8x H100 " in text

@@ -130,7 +130,7 @@ def test_the_sections_are_there_in_order() -> None:
         "Read this first",
         "GB300: all-reduce over 8 chips extrapolated from measurements over 4.",
         "Energy per output token",
-        "Bar chart. Cost per million output tokens",
+        "Bar chart. Cost per million tokens",
         "Where the price comes from",
         "What the forecast rests on",
         "rackcast run scenarios/llama_70b_chat.yaml --seed 7",
@@ -144,8 +144,8 @@ def test_the_sections_are_there_in_order() -> None:
 
 def test_summary_has_each_number_with_its_unit_and_interval() -> None:
     words = Page(page("four")).words
-    # Output tokens of 8x H100: 1.62, 5 % below and 7 % above.
-    assert "Output tokens USD/million 1.62 1.54 to 1.73 1.21" in words
+    # All tokens of 8x H100: 1.62, 5 % below and 7 % above.
+    assert "All tokens together USD/million 1.62 1.54 to 1.73 1.21" in words
     assert "Output tokens per chip tokens/s 520 710 1,650 2,900" in words
     assert "Chips 8 8 8 72" in words
 
@@ -164,7 +164,7 @@ def test_the_total_of_a_bill_is_the_sum_of_its_lines() -> None:
 def test_a_case_that_completed_nothing_is_dashes_and_a_sentence() -> None:
     words = Page(page("nothing")).words
     assert "8x H100 completed no request: its cost, times and energy are not defined." in words
-    assert "Output tokens USD/million \N{EN DASH} 0.660" in words
+    assert "All tokens together USD/million \N{EN DASH} 0.660" in words
 
 
 def test_one_case_has_no_curve_and_no_notes() -> None:

@@ -39,7 +39,7 @@ def test_numbers_are_those_of_the_summary_in_the_unit_of_the_head() -> None:
         .summary.iloc[:1]
         .assign(ttft_s_p50=0.1, ttft_s_p95=0.25, ttft_s_p99=1.5, tpot_s_p50=0.02, tpot_s_p95=0.03)
     )
-    summary = summary.assign(tpot_s_p99=0.04, utilization_fraction=0.5, usd_per_mtok_output=1.25)
+    summary = summary.assign(tpot_s_p99=0.04, utilization_fraction=0.5, usd_per_mtok_total=1.25)
     text = "\n".join(printed(summary, 120))
     for part in ("TTFT ms", "100/250/1500", "TPOT ms", "20.0/30.0/40.0", "50.0", "1.25"):
         assert part in text

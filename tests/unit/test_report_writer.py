@@ -182,7 +182,7 @@ def test_another_process_gives_the_same_bytes(run: Path, tmp_path: Path) -> None
 
 def test_other_numbers_give_other_bytes(run: Path, tmp_path: Path) -> None:
     tables = four_cases()
-    dearer = tables.summary.assign(usd_per_mtok_output=tables.summary["usd_per_mtok_output"] * 2)
+    dearer = tables.summary.assign(usd_per_mtok_total=tables.summary["usd_per_mtok_total"] * 2)
     write_run(dataclasses.replace(tables, summary=dearer), tmp_path / "run")
     first, second = digests(run), digests(tmp_path / "run")
     changed = {name for name in first if first[name] != second[name]}

@@ -64,15 +64,15 @@ class Bar:
 
 
 def cost_chart(tables: RunTables) -> Drawing:
-    """Cost per million output tokens, each bar split as the bill of its case is."""
+    """Cost per million tokens, each bar split as the bill of its case is."""
     bars = [_cost_bar(tables, row) for _, row in tables.summary.iterrows()]
     lines = [line for line in BILL_LINES if line in set(tables.bill["line"])]
     legend = [LegendEntry(line, colour(f"line-{line}"), None) for line in lines]
     title = headline(tables.summary, COST)
-    subtitle = "US dollars per million output tokens; the parts of a bar are those of the bill"
+    subtitle = "US dollars per million tokens, input and output; parts of a bar as in the bill"
     scale = Scale(COST.write_briefly, tick_usd)
     sheet = _bar_sheet(heading_of(tables, title, subtitle), bars, legend, scale)
-    return Drawing(sheet, title, _in_words("Cost per million output tokens", bars, scale))
+    return Drawing(sheet, title, _in_words("Cost per million tokens", bars, scale))
 
 
 def energy_chart(tables: RunTables) -> Drawing:

@@ -81,12 +81,12 @@ def throughput_chart(tables: RunTables) -> Drawing:
 
 
 def cost_curve_chart(tables: RunTables) -> Drawing:
-    """Cost per million output tokens, against tokens per second for each user."""
+    """Cost per million tokens, against tokens per second for each user."""
     return _trade_off(
         tables,
         TradeOff(
             measure=COST,
-            axis="US dollars per million output tokens (logarithmic)",
+            axis="US dollars per million tokens, input and output (logarithmic)",
             title="What a faster answer costs",
             subtitle="Down and to the right is better. Small numbers: concurrent requests.",
             write_tick=tick_usd,
