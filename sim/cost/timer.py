@@ -164,6 +164,29 @@ class StepTimer:
         True
         >>> bool(abs(sum(row.seconds for row in rows.values()) / timer.seconds(shape) - 1) < 1e-9)
         True
+
+        With 64 such sequences the weights are still read once, the activations 64 times:
+
+        >>> shape = StepShape(decode_sequences=64, decode_context_tokens=64 * 1024)
+        >>> rows = {row.name: row for row in timer.explain(shape)}
+        >>> int(rows["mlp_gate_up"].flop) == 64 * 80 * 2 * 8192 * 7168
+        True
+        >>> int(rows["mlp_gate_up"].bytes) == 80 * (8192 * 7168 + 64 * (8192 + 7168 * 2))
+        True
+        >>> int(rows["attention_decode"].bytes) == 64 * 80 * 1024 * 2 * 128
+        True
+
+        A prompt of 8192 tokens has 8192 * 8193 / 2 pairs of a query and a key that it may see:
+
+        >>> pairs = 8192 * 8193 // 2
+        >>> shape = StepShape(prefill_sequences=1, prefill_tokens=8192, prefill_pairs=pairs)
+        >>> rows = {row.name: row for row in timer.explain(shape)}
+        >>> int(rows["mlp_gate_up"].flop) == 8192 * 80 * 2 * 8192 * 7168
+        True
+        >>> int(rows["attention_prefill"].flop) == 80 * pairs * 2 * 8 * (128 + 128)
+        True
+        >>> rows["mlp_gate_up"].bound, rows["attention_prefill"].bound
+        ('compute', 'compute')
         """
         timed = [self.time(op, shape) for op in self.operators]
         rows = [row for row in timed if float(row.seconds) > 0]
