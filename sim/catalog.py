@@ -103,7 +103,7 @@ class Catalog:
     def accelerator(self, entry_id: str) -> Accelerator:
         """Return a chip.
 
-        >>> open_catalog().accelerator("h200_sxm").memory.bandwidth_bytes_per_s.value
+        >>> open_catalog().accelerator("h200_sxm").local_memory.bandwidth_bytes_per_s.value
         4800000000000.0
         """
         return self._entry("accelerators", entry_id, Accelerator)
@@ -266,7 +266,7 @@ def _check_system(catalog: Catalog, _: str, entry: Any) -> Iterator[str]:
     system: System = entry
     if system.accelerator not in catalog.files["accelerators"]:
         yield _unknown("accelerators", system.accelerator, catalog.names("accelerators"))
-    if system.chips % system.scale_up.domain_chips:
+    if system.chips % system.domain_chips:
         yield f"{system.chips} chips are no whole number of domains"
 
 
@@ -282,7 +282,7 @@ def _check_calibration(catalog: Catalog, entry_id: str, entry: Any) -> Iterator[
     for dtype, peak in calibration.peak_flop_per_s.items():
         if peaks.get(dtype) != peak:
             yield f"fitted against {peak} {dtype} flop/s but the accelerator has {peaks.get(dtype)}"
-    bandwidth = accelerator.memory.bandwidth_bytes_per_s.value
+    bandwidth = accelerator.local_memory.bandwidth_bytes_per_s.value
     if calibration.bandwidth_bytes_per_s != bandwidth:
         yield f"fitted against {calibration.bandwidth_bytes_per_s} bytes/s, not {bandwidth}"
 

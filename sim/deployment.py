@@ -6,10 +6,11 @@ from functools import cached_property
 
 from sim.catalog import Catalog
 from sim.cost.comms import Network
-from sim.cost.kernels import WEIGHT_ONLY, KernelShelf
+from sim.cost.kernels import KernelShelf
+from sim.cost.layers import operators
 from sim.cost.memory import EngineShare, MemoryUse, engine_bytes, memory_use
 from sim.cost.timer import OperatorTime, StepTable, StepTimer
-from sim.cost.work import Number, Precision, Rows, StepShape, operators
+from sim.cost.work import Number, Rows, StepShape
 from sim.efficiency import Calibration
 from sim.engine.clock import to_ticks
 from sim.engine.cluster import ReplicaPlan
@@ -17,8 +18,9 @@ from sim.engine.scheduler import BatchLimits
 from sim.engine.ticks import TickTable
 from sim.errors import InfeasibleError, InputError
 from sim.hardware import Accelerator, System
-from sim.model import GroupedQueryAttention, Model
+from sim.model import Model
 from sim.parallelism import Parallelism, problems
+from sim.precision import WEIGHT_ONLY, Precision
 from sim.scenario import Case, ServingEngine
 from sim.units import DTYPE_BYTES, GIB, Dtype
 
@@ -57,8 +59,7 @@ class Deployment:
     @property
     def window_tokens(self) -> int | None:
         """Sliding window of the model's windowed layers, if it has any."""
-        attention = self.model.attention
-        return attention.window_tokens if isinstance(attention, GroupedQueryAttention) else None
+        return self.model.window_tokens
 
     @property
     def peak_flop_per_s(self) -> float:
@@ -188,7 +189,7 @@ def deploy(case: Case, catalog: Catalog) -> Deployment:
 
 
 def _check_split(case: Case, model: Model, system: System) -> None:
-    domain = system.scale_up.domain_chips
+    domain = system.domain_chips
     broken = problems(case.parallelism, model, domain)
     if broken:
         splits = (Parallelism(tp=tp) for tp in _POWERS_OF_TWO)
@@ -242,7 +243,7 @@ def _ways_to_fit(
     block = case.engine.block_tokens
 
     def fits(parallelism: Parallelism, precision: Precision) -> bool:
-        if problems(parallelism, model, system.scale_up.domain_chips):
+        if problems(parallelism, model, system.domain_chips):
             return False
         changed = case.model_copy(update={"parallelism": parallelism, "precision": precision})
         return _memory(changed, model, accelerator).kv_blocks(block) > 0
@@ -274,7 +275,7 @@ def _notes(case: Case, model: Model, timer: StepTimer) -> list[str]:
     notes = []
     if model.estimate:
         notes.append(f"{case.name}: the shape of {model.name} is an estimate, not published.")
-    if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens:
+    if model.window_tokens is not None:
         notes.append(
             f"{case.name}: layers with a sliding window are charged KV memory for the whole "
             "context, so long contexts fit better than forecast."

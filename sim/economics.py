@@ -25,7 +25,8 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field
 
 from sim.errors import InputError
-from sim.hardware import Figure, System
+from sim.figures import Figure
+from sim.hardware import System
 from sim.schema import StrictModel
 from sim.units import (
     HOUR_S,

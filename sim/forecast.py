@@ -17,7 +17,7 @@ from sim.checks import resolve
 from sim.cost.work import StepShape
 from sim.deployment import Deployment
 from sim.economics import Terms, purchase, rental
-from sim.hardware import Figure
+from sim.figures import Figure
 from sim.metrics import (
     Accounts,
     Activity,
@@ -249,7 +249,7 @@ def _provenance(deployment: Deployment, books: Accounts) -> Iterator[dict[str, s
     """Say what a forecast rests on: one row per fact, fit or assumption."""
     model, chip, memory = deployment.model, deployment.accelerator, deployment.memory
     yield _item("model", model.name, f"architecture: {model.source}")
-    capacity, bandwidth = chip.memory.capacity_bytes, chip.memory.bandwidth_bytes_per_s
+    capacity, bandwidth = chip.local_memory.capacity_bytes, chip.local_memory.bandwidth_bytes_per_s
     yield _item("memory", f"{capacity.value / GIB:.1f} GiB", _cited(capacity))
     yield _item("memory bandwidth", f"{bandwidth.value / GB:,.0f} GB/s", _cited(bandwidth))
     dtype = deployment.compute_dtype

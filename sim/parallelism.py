@@ -4,31 +4,59 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from sim.model import LatentAttention, Model
+from sim.model import Attention, GroupedQueryAttention, LinearAttention, Model
 from sim.schema import StrictModel
 from sim.units import PositiveInt
 
 
 class Parallelism(StrictModel):
-    """The split of one replica: tensor parallel ranks, and where the routed experts live."""
+    """The split of one replica over its chips, and where the routed experts live.
+
+    A replica has ``pp`` stages; a stage has ``cp * attention_dp * tp`` chips. The experts of a
+    layer live on the ``attention_dp * tp`` chips of one context-parallel rank together.
+    """
 
     tp: PositiveInt
-    """Tensor-parallel ranks: every layer is cut over them. Chips of a replica = ``tp``."""
+    """Tensor-parallel ranks: attention and dense layers are cut over them."""
+    pp: PositiveInt = 1
+    """Pipeline stages: each has its share of the layers."""
+    attention_dp: PositiveInt = 1
+    """Data-parallel attention ranks: each has sequences of its own, and all share the experts."""
+    cp: PositiveInt = 1
+    """Context-parallel ranks: each has its share of every prompt and of its KV cache."""
     ep: PositiveInt = 1
-    """Expert-parallel ranks: 1 cuts each expert over the tensor ranks, ``tp`` deals whole
-    experts to the ranks."""
+    """Expert-parallel ranks, a divisor of ``attention_dp * tp``: whole experts are dealt to so
+    many ranks; what is left of the chips cuts each expert."""
+    sequence_parallel: bool = False
+    """Whether norms and residuals are cut over the tensor ranks by tokens (the all-reduce then
+    becomes a reduce-scatter and an all-gather)."""
+    micro_batches: PositiveInt | None = None
+    """Batches that a pipeline works on at the same time; one per stage unless given."""
     expert_exchange: Literal["all_reduce", "all_to_all"] = "all_reduce"
     """How tokens meet experts that were dealt out. ``all_reduce``: every rank has all tokens and
     computes its own experts' part, which is summed up (vLLM, SGLang and TensorRT-LLM with tensor
-    parallel attention); ``all_to_all``: the ranks share the tokens out and send them to their
-    experts and back (DeepEP and the like)."""
+    parallel attention; with data-parallel attention the tokens are gathered and the results
+    scattered); ``all_to_all``: the ranks send their tokens to their experts and back (DeepEP)."""
 
     @model_validator(mode="after")
-    def _experts_are_cut_or_dealt(self) -> Self:
-        if self.ep not in (1, self.tp):
-            msg = f"ep is {self.ep} but must be 1 or equal to tp ({self.tp})"
+    def _experts_are_dealt_evenly(self) -> Self:
+        if self.expert_ranks % self.ep:
+            msg = (
+                f"ep is {self.ep} but must divide the attention_dp * tp = {self.expert_ranks} "
+                "chips that share the experts"
+            )
             raise ValueError(msg)
         return self
+
+    @property
+    def expert_ranks(self) -> int:
+        """Chips that share the experts of a layer."""
+        return self.attention_dp * self.tp
+
+    @property
+    def expert_cut(self) -> int:
+        """Chips over which each expert is cut."""
+        return self.expert_ranks // self.ep
 
     @property
     def exchanges_tokens(self) -> bool:
@@ -36,9 +64,14 @@ class Parallelism(StrictModel):
         return self.ep > 1 and self.expert_exchange == "all_to_all"
 
     @property
+    def stage_chips(self) -> int:
+        """Chips of one pipeline stage."""
+        return self.cp * self.attention_dp * self.tp
+
+    @property
     def chips(self) -> int:
         """Chips of one replica."""
-        return self.tp
+        return self.pp * self.stage_chips
 
 
 def problems(parallelism: Parallelism, model: Model, domain_chips: int) -> list[str]:
@@ -64,13 +97,8 @@ def problems(parallelism: Parallelism, model: Model, domain_chips: int) -> list[
     found = []
     if tp > domain_chips:
         found.append(f"tp is {tp} but the scale-up domain joins {domain_chips} chips")
-    heads = model.attention.heads
-    if heads % tp:
-        found.append(f"{heads} query heads cannot be cut over tp = {tp} ranks")
-    if not isinstance(model.attention, LatentAttention):
-        kv_heads = model.attention.kv_heads
-        if max(kv_heads, tp) % min(kv_heads, tp):
-            found.append(f"{kv_heads} KV heads and tp = {tp}: one must divide the other")
+    for group in model.attention:
+        found += _uneven_heads(group, tp)
     if parallelism.ep > 1 and model.moe is None:
         found.append(f"ep is {parallelism.ep} but the model has no experts")
     if model.moe is not None and model.moe.experts % parallelism.ep:
@@ -78,26 +106,49 @@ def problems(parallelism: Parallelism, model: Model, domain_chips: int) -> list[
     return found
 
 
-def kv_heads_per_chip(model: Model, tp: int) -> int:
+def _uneven_heads(group: Attention, tp: int) -> list[str]:
+    """Say which heads of a group of layers cannot be cut over the tensor ranks."""
+    heads = group.value_heads if isinstance(group, LinearAttention) else group.heads
+    found = []
+    if heads % tp:
+        found.append(f"{heads} query heads cannot be cut over tp = {tp} ranks")
+    if isinstance(group, GroupedQueryAttention):
+        kv_heads = group.kv_heads
+        if max(kv_heads, tp) % min(kv_heads, tp):
+            found.append(f"{kv_heads} KV heads and tp = {tp}: one must divide the other")
+    return found
+
+
+def kv_heads_per_chip(group: Attention, tp: int) -> int:
     """KV heads that each tensor rank stores: at least one, so heads are copied when tp is larger.
 
     The latent of MLA is shared by all heads, so every rank keeps all of it.
     """
-    if isinstance(model.attention, LatentAttention):
-        return 1
-    return max(1, model.attention.kv_heads // tp)
+    return max(1, group.kv_heads // tp) if isinstance(group, GroupedQueryAttention) else 1
 
 
-def kv_elements_per_token_per_layer(model: Model, tp: int) -> int:
+def kv_elements_per_token_per_layer(group: Attention, tp: int) -> int:
     """Return the elements cached per token and layer on one chip.
 
     Llama 3.1 70B has 8 KV heads of 128: at tp = 8 each chip keeps one key and one value head.
 
     >>> from sim.catalog import open_catalog
-    >>> kv_elements_per_token_per_layer(open_catalog().model("llama_3_1_70b"), tp=8)
+    >>> group = open_catalog().model("llama_3_1_70b").attention[0]
+    >>> kv_elements_per_token_per_layer(group, tp=8)
     256
     """
-    attention = model.attention
-    if isinstance(attention, LatentAttention):
-        return attention.kv_elements_per_token()
-    return 2 * kv_heads_per_chip(model, tp) * attention.head_dim
+    if isinstance(group, GroupedQueryAttention):
+        return 2 * kv_heads_per_chip(group, tp) * group.head_dim
+    return group.kv_elements_per_token()
+
+
+def kv_elements_per_token(model: Model, tp: int) -> int:
+    """Elements cached per token on one chip, all layers; a window counts like the whole context.
+
+    >>> from sim.catalog import open_catalog
+    >>> kv_elements_per_token(open_catalog().model("llama_3_1_70b"), tp=8) == 80 * 256
+    True
+    """
+    return sum(
+        group.layers * kv_elements_per_token_per_layer(group, tp) for group in model.attention
+    )

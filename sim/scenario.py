@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sim.cost.work import Precision
 from sim.economics import Charge
 from sim.efficiency import Engine
 from sim.errors import InputError
 from sim.parallelism import Parallelism
+from sim.precision import Precision
 from sim.schema import Located, StrictModel, json_schema, load_yaml, merge, set_path, validate
 from sim.units import Bytes, Fraction, NonNegativeInt, PositiveInt, Seconds
 from sim.workload.arrivals import ArrivalLaw

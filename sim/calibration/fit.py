@@ -245,7 +245,7 @@ def catalogue_peaks(accelerator: str) -> Peaks:
     entry = open_catalog().accelerator(accelerator)
     return Peaks(
         flop_per_s={name: figure.value for name, figure in entry.peak_flop_per_s.items()},
-        bandwidth_bytes_per_s=entry.memory.bandwidth_bytes_per_s.value,
+        bandwidth_bytes_per_s=entry.local_memory.bandwidth_bytes_per_s.value,
         tdp_w=entry.power.tdp_w.value,
     )
 

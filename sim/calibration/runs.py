@@ -8,10 +8,10 @@ from typing import Literal, get_args
 
 import pandas as pd
 
-from sim.cost.work import Precision
 from sim.efficiency import Engine
 from sim.errors import InputError
 from sim.parallelism import Parallelism
+from sim.precision import Precision
 from sim.scenario import (
     Case,
     ClosedLoopWorkload,

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from sim.cost.work import AllReduce, ExpertExchange, Number
+from sim.cost.operators import AllReduce, ExpertExchange
+from sim.cost.work import Number
 from sim.efficiency import Calibration, Collective, Engine
 from sim.errors import InputError
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from sim.cost.work import DecodeAttention, DenseGemm, ExpertGemm, PrefillAttention
+from sim.cost.operators import DecodeAttention, DenseGemm, ExpertGemm, PrefillAttention
 from sim.efficiency import (
     Calibration,
     DecodeAttentionKernel,
@@ -18,6 +18,7 @@ from sim.efficiency import (
 )
 from sim.errors import InputError
 from sim.hardware import Accelerator
+from sim.precision import WEIGHT_ONLY
 from sim.units import Dtype
 
 GEMM_FORMATS: Mapping[Dtype, tuple[GemmFormat, ...]] = {
@@ -37,9 +38,6 @@ EXPERT_FORMATS: Mapping[Dtype, tuple[GemmFormat, ...]] = {
 """The same for routed experts. FP8 checkpoints of mixture models carry a scale per block (DeepSeek,
 Qwen3), and those kernels are what engines tune; MXFP4 experts take FP8 activations where the chip
 has a kernel for that."""
-
-WEIGHT_ONLY: frozenset[Dtype] = frozenset({"int4", "mxfp4"})
-"""Formats of weights alone: the product itself is computed in 16 bits or in FP8."""
 
 Kernel = TypeVar("Kernel", GemmKernel, GroupedGemmKernel, DecodeAttentionKernel, MlaPrefillKernel)
 

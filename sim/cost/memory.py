@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from sim.cost.work import ACTIVATION_BYTES, Precision, weight_bytes_per_chip
+from sim.cost.layers import weight_bytes_per_chip
 from sim.hardware import Accelerator
 from sim.model import Model
-from sim.parallelism import Parallelism, kv_elements_per_token_per_layer
+from sim.parallelism import Parallelism, kv_elements_per_token
+from sim.precision import ACTIVATION_BYTES, Precision
 from sim.units import DTYPE_BYTES, GIB
 
 SAMPLER_COPIES = 3.7
@@ -64,8 +65,8 @@ def memory_use(
     share: EngineShare,
 ) -> MemoryUse:
     """Divide one chip's memory between weights, activations, the engine and the KV cache."""
-    capacity = accelerator.memory.capacity_bytes.value
-    elements = kv_elements_per_token_per_layer(model, parallelism.tp) * model.layers
+    capacity = accelerator.local_memory.capacity_bytes.value
+    elements = kv_elements_per_token(model, parallelism.tp)
     return MemoryUse(
         capacity_bytes=capacity,
         budget_bytes=capacity * share.memory_fraction,
@@ -112,8 +113,11 @@ def activation_bytes(model: Model, parallelism: Parallelism, share: EngineShare)
     True
     """
     tokens = share.max_num_batched_tokens
-    inner = model.dense_intermediate if model.dense_layers else 0
-    forward = tokens * (4 * model.hidden + 3 * inner / parallelism.tp) * ACTIVATION_BYTES
+    forward = (
+        tokens
+        * (4 * model.hidden + model.mlp_matrices * model.mlp_width / parallelism.tp)
+        * ACTIVATION_BYTES
+    )
     logits = share.max_num_seqs * model.vocabulary * DTYPE_BYTES["fp32"]
     sampler = tokens * model.hidden * ACTIVATION_BYTES + SAMPLER_COPIES * logits
     return max(forward, sampler) + _expert_workspace_bytes(model, parallelism, tokens)

@@ -15,24 +15,21 @@ import numpy.typing as npt
 
 from sim.cost.comms import Network
 from sim.cost.kernels import KernelShelf
-from sim.cost.work import (
-    ACTIVATION_BYTES,
+from sim.cost.operators import (
     AllReduce,
     DecodeAttention,
     DenseGemm,
     Elementwise,
     ExpertExchange,
     ExpertGemm,
-    Number,
     Operator,
     PrefillAttention,
-    Rows,
-    StepShape,
-    Work,
 )
+from sim.cost.work import Number, Rows, StepShape, Work
 from sim.efficiency import PowerLaw
 from sim.hardware import Accelerator
 from sim.overhead import EngineOverhead
+from sim.precision import ACTIVATION_BYTES
 from sim.units import DTYPE_BYTES, Dtype
 
 Array = npt.NDArray[np.float64]
@@ -119,7 +116,7 @@ class StepTimer:
         self.kernels = kernels
         self.network = network
         self.overhead = overhead
-        self._bandwidth = accelerator.memory.bandwidth_bytes_per_s.value
+        self._bandwidth = accelerator.local_memory.bandwidth_bytes_per_s.value
         self._layers = sum(op.calls for op in self.operators if isinstance(op, DecodeAttention))
 
     def with_overhead(self, overhead: EngineOverhead) -> "StepTimer":

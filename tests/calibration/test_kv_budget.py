@@ -21,9 +21,9 @@ from sim.cost.memory import (
     engine_bytes,
     memory_use,
 )
-from sim.cost.work import Precision
 from sim.model import GroupedQueryAttention, MixtureOfExperts, Model
 from sim.parallelism import Parallelism
+from sim.precision import Precision
 from sim.units import GIB, Dtype
 
 CATALOG = open_catalog()

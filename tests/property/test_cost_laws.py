@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 from sim.catalog import open_catalog
 from sim.cost.comms import Network
 from sim.cost.kernels import KernelShelf
+from sim.cost.operators import AllReduce, DenseGemm, ExpertExchange, ExpertGemm
 from sim.cost.timer import StepTimer
-from sim.cost.work import (
-    AllReduce,
-    DenseGemm,
-    ExpertExchange,
-    ExpertGemm,
-    StepShape,
-    prefill_pairs,
-)
+from sim.cost.work import StepShape, prefill_pairs
 from sim.deployment import Deployment, deploy
 from sim.hardware import Accelerator
 from sim.scenario import load_scenario
@@ -201,7 +195,7 @@ class TestMoreIsNeverFaster:
 
 def faster(chip: Accelerator, *, bandwidth: float = 1.0, peak: float = 1.0) -> Accelerator:
     """Build the same chip with more bandwidth or arithmetic."""
-    memory = chip.memory.bandwidth_bytes_per_s
+    memory = chip.local_memory.bandwidth_bytes_per_s
     quick = memory.model_copy(update={"value": memory.value * bandwidth})
     peaks = {
         dtype: figure.model_copy(update={"value": figure.value * peak})
@@ -209,7 +203,7 @@ def faster(chip: Accelerator, *, bandwidth: float = 1.0, peak: float = 1.0) -> A
     }
     return chip.model_copy(
         update={
-            "memory": chip.memory.model_copy(update={"bandwidth_bytes_per_s": quick}),
+            "memory": (chip.local_memory.model_copy(update={"bandwidth_bytes_per_s": quick}),),
             "peak_flop_per_s": peaks,
         }
     )

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from sim.cost.comms import Network
 from sim.cost.kernels import KernelShelf
+from sim.cost.operators import Operator
 from sim.cost.timer import StepTimer
-from sim.cost.work import Operator
 from sim.efficiency import (
     Calibration,
     Collective,
@@ -29,7 +29,8 @@ from sim.efficiency import (
     PrefillAttentionKernel,
     PrefillAttentionLaw,
 )
-from sim.hardware import Accelerator, Figure, Memory, Power
+from sim.figures import Figure
+from sim.hardware import Accelerator, Memory, Power
 from sim.overhead import NO_OVERHEAD, EngineOverhead
 
 FIT = Fit(rows=1, median_ape=0.0, p90_ape=0.0, bias=0.0, ranges={}, source="by hand")

@@ -92,7 +92,7 @@ def test_peaks_grow_as_formats_shrink(accelerator_id: str) -> None:
 )
 def test_capacity_is_what_a_program_can_allocate(accelerator_id: str, nvidia_smi_mib: int) -> None:
     """The driver keeps between a half and one per cent of what nvidia-smi reports."""
-    capacity = CATALOG.accelerator(accelerator_id).memory.capacity_bytes.value
+    capacity = CATALOG.accelerator(accelerator_id).local_memory.capacity_bytes.value
     assert 0.99 * nvidia_smi_mib * 2**20 < capacity < nvidia_smi_mib * 2**20
 
 
@@ -159,9 +159,9 @@ def test_a_user_folder_adds_and_replaces(tmp_path: Path) -> None:
     copy("hardware/accelerators/h100_sxm.yaml", folder / "h150.yaml", ("3.35 TB/s", "3.5 TB/s"))
     copy("hardware/accelerators/h200_sxm.yaml", folder / "h200_sxm.yaml", ("4.8 TB/s", "5 TB/s"))
     catalog = open_catalog([tmp_path])
-    assert catalog.accelerator("h150").memory.bandwidth_bytes_per_s.value == 3.5e12
-    assert catalog.accelerator("h200_sxm").memory.bandwidth_bytes_per_s.value == 5e12
-    assert catalog.accelerator("h100_sxm").memory.bandwidth_bytes_per_s.value == 3.35e12
+    assert catalog.accelerator("h150").local_memory.bandwidth_bytes_per_s.value == 3.5e12
+    assert catalog.accelerator("h200_sxm").local_memory.bandwidth_bytes_per_s.value == 5e12
+    assert catalog.accelerator("h100_sxm").local_memory.bandwidth_bytes_per_s.value == 3.35e12
     assert set(catalog.names("accelerators")) == set(CATALOG.names("accelerators")) | {"h150"}
 
 

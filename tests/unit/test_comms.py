@@ -7,7 +7,7 @@ from pocket_chip import line
 
 from sim.catalog import open_catalog
 from sim.cost.comms import EXCHANGE_LIBRARIES, Network
-from sim.cost.work import AllReduce, ExpertExchange
+from sim.cost.operators import AllReduce, ExpertExchange
 from sim.deployment import deploy
 from sim.efficiency import Collective, CollectiveLaw, CollectiveLine, Engine
 from sim.errors import InputError

@@ -23,8 +23,9 @@ from sim.cli import EXIT_INTERRUPTED, app
 from sim.deployment import deploy
 from sim.economics import PriceBook, Usage, bill, purchase, total_usd
 from sim.errors import InfeasibleError, InputError, InternalError
+from sim.figures import Figure
 from sim.forecast import forecast
-from sim.hardware import Accelerator, Figure, System
+from sim.hardware import Accelerator, System
 from sim.model import Model
 from sim.report.data import (
     BILL_COLUMNS,

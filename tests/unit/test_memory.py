@@ -12,8 +12,8 @@ from sim.cost.memory import (
     engine_bytes,
     memory_use,
 )
-from sim.cost.work import Precision
 from sim.parallelism import Parallelism
+from sim.precision import Precision
 from sim.units import GIB
 
 CATALOG = open_catalog()

@@ -4,8 +4,7 @@ import numpy as np
 import pocket_chip
 import pytest
 
-from sim.cost.timer import ELEMENTWISE_EFFICIENCY, OperatorTime, StepTable
-from sim.cost.work import (
+from sim.cost.operators import (
     AllReduce,
     DecodeAttention,
     DenseGemm,
@@ -13,8 +12,9 @@ from sim.cost.work import (
     ExpertGemm,
     Operator,
     PrefillAttention,
-    StepShape,
 )
+from sim.cost.timer import ELEMENTWISE_EFFICIENCY, OperatorTime, StepTable
+from sim.cost.work import StepShape
 from sim.errors import InputError
 from sim.overhead import NO_OVERHEAD
 

@@ -9,7 +9,8 @@ import pytest
 from sim.calibration import kernels
 from sim.calibration.kernels import Peaks
 from sim.catalog import open_catalog
-from sim.cost.work import (
+from sim.cost.layers import operators, weight_bytes_per_chip
+from sim.cost.operators import (
     AllReduce,
     DecodeAttention,
     DenseGemm,
@@ -17,16 +18,12 @@ from sim.cost.work import (
     ExpertExchange,
     ExpertGemm,
     Operator,
-    Precision,
     PrefillAttention,
-    StepShape,
-    input_dtype,
-    operators,
-    prefill_pairs,
-    weight_bytes_per_chip,
 )
+from sim.cost.work import StepShape, prefill_pairs
 from sim.model import GroupedQueryAttention, Model
 from sim.parallelism import Parallelism
+from sim.precision import Precision, input_dtype
 from sim.units import DTYPE_BYTES, Dtype
 
 CATALOG = open_catalog()
