@@ -1,12 +1,22 @@
 """How one replica of a model is split over the chips of a system."""
 
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import model_validator
 
 from sim.model import Attention, GroupedQueryAttention, LinearAttention, Model
 from sim.schema import StrictModel
 from sim.units import PositiveInt
+
+Axis = Literal["tp", "attention_dp", "experts", "cp", "pp"]
+"""A way in which the chips of a replica work together."""
+
+
+class ChipGroup(NamedTuple):
+    """Chips of a replica that exchange data: ``ranks`` chips, each ``stride`` after the last."""
+
+    ranks: int
+    stride: int
 
 
 class Parallelism(StrictModel):
@@ -72,6 +82,25 @@ class Parallelism(StrictModel):
     def chips(self) -> int:
         """Chips of one replica."""
         return self.pp * self.stage_chips
+
+    def group(self, axis: Axis) -> ChipGroup:
+        """Give the chips that work together along an axis.
+
+        Chips are numbered with the tensor ranks innermost, then attention ranks, context ranks
+        and stages. ``experts`` are the tensor and the attention ranks together.
+
+        >>> split = Parallelism(tp=4, attention_dp=2, pp=3)
+        >>> split.group("tp"), split.group("attention_dp"), split.group("pp")
+        (ChipGroup(ranks=4, stride=1), ChipGroup(ranks=2, stride=4), ChipGroup(ranks=3, stride=8))
+        """
+        groups: dict[Axis, ChipGroup] = {
+            "tp": ChipGroup(self.tp, 1),
+            "attention_dp": ChipGroup(self.attention_dp, self.tp),
+            "experts": ChipGroup(self.expert_ranks, 1),
+            "cp": ChipGroup(self.cp, self.expert_ranks),
+            "pp": ChipGroup(self.pp, self.stage_chips),
+        }
+        return groups[axis]
 
 
 def problems(parallelism: Parallelism, model: Model, domain_chips: int) -> list[str]:

@@ -82,6 +82,7 @@ def _latent_attention(
     heads = attention.heads // parallelism.tp
     latent = attention.kv_lora_rank
     rope = attention.qk_rope_head_dim
+    query_rank = attention.q_lora_rank or model.hidden
     weights = precision.dense_weights
 
     def gemm(name: str, rows: Rows, n: int, k: int) -> DenseGemm:
@@ -89,12 +90,7 @@ def _latent_attention(
 
     return [
         gemm("latent_down", "tokens", (attention.q_lora_rank or 0) + latent + rope, model.hidden),
-        gemm(
-            "query_up",
-            "tokens",
-            heads * attention.query_head_dim,
-            attention.q_lora_rank or model.hidden,
-        ),
+        gemm("query_up", "tokens", heads * attention.query_head_dim, query_rank),
         gemm(
             "latent_up",
             "prefill_tokens",

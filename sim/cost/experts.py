@@ -13,6 +13,7 @@ from sim.units import DTYPE_BYTES
 def expert_operators(
     model: Model, parallelism: Parallelism, precision: Precision
 ) -> list[Operator]:
+    """List the operators of routed and shared experts; none for a dense model."""
     moe = model.moe
     if moe is None:
         return []

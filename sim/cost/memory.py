@@ -113,11 +113,8 @@ def activation_bytes(model: Model, parallelism: Parallelism, share: EngineShare)
     True
     """
     tokens = share.max_num_batched_tokens
-    forward = (
-        tokens
-        * (4 * model.hidden + model.mlp_matrices * model.mlp_width / parallelism.tp)
-        * ACTIVATION_BYTES
-    )
+    inner = model.mlp_matrices * model.mlp_width / parallelism.tp
+    forward = tokens * (4 * model.hidden + inner) * ACTIVATION_BYTES
     logits = share.max_num_seqs * model.vocabulary * DTYPE_BYTES["fp32"]
     sampler = tokens * model.hidden * ACTIVATION_BYTES + SAMPLER_COPIES * logits
     return max(forward, sampler) + _expert_workspace_bytes(model, parallelism, tokens)

@@ -30,7 +30,7 @@ from sim.efficiency import (
     PrefillAttentionLaw,
 )
 from sim.figures import Figure
-from sim.hardware import Accelerator, Memory, Power
+from sim.hardware import Accelerator, MemoryTier, Power
 from sim.overhead import NO_OVERHEAD, EngineOverhead
 
 FIT = Fit(rows=1, median_ape=0.0, p90_ape=0.0, bias=0.0, ranges={}, source="by hand")
@@ -46,7 +46,7 @@ CHIP = Accelerator(
     name="Pocket chip",
     vendor="nobody",
     family="pocket",
-    memory=Memory(
+    memory=MemoryTier(
         kind="HBM", capacity_bytes=figure(100e9), bandwidth_bytes_per_s=figure(BANDWIDTH)
     ),
     peak_flop_per_s={"bf16": figure(BF16_PEAK), "fp8": figure(FP8_PEAK)},
