@@ -80,8 +80,8 @@ class PriceBook(StrictModel):
     as_of: str
     """Date of the book, year-month-day; figures that are older carry their own."""
     rent_usd_per_chip_hour: Mapping[str, Mapping[str, Figure[UsdPerHour]]]
-    """By accelerator id, then by kind of rent (``on_demand``, ``contract``...); host, hosting and
-    power are included."""
+    """By accelerator id, then by kind of rent (``on_demand``, ``commitment``, ``contract``); host,
+    hosting and power are included."""
     purchase_usd_per_system: Mapping[str, Figure[Usd]]
     """By system id: accelerators, hosts and what stands in the same box or rack."""
     ownership: Ownership
