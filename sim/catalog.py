@@ -19,6 +19,7 @@ from sim.errors import InputError, InternalError
 from sim.hardware import Accelerator, System
 from sim.model import Model
 from sim.overhead import EngineOverhead, EngineOverheads
+from sim.priors import FamilyPrior, Prior
 from sim.schema import Located, StrictModel, did_you_mean, load_yaml, validate
 
 ModelT = TypeVar("ModelT", bound=StrictModel)
@@ -27,6 +28,7 @@ Kind = Literal[
     "accelerators",
     "systems",
     "calibrations",
+    "priors",
     "overheads",
     "prices",
     "models",
@@ -42,6 +44,7 @@ _FOLDERS: Mapping[Kind, str] = {
     "accelerators": "hardware/accelerators",
     "systems": "hardware/systems",
     "calibrations": "hardware/calibrations",
+    "priors": "hardware/priors",
     "overheads": "hardware/overheads",
     "prices": "hardware/prices",
     "models": "workloads/models",
@@ -55,6 +58,7 @@ _SCHEMAS: Mapping[Kind, type[StrictModel]] = {
     "accelerators": Accelerator,
     "systems": System,
     "calibrations": Calibration,
+    "priors": FamilyPrior,
     "overheads": EngineOverheads,
     "prices": PriceBook,
     "models": Model,
@@ -146,6 +150,27 @@ class Catalog:
         if accelerator_id not in self.files["calibrations"]:
             return None
         return self._entry("calibrations", accelerator_id, Calibration)
+
+    def prior(self, family: str) -> Prior | None:
+        """Return what stands in for measurements on the chips of a family; none if nothing does.
+
+        Raises
+        ------
+        InputError
+            The donor that its file names is no calibrated chip.
+
+        Examples
+        --------
+        >>> open_catalog().prior("cdna3").rule.donor
+        'h100_sxm'
+        """
+        if family not in self.files["priors"]:
+            return None
+        rule = self._entry("priors", family, FamilyPrior)
+        laws = self.calibration(rule.donor)
+        if laws is None:
+            raise InputError(f"{self.path('priors', family)}: {rule.donor} was never measured")
+        return Prior(rule, self.accelerator(rule.donor), laws)
 
     def overheads(self, engine: Engine) -> EngineOverheads:
         """Return the host and launch times of a serving engine."""
@@ -287,6 +312,27 @@ def _check_calibration(catalog: Catalog, entry_id: str, entry: Any) -> Iterator[
         yield f"fitted against {calibration.bandwidth_bytes_per_s} bytes/s, not {bandwidth}"
 
 
+def _check_prior(catalog: Catalog, entry_id: str, entry: Any) -> Iterator[str]:
+    prior: FamilyPrior = entry
+    if prior.family != entry_id:
+        yield f"family is {prior.family!r} but the file is called {entry_id}"
+    if prior.donor not in catalog.files["accelerators"]:
+        yield _unknown("accelerators", prior.donor, catalog.names("accelerators"))
+    elif prior.donor not in catalog.files["calibrations"]:
+        yield f"donor {prior.donor} was never measured: it has no file in hardware/calibrations"
+
+
+def _check_accelerator(catalog: Catalog, entry_id: str, entry: Any) -> Iterator[str]:
+    accelerator: Accelerator = entry
+    measured = entry_id in catalog.files["calibrations"]
+    if not measured and accelerator.family not in catalog.files["priors"]:
+        known = ", ".join(catalog.names("priors"))
+        yield (
+            f"never measured, and no prior of family {accelerator.family!r} stands in; "
+            f"there are {known}"
+        )
+
+
 def _check_prices(catalog: Catalog, _: str, entry: Any) -> Iterator[str]:
     book: PriceBook = entry
     priced: tuple[tuple[Kind, Mapping[str, Any]], ...] = (
@@ -304,6 +350,8 @@ def _no_check(_catalog: Catalog, _id: str, _entry: Any) -> Iterator[str]:
 
 
 _CHECKS: Mapping[Kind, Callable[[Catalog, str, Any], Iterator[str]]] = {
+    "accelerators": _check_accelerator,
+    "priors": _check_prior,
     "systems": _check_system,
     "calibrations": _check_calibration,
     "prices": _check_prices,

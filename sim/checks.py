@@ -14,6 +14,7 @@ from sim.errors import InfeasibleError, InputError, RackcastError
 from sim.hardware import Accelerator, System
 from sim.model import Model
 from sim.overhead import EngineOverheads
+from sim.priors import FamilyPrior
 from sim.scenario import (
     Case,
     Scenario,
@@ -28,6 +29,7 @@ MODELS: Mapping[str, type[StrictModel]] = {
     "accelerator": Accelerator,
     "system": System,
     "calibration": Calibration,
+    "prior": FamilyPrior,
     "overhead": EngineOverheads,
     "prices": PriceBook,
     "model": Model,
@@ -40,6 +42,7 @@ _TELLING_KEYS: tuple[tuple[str, str], ...] = (
     ("peak_flop_per_s", "accelerator"),
     ("kernels", "calibration"),
     ("scale_up", "system"),
+    ("donor", "prior"),
     ("families", "overhead"),
     ("ownership", "prices"),
     ("layers", "model"),
@@ -51,6 +54,7 @@ _FOLDERS: Mapping[str, str] = {
     "accelerators": "accelerator",
     "systems": "system",
     "calibrations": "calibration",
+    "priors": "prior",
     "overheads": "overhead",
     "prices": "prices",
     "models": "model",

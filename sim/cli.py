@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version as distribution_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 CONTEXT_TOKENS = 1024
 """Context of the explained decode step."""
 
+PIPED_WIDTH = 120
+"""Columns of what is written to a file or a pipe; wide tables need as many."""
+
 EXIT_BUG = InternalError.exit_code
 EXIT_INTERRUPTED = 130
 
@@ -43,6 +46,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+models = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(models, name="model", help="Write catalogue entries of models.")
 
 ScenarioPath = Annotated[Path, typer.Argument(help="Scenario YAML.", metavar="SCENARIO")]
 Settings = Annotated[
@@ -99,8 +105,7 @@ def run(
 
     if trace and out is None:
         raise InputError("--trace needs --out: the folder that trace.json goes to")
-    if out is not None and out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: it is a file and not a folder; name another")
+    _refuse_a_file(out)
     known = _catalog(catalog)
     question = _scenario(scenario, settings, seed)
     runs: list[CaseRun] = []
@@ -130,41 +135,88 @@ def explain(
         int, typer.Option(help="Keys each of them attends to.", min=1)
     ] = CONTEXT_TOKENS,
     prompt: Annotated[int, typer.Option(help="Tokens of the prefill step.", min=1)] = 8192,
+    out: Annotated[Path | None, typer.Option(help="Folder for a chart of each step.")] = None,
     settings: Settings = None,
     catalog: CatalogFolders = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Show the operators of a prefill and a decode step: flop, bytes, seconds, bound, source."""
+    """Show where the time of a prefill and a decode step goes, operator by operator."""
     from sim.deployment import deploy  # noqa: PLC0415
-    from sim.report.explanation import explanation, operator_table  # noqa: PLC0415
+    from sim.report.explanation import explanation  # noqa: PLC0415
+    from sim.report.operator_table import operator_table  # noqa: PLC0415
 
+    _refuse_a_file(out)
     chosen = _case(_scenario(scenario, settings, None), case)
     steps = explanation(deploy(chosen, _catalog(catalog)), batch, context, prompt)
     if as_json:
         typer.echo(json.dumps([asdict(step) for step in steps], indent=2))
-        return
-    console = _stdout()
-    for step in steps:
-        console.print(operator_table(step))
+    else:
+        console = _stdout(PIPED_WIDTH)
+        for step in steps:
+            console.print(operator_table(step))
+    if out is not None:
+        from sim.report.writer import write_steps  # noqa: PLC0415 - matplotlib
+
+        for path in write_steps(steps, distribution_version("rackcast"), out):
+            typer.echo(f"chart: {path}", err=as_json)
 
 
 @app.command("list")
 def list_entries(
-    kind: Annotated[str, typer.Argument(help="accelerators, systems, models, scenarios...")],
+    kind: Annotated[
+        str | None, typer.Argument(help="accelerators, systems, models...; all kinds without any.")
+    ] = None,
     catalog: CatalogFolders = None,
     *,
+    ids: Annotated[bool, typer.Option("--ids", help="Ids alone, one per line.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the entries of one kind of the catalogue."""
+    """List the entries of one kind of the catalogue with their main figures, or the kinds."""
     from sim.catalog import KINDS  # noqa: PLC0415
+    from sim.report.listing import kinds, listing  # noqa: PLC0415
+    from sim.report.listing_table import listing_table  # noqa: PLC0415
     from sim.schema import did_you_mean  # noqa: PLC0415
 
-    if kind not in KINDS:
+    if kind is not None and kind not in KINDS:
         hint = did_you_mean(kind, KINDS) or "."
         raise InputError(f"there is no kind {kind!r}{hint} There are: {', '.join(KINDS)}")
-    names = _catalog(catalog).names(kind)
-    typer.echo(json.dumps(list(names)) if as_json else "\n".join(names))
+    known = _catalog(catalog)
+    if ids:
+        typer.echo("\n".join(KINDS if kind is None else known.names(kind)))
+        return
+    found = kinds(known) if kind is None else listing(known, kind)
+    if as_json:
+        typer.echo(json.dumps([dict(row) for row in found.rows], indent=2))
+    else:
+        _stdout(PIPED_WIDTH).print(listing_table(found))
+
+
+@models.command("import")
+def import_model(
+    config: Annotated[
+        Path, typer.Argument(help="config.json of a published model.", metavar="CONFIG.json")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="What to call it; the folder's or file's name.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the entry; stdout without.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Where the config was published; its path.")
+    ] = None,
+) -> None:
+    """Turn the config.json of a published model into a catalogue entry, and say what to check."""
+    from sim.model_import import import_config  # noqa: PLC0415
+
+    called = name or (config.absolute().parent.name if config.stem == "config" else config.stem)
+    found = import_config(_json_object(config), name=called, source=source or str(config))
+    if out is None:
+        typer.echo(found.yaml_text, nl=False)
+    else:
+        _write_text(out, found.yaml_text)
+        typer.echo(f"entry: {out}")
+    for doubt in found.doubts:
+        typer.echo(f"to check: {doubt}", err=True)
 
 
 @app.command()
@@ -222,9 +274,10 @@ def validate(
     from sim.calibration.runs import read_runs, selected  # noqa: PLC0415
     from sim.calibration.validate import document, error_table, validate_runs  # noqa: PLC0415
 
-    chosen = selected(read_runs(runs), [_split(setting) for setting in select or []])
+    known = _catalog(catalog)
+    chosen = selected(read_runs(runs, known), [_split(setting) for setting in select or []])
     with _watching(quiet=quiet) as watch:
-        found = validate_runs(chosen, _catalog(catalog), seed, watch("runs"))
+        found = validate_runs(chosen, known, seed, watch("runs"))
     if as_json:
         typer.echo(json.dumps(document(found, by or []), indent=2))
         return
@@ -248,15 +301,53 @@ def _write(tables: "RunTables", runs: "list[CaseRun]", out: Path) -> Path:
     return report
 
 
+def _refuse_a_file(out: Path | None) -> None:
+    """Refuse a file where results need a folder, before anything is computed."""
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: it is a file and not a folder; name another")
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, is no JSON, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON: {error}; give a config.json") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds no JSON object with the keys of a model's config")
+    return found
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
 def _complain(message: str) -> None:
     typer.echo(f"rackcast: {message}", err=True)
 
 
-def _stdout() -> "Console":
-    """Open a console whose width does not depend on the terminal when the output is piped."""
+def _stdout(least_width: int = 0) -> "Console":
+    """Open a console whose width does not depend on the terminal when the output is piped.
+
+    In a terminal that is narrower than ``least_width`` lines wrap: better than cells cut off.
+    """
     from rich.console import Console  # noqa: PLC0415
 
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    if not sys.stdout.isatty():
+        return Console(width=PIPED_WIDTH)
+    console = Console()
+    return Console(width=max(least_width, console.width))
 
 
 def _catalog(folders: list[Path] | None) -> "Catalog":

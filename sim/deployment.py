@@ -1,28 +1,33 @@
 """A case resolved against the catalogue: the chips, the model on them, and how long steps take."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 from sim.catalog import Catalog
 from sim.cost.comms import Network
+from sim.cost.context import window_cap
 from sim.cost.kernels import KernelShelf
 from sim.cost.layers import operators
-from sim.cost.memory import EngineShare, MemoryUse, engine_bytes, memory_use
-from sim.cost.timer import OperatorTime, StepTable, StepTimer
-from sim.cost.work import Number, Rows, StepShape
-from sim.efficiency import Calibration
+from sim.cost.memory import MemoryUse, detour, slower_tiers
+from sim.cost.operators import DenseGemm, ExpertGemm
+from sim.cost.shares import Shares
+from sim.cost.table import Extent, StepTable
+from sim.cost.timer import OperatorTime, Placement, StepTimer
+from sim.cost.work import Number, StepShape
+from sim.efficiency import Calibration, PowerFit
 from sim.engine.clock import to_ticks
 from sim.engine.cluster import ReplicaPlan
+from sim.engine.kv import SequenceBlocks, blocks_for
 from sim.engine.scheduler import BatchLimits
 from sim.engine.ticks import TickTable
-from sim.errors import InfeasibleError, InputError
+from sim.errors import InputError
+from sim.feasibility import check_split, count_replicas, fitted_memory
 from sim.hardware import Accelerator, System
 from sim.model import Model
-from sim.parallelism import Parallelism, problems
-from sim.precision import WEIGHT_ONLY, Precision
-from sim.scenario import Case, ServingEngine
-from sim.units import DTYPE_BYTES, GIB, Dtype
+from sim.priors import Prior
+from sim.scenario import Case
+from sim.units import Dtype
 
 Quantity = Callable[[OperatorTime], Number]
 """What to tabulate of a priced operator."""
@@ -35,16 +40,17 @@ class Deployment:
     case: Case
     system: System
     accelerator: Accelerator
-    calibration: Calibration
+    power: PowerFit
+    """From the chip's calibration, else of the chip that stands in for it."""
     model: Model
     memory: MemoryUse
     timer: StepTimer
     replicas: int
-    kv_blocks: int
-    """Per replica."""
     max_model_len: int
     notes: tuple[str, ...]
     """What a reader of any forecast must know about it."""
+    calibration: Calibration | None
+    """What was measured of the chip; none: all laws are those of a prior."""
 
     @property
     def chips_per_replica(self) -> int:
@@ -57,20 +63,43 @@ class Deployment:
         return self.replicas * self.chips_per_replica
 
     @property
+    def kv_blocks(self) -> int:
+        """KV blocks of a replica: those of its attention ranks together."""
+        return self.case.parallelism.attention_dp * _rank_blocks(self.case, self.memory)[0]
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens of context that a replica's cache holds, of one long sequence on each rank."""
+        ranks = self.case.parallelism.attention_dp
+        total, held = _rank_blocks(self.case, self.memory)
+        return ranks * _longest_context(total, held, self.case.engine.block_tokens, self.memory)
+
+    @property
     def window_tokens(self) -> int | None:
-        """Sliding window of the model's windowed layers, if it has any."""
-        return self.model.window_tokens
+        """Keys that some layers see at most: of a sliding window, or of sparse attention."""
+        return window_cap(self.model)
 
     @property
     def peak_flop_per_s(self) -> float:
-        """Dense peak of one chip in the format that the weights are computed in."""
+        """Dense peak of one chip in the format that most of the arithmetic is done in."""
         return self.timer.kernels.peak_flop_per_s(self.compute_dtype)
 
-    @property
+    @cached_property
     def compute_dtype(self) -> Dtype:
-        """Format that the weights are computed in: 16 bits for formats of weights alone."""
-        weights = self.case.precision.weights
-        return "bf16" if weights in WEIGHT_ONLY else weights
+        """Format that most of the arithmetic of the weights is done in."""
+        flop: dict[Dtype, float] = {}
+        one_token = StepShape(prefill_tokens=1)
+        kernels = self.timer.kernels
+        for op in self.timer.operators:
+            if isinstance(op, DenseGemm) and op.scope != "head":
+                dtype = kernels.gemm(op)[0].compute_dtype
+            elif isinstance(op, ExpertGemm):
+                dtype = kernels.grouped_gemm(op)[0].compute_dtype
+            else:
+                continue
+            done = op.calls * float(op.work(one_token).flop)
+            flop[dtype] = flop.get(dtype, 0.0) + done
+        return max(flop, key=lambda dtype: flop[dtype])
 
     @cached_property
     def seconds(self) -> StepTable:
@@ -79,50 +108,62 @@ class Deployment:
 
     @cached_property
     def joules(self) -> StepTable:
-        """Energy of one chip in any step, idle power included."""
-        law = self.calibration.power.law
+        """Energy of the busiest chip in any step, idle power included."""
+        law = self.power.law
         tdp_w = self.accelerator.power.tdp_w.value
         awake_w = tdp_w * law.active_fraction
         return self._table(lambda timed: self.timer.joules(timed, law), overhead_per_s=awake_w)
 
     @cached_property
     def flop(self) -> StepTable:
-        """Arithmetic of one chip in any step."""
-        return self._table(lambda timed: timed.flop, overhead_per_s=0.0)
+        """Arithmetic of the mean chip in any step."""
+        return self._table(lambda timed: timed.flop, overhead_per_s=0.0, extent="work")
 
     @cached_property
     def memory_seconds(self) -> StepTable:
-        """Memory traffic of one chip in any step, as seconds at peak bandwidth."""
-        return self._table(lambda timed: timed.memory_s, overhead_per_s=0.0)
+        """Memory traffic of the mean chip in any step, as seconds at peak bandwidth."""
+        return self._table(lambda timed: timed.memory_s, overhead_per_s=0.0, extent="work")
 
     @cached_property
     def plan(self) -> ReplicaPlan:
         """What the engine needs to know."""
         engine = self.case.engine
         return ReplicaPlan(
-            limits=BatchLimits(engine.max_num_seqs, engine.max_num_batched_tokens),
+            limits=self.limits,
             kv_blocks=self.kv_blocks,
             block_tokens=engine.block_tokens,
             window_tokens=self.window_tokens,
             pace=TickTable(self.seconds),
             max_model_len=self.max_model_len,
             answer_ticks=to_ticks(self.timer.overhead.frontend_s),
+            sequence_blocks=_rank_blocks(self.case, self.memory)[1],
         )
+
+    @property
+    def limits(self) -> BatchLimits:
+        """What a replica takes in: the limits of its attention ranks and micro-batches together.
+
+        One prompt stays on one rank, so it gets the tokens of that rank alone.
+        """
+        engine, shares = self.case.engine, self.timer.shares
+        ranks = self.case.parallelism.attention_dp
+        tokens = engine.max_num_batched_tokens * shares.micro_batches
+        chunk = tokens if ranks > 1 else None
+        return BatchLimits(engine.max_num_seqs * ranks, tokens * ranks, chunk)
 
     def explain(self, shape: StepShape) -> list[OperatorTime]:
         """List the operators of one step with their work, time, bound and source."""
         return self.timer.explain(shape)
 
-    def _table(self, quantity: Quantity, *, overhead_per_s: float) -> StepTable:
-        engine = self.case.engine
-        limits: dict[Rows, int] = {
-            "tokens": engine.max_num_batched_tokens,
-            "sequences": engine.max_num_seqs + 1,
-            "decode_sequences": engine.max_num_seqs,
-            "prefill_tokens": engine.max_num_batched_tokens,
-        }
+    def _table(
+        self, quantity: Quantity, *, overhead_per_s: float, extent: Extent = "elapsed"
+    ) -> StepTable:
         return StepTable.compile(
-            self.timer, quantity, lambda seconds: overhead_per_s * seconds, limits
+            self.timer,
+            quantity,
+            lambda seconds: overhead_per_s * seconds,
+            self.case.engine.max_num_seqs,
+            extent,
         )
 
 
@@ -132,7 +173,7 @@ def deploy(case: Case, catalog: Catalog) -> Deployment:
     Raises
     ------
     InputError
-        A name that no catalogue knows, or a precision that the chip does not have.
+        A name that no catalogue knows.
     InfeasibleError
         A split that is not legal on this system, or a model that does not fit into its memory;
         with the numbers and a way out.
@@ -140,150 +181,121 @@ def deploy(case: Case, catalog: Catalog) -> Deployment:
     system = catalog.system(case.system)
     accelerator = catalog.accelerator(system.accelerator)
     model = catalog.model(case.model)
+    check_split(case, model, system)
+    memory = fitted_memory(case, model, accelerator, system)
     calibration = catalog.calibration(system.accelerator)
-    if calibration is None:
-        raise InputError(
-            f"case {case.name!r}: {system.accelerator} has no calibration yet; "
-            f"calibrated are {', '.join(catalog.names('calibrations'))}"
-        )
-    _check_split(case, model, system)
+    prior = catalog.prior(accelerator.family)
     engine = case.engine
-    memory = _memory(case, model, accelerator)
-    kv_blocks = memory.kv_blocks(engine.block_tokens)
-    if kv_blocks == 0:
-        raise _does_not_fit(case, system, model, accelerator)
     overhead = catalog.overheads(engine.name).of_family(accelerator.family)
     timer = StepTimer(
-        operators(model, case.parallelism, case.precision),
+        operators(model, case.parallelism, case.precision, case.routing),
         accelerator,
         KernelShelf(
-            accelerator,
-            system.accelerator,
-            calibration,
-            engine.name,
-            overhead.source,
+            accelerator, system.accelerator, calibration, prior, engine.name, overhead.source
         ),
-        Network(system.accelerator, calibration, engine.name),
+        Network(system, system.accelerator, calibration, engine.name),
         overhead.law,
+        Placement(
+            Shares(case.parallelism, engine.max_num_batched_tokens),
+            detour(memory, accelerator, slower_tiers(accelerator, system)),
+        ),
     )
     return Deployment(
         case=case,
         system=system,
         accelerator=accelerator,
-        calibration=calibration,
+        power=_power(accelerator, system.accelerator, calibration, prior),
         model=model,
         memory=memory,
         timer=timer,
-        replicas=_replicas(case, system),
-        kv_blocks=kv_blocks,
-        max_model_len=min(
-            model.max_positions,
-            engine.max_model_len or model.max_positions,
-            kv_blocks * engine.block_tokens,
-        ),
+        replicas=count_replicas(case, system),
+        max_model_len=_max_model_len(case, model, memory),
         notes=(
-            *_notes(case, model, timer),
+            *_notes(case, model, accelerator, calibration, timer),
             *overhead.limits(case.name, case.model, engine.max_num_seqs),
         ),
+        calibration=calibration,
     )
 
 
-def _check_split(case: Case, model: Model, system: System) -> None:
-    domain = system.domain_chips
-    broken = problems(case.parallelism, model, domain)
-    if broken:
-        splits = (Parallelism(tp=tp) for tp in _POWERS_OF_TWO)
-        legal = [str(split.tp) for split in splits if not problems(split, model, domain)]
-        way_out = f"; legal are tp = {', '.join(legal)}"
-        raise InfeasibleError(f"case {case.name!r}: " + "; ".join(broken) + way_out)
-
-
-def _replicas(case: Case, system: System) -> int:
-    chips = system.chips * case.systems
-    fitting = chips // case.parallelism.chips
-    wanted = fitting if case.replicas is None else case.replicas
-    if wanted > fitting or fitting == 0:
-        raise InfeasibleError(
-            f"case {case.name!r}: {wanted or 1} replicas of {case.parallelism.chips} chips need "
-            f"{(wanted or 1) * case.parallelism.chips} chips, {case.systems} x {case.system} has "
-            f"{chips}: systems >= {-(-wanted * case.parallelism.chips // system.chips) or 1}"
+def _power(
+    accelerator: Accelerator,
+    accelerator_id: str,
+    calibration: Calibration | None,
+    prior: Prior | None,
+) -> PowerFit:
+    """Find the power law of a chip, or that of the chip which stands in for it."""
+    if calibration is not None:
+        return calibration.power
+    if prior is None:
+        raise InputError(
+            f"{accelerator_id} has no calibration, and hardware/priors nothing for the family "
+            f"{accelerator.family!r}: add a file for either"
         )
-    return wanted
+    return prior.stand_in(accelerator, accelerator_id).power
 
 
-def _memory(case: Case, model: Model, accelerator: Accelerator) -> MemoryUse:
-    engine, reserved = case.engine, case.engine.reserved_bytes
-    share = EngineShare(
-        engine.memory_fraction,
-        engine_bytes(case.parallelism) if reserved is None else reserved,
-        engine.max_num_batched_tokens,
-        engine.max_num_seqs,
-    )
-    return memory_use(model, case.parallelism, case.precision, accelerator, share)
+def _rank_blocks(case: Case, memory: MemoryUse) -> tuple[int, SequenceBlocks]:
+    """Count the KV blocks of one attention rank, and those that each of its sequences holds.
+
+    Context ranks share a sequence's keys and values, and each has the whole of its states.
+    """
+    cp, blocks = case.parallelism.cp, memory.blocks(case.engine.block_tokens)
+    held = SequenceBlocks(blocks.growing, blocks.windowed, blocks.fixed * cp)
+    return blocks.total * cp, held
 
 
-def _does_not_fit(
-    case: Case, system: System, model: Model, accelerator: Accelerator
-) -> InfeasibleError:
-    """Say by how much a model misses the memory, and which changes would make it fit."""
-    memory, chips = _memory(case, model, accelerator), case.parallelism.chips
-    usable = memory.budget_bytes - memory.activations_bytes - memory.engine_bytes
-    weights_gib, usable_gib = memory.weights_bytes * chips / GIB, chips * usable / GIB
-    return InfeasibleError(
-        f"case {case.name!r}: {model.name} needs {weights_gib:.0f} GiB of weights per replica and "
-        f"room for KV cache, {chips} x {system.accelerator} has {usable_gib:.0f} GiB usable: "
-        + " or ".join(_ways_to_fit(case, system, model, accelerator))
-    )
+def _max_model_len(case: Case, model: Model, memory: MemoryUse) -> int:
+    """Longest prompt plus answer: what the model, the settings and one rank's cache allow."""
+    longest = min(model.max_positions, case.engine.max_model_len or model.max_positions)
+    total, held = _rank_blocks(case, memory)
+    if held.held(longest, case.engine.block_tokens, memory.cache.window_tokens) <= total:
+        return longest
+    return _longest_context(total, held, case.engine.block_tokens, memory)
 
 
-def _ways_to_fit(
-    case: Case, system: System, model: Model, accelerator: Accelerator
-) -> Iterator[str]:
-    """Try wider splits and narrower weights, and name the first of each that leaves KV blocks."""
-    block = case.engine.block_tokens
+def _longest_context(total: int, held: SequenceBlocks, size: int, memory: MemoryUse) -> int:
+    """Count the tokens of the longest sequence that some blocks hold.
 
-    def fits(parallelism: Parallelism, precision: Precision) -> bool:
-        if problems(parallelism, model, system.domain_chips):
-            return False
-        changed = case.model_copy(update={"parallelism": parallelism, "precision": precision})
-        return _memory(changed, model, accelerator).kv_blocks(block) > 0
-
-    wider = (Parallelism(tp=tp) for tp in _POWERS_OF_TWO if tp > case.parallelism.tp)
-    tp = next((split.tp for split in wider if fits(split, case.precision)), None)
-    if tp is not None:
-        yield f"tp >= {tp}"
-    narrower: tuple[Dtype, ...] = ("fp8", "nvfp4")
-    for weights in narrower:
-        known = weights in accelerator.peak_flop_per_s
-        smaller = DTYPE_BYTES[weights] < DTYPE_BYTES[case.precision.weights]
-        precision = case.precision.model_copy(update={"weights": weights})
-        if known and smaller and fits(case.parallelism, precision):
-            yield f"{weights} weights"
-            break
-    usual = case.model_copy(update={"engine": ServingEngine()})
-    if _memory(usual, model, accelerator).kv_blocks(block) > 0:
-        yield "the default engine.memory_fraction, reserved_bytes and token budget"
-    else:
-        yield "a system with more memory per scale-up domain"
+    Without layers that keep the whole context it is the longest that has not filled the window.
+    """
+    window = memory.cache.window_tokens
+    seen = 0 if window is None else blocks_for(window, size)
+    beyond_window = total - held.fixed - held.windowed * seen
+    if held.growing and beyond_window >= held.growing * seen:
+        return beyond_window // held.growing * size
+    return (total - held.fixed) // max(held.growing + held.windowed, 1) * size
 
 
-_POWERS_OF_TWO = (1, 2, 4, 8, 16, 32, 64)
-
-
-def _notes(case: Case, model: Model, timer: StepTimer) -> list[str]:
-    """Say aloud what was extrapolated, assumed or estimated."""
+def _notes(
+    case: Case,
+    model: Model,
+    accelerator: Accelerator,
+    calibration: Calibration | None,
+    timer: StepTimer,
+) -> list[str]:
+    """Say aloud, each once, what was extrapolated, assumed or estimated."""
     notes = []
+    if calibration is None:
+        notes.append(
+            f"{case.name}: calibration: none; nothing was measured on {accelerator.name}, times "
+            f"follow laws of other chips ({accelerator.family})."
+        )
+    if accelerator.speculative:
+        notes.append(f"{case.name}: the figures of {accelerator.name} are not the vendor's.")
     if model.estimate:
         notes.append(f"{case.name}: the shape of {model.name} is an estimate, not published.")
-    if model.window_tokens is not None:
-        notes.append(
-            f"{case.name}: layers with a sliding window are charged KV memory for the whole "
-            "context, so long contexts fit better than forecast."
-        )
-    shape = StepShape(decode_sequences=1, decode_context_tokens=1, prefill_tokens=1)
+    shape = StepShape(
+        decode_sequences=1, decode_context_tokens=1, prefill_sequences=1, prefill_tokens=1
+    )
+    rows = timer.explain(shape)
     notes += [
         f"{case.name}: {row.name}: {row.source}."
-        for row in timer.explain(shape)
+        for row in rows
         if row.source.startswith(("extrapolated", "assumed: mean"))
     ]
+    networks = [row for row in rows if row.bound == "network" and row.source.startswith("assumed")]
+    if networks:
+        names = ", ".join(row.name for row in networks)
+        notes.append(f"{case.name}: {names}: {networks[0].source}.")
     return notes

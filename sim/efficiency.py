@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
+from sim.precision import GemmFormat
 from sim.schema import StrictModel
 from sim.units import Dtype
 
@@ -41,12 +42,10 @@ def _chip_count(key: object) -> object:
 ChipCount = Annotated[int, BeforeValidator(_chip_count), Field(ge=2)]
 """Chips of a group; as a key of a YAML mapping it stands in quotes."""
 
-Engine = Literal["trtllm", "vllm", "sglang"]
-"""A serving engine; its kernels are its own."""
-GemmFormat = Literal["bf16", "fp8", "fp8_block", "nvfp4", "mxfp4_bf16", "mxfp4_fp8", "int4_bf16"]
-"""How a matrix product is quantised: ``fp8`` has one scale per tensor, ``fp8_block`` one per block
-of 128; ``mxfp4_bf16`` keeps activations in bf16 (w4a16), ``mxfp4_fp8`` turns them to fp8 (w4a8)."""
-Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
+Engine = Literal["trtllm", "vllm", "sglang", "native"]
+"""A serving engine; its kernels are its own. ``native`` is the one that the vendor of the chip
+ships: JetStream, NxD Inference, the serving stacks of Cerebras, Groq, SambaNova and Intel."""
+Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send"]
 Exchange = Literal["dispatch", "combine"]
 """The two halves of expert parallelism: tokens to their experts, and results back."""
 
@@ -92,9 +91,17 @@ class GemmLaw(StrictModel):
     sharpness: Sharpness
     conversion_slowdown: NotNegative
     """Time of quantising the activations before the product over its speed-of-light time."""
+    tile_depth: NotNegative = 0.0
+    """Filling and emptying the pipeline of an output tile, in elements of ``k`` that would take as
+    long; 0: the next tile hides it. It shows where ``k`` is short."""
 
     def seconds(
-        self, *, compute_s: Values, memory_s: Values, depth: float, conversion_s: Values
+        self,
+        *,
+        compute_s: Values,
+        memory_s: Values,
+        depth: float,
+        conversion_s: Values,
     ) -> Values:
         """Time of one product on one chip, seconds.
 
@@ -105,7 +112,7 @@ class GemmLaw(StrictModel):
         memory_s
             Speed-of-light time of weights, inputs and outputs once each, seconds.
         depth
-            Length of the inner product, ``k``.
+            Length of the inner product, ``k``; 1 or more.
         conversion_s
             Speed-of-light time of reading the activations in bf16 and writing them in the format
             of the product, seconds; 0 if they are not converted.
@@ -113,7 +120,8 @@ class GemmLaw(StrictModel):
         Returns
         -------
         seconds
-            ``floor + ((c/ec)^p + (b/em)^p + (d*depth)^p)^(1/p) + slowdown * conversion``.
+            ``floor + ((c*(1 + t/depth)/ec)^p + (b/em)^p + (d*depth)^p)^(1/p) + slowdown *
+            conversion`` with ``t`` the `tile_depth`.
 
         Examples
         --------
@@ -126,7 +134,7 @@ class GemmLaw(StrictModel):
         """
         slowest_s = soft_maximum(
             self.sharpness,
-            compute_s / self.compute_efficiency,
+            compute_s * (1.0 + self.tile_depth / depth) / self.compute_efficiency,
             memory_s / self.memory_efficiency,
             self.depth_s * depth,
         )
@@ -417,13 +425,26 @@ class GroupedGemmKernel(StrictModel):
     activation_dtype: Dtype
     law: GroupedGemmLaw
     fit: Fit
-    skew_slowdown: Mapping[str, float]
+    skew_slowdown: Mapping[str, float] = {}
     """Median time of a skewed router over the balanced one at 1,024 tokens and more, by measured
     load distribution. A law is of a balanced router; nothing multiplies this in for you."""
 
 
 class DecodeAttentionKernel(StrictModel):
-    """Decode attention of one engine with one KV cache dtype."""
+    """Decode attention of one engine with one KV cache dtype and one head size."""
+
+    kv_dtype: Dtype
+    head_dim: int
+    windowed: bool = False
+    """Whether the law is of a sliding window (measured: 128 tokens)."""
+    compute_dtype: Dtype
+    """Whose datasheet peak the law counts from."""
+    law: DecodeAttentionLaw
+    fit: Fit
+
+
+class MlaDecodeKernel(StrictModel):
+    """Decode of multi-head latent attention, projections absorbed into the query."""
 
     compute_dtype: Dtype
     law: DecodeAttentionLaw
@@ -437,6 +458,8 @@ class PrefillAttentionKernel(StrictModel):
     """What the engine was asked for."""
     kv_dtype: Dtype
     head_dim: int
+    windowed: bool = False
+    """Whether the law is of a sliding window (measured: 128 tokens)."""
     compute_dtype: Dtype
     """Whose datasheet peak the law counts from (an fp8 cache makes some kernels compute in fp8)."""
     law: PrefillAttentionLaw
@@ -456,10 +479,10 @@ class EngineKernels(StrictModel):
 
     gemm: Mapping[GemmFormat, GemmKernel] = {}
     grouped_gemm: Mapping[GemmFormat, GroupedGemmKernel] = {}
-    decode_attention: Mapping[Dtype, DecodeAttentionKernel] = {}
-    """By KV cache dtype."""
+    decode_attention: tuple[DecodeAttentionKernel, ...] = ()
     prefill_attention: tuple[PrefillAttentionKernel, ...] = ()
-    mla_decode: Mapping[Dtype, DecodeAttentionKernel] = {}
+    mla_decode: Mapping[Dtype, MlaDecodeKernel] = {}
+    """By KV cache dtype."""
     mla_prefill: Mapping[Dtype, MlaPrefillKernel] = {}
 
 
@@ -471,6 +494,8 @@ class Collective(StrictModel):
     """Absent where the law was not measured."""
     extrapolated: str | None = None
     """The rule that made this law, where it was not measured."""
+    message_bytes: NotNegative = 0.0
+    """What handling one message of an exchange costs, in bytes that it adds to the payload."""
 
 
 class PowerFit(StrictModel):
@@ -497,10 +522,10 @@ class Calibration(StrictModel):
     kernels: Mapping[Engine, EngineKernels]
     preference: Mapping[Engine, tuple[Engine, ...]]
     """Whose kernels stand in, in this order, where an engine's own were not measured."""
-    collectives: Mapping[Operation, Mapping[str, Mapping[ChipCount, Collective]]]
+    collectives: Mapping[Operation, Mapping[str, Mapping[ChipCount, Collective]]] = {}
     """By operation, library, and chips in the group."""
-    expert_exchange: Mapping[Exchange, Mapping[str, Mapping[ChipCount, Collective]]]
+    expert_exchange: Mapping[Exchange, Mapping[str, Mapping[ChipCount, Collective]]] = {}
     """All-to-all of expert parallelism, by half, library, and chips in the group."""
     power: PowerFit
-    excluded: Mapping[str, str]
+    excluded: Mapping[str, str] = {}
     """Measured kernels that got no law, and why."""

@@ -259,7 +259,7 @@ def _provenance(deployment: Deployment, books: Accounts) -> Iterator[dict[str, s
     reserved = "given" if given else "as vLLM logs it"
     yield _item(
         "KV cache",
-        f"{deployment.kv_blocks * deployment.case.engine.block_tokens:,} tokens per replica",
+        f"{deployment.kv_tokens:,} tokens per replica",
         f"memory less {memory.weights_bytes / GIB:.1f} GiB weights, "
         f"{memory.activations_bytes / GIB:.1f} GiB activations (computed) and "
         f"{memory.engine_bytes / GIB:.1f} GiB for the engine ({reserved}), per chip",
@@ -269,7 +269,7 @@ def _provenance(deployment: Deployment, books: Accounts) -> Iterator[dict[str, s
     )
     for row in deployment.explain(shape):
         yield _item(f"time of {row.name}", f"{row.calls} per step", row.source)
-    power = deployment.calibration.power
+    power = deployment.power
     inherited = f", inherited from {power.inherited_from}" if power.inherited_from else ""
     yield _item(
         "power under load",
@@ -362,7 +362,7 @@ def _inputs(
         named: tuple[tuple[Kind, str], ...] = (
             ("systems", case.system),
             ("accelerators", chip),
-            ("calibrations", chip),
+            *_laws(chip, catalog),
             ("overheads", case.engine.name),
             ("models", case.model),
             ("prices", case.prices.book),
@@ -376,3 +376,13 @@ def _inputs(
             files[f"lengths/{workload.traffic}"] = catalog.path("lengths", workload.traffic)
     for name in sorted(files):
         yield name, hashlib.sha256(files[name].read_bytes()).hexdigest()
+
+
+def _laws(chip: str, catalog: Catalog) -> Iterator[tuple[Kind, str]]:
+    """Name the files whose laws price a chip: its own, and those that stand in for missing ones."""
+    if chip in catalog.names("calibrations"):
+        yield "calibrations", chip
+    prior = catalog.prior(catalog.accelerator(chip).family)
+    if prior is not None:
+        yield "priors", prior.rule.family
+        yield "calibrations", prior.rule.donor

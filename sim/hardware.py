@@ -89,6 +89,8 @@ class Switched(StrictModel):
     """One small message from chip to chip."""
     in_network_reduction: Figure[bool] | None = None
     """Whether the switches add up (NVLink SHARP); none: they do not."""
+    over_pcie: bool = False
+    """Whether messages go over PCIe and the host, where collectives reach far less of the rate."""
 
 
 class Dragonfly(StrictModel):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sim.cost.timer import StepTable
+from sim.cost.table import StepTable
 from sim.cost.work import StepShape
 from sim.deployment import Deployment
 from sim.economics import (

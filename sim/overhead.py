@@ -10,8 +10,10 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import model_validator
 
 from sim.efficiency import Engine, Fit
+from sim.errors import InputError
 from sim.schema import StrictModel
 from sim.units import Fraction, Seconds
 
@@ -59,13 +61,21 @@ class FamilyOverhead(StrictModel):
     """The overhead of one engine on one chip family."""
 
     law: EngineOverhead
-    models: tuple[str, ...]
+    models: tuple[str, ...] = ()
     """Models of the runs that were fitted."""
-    fit: Fit
-    """Of the time per output token."""
+    fit: Fit | None = None
+    """Of the time per output token; none where the law is assumed."""
+    assumed: str | None = None
+    """Why the law is what it is, where no run was fitted."""
     frontend_fit: Fit | None = None
     """Of the time to first token; none where no run with free arrivals was measured, and
     ``frontend_s`` is that of other engines."""
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> Self:
+        if (self.fit is None) == (self.assumed is None):
+            raise ValueError("give either fit or assumed: where the law comes from")
+        return self
 
 
 class EngineOverheads(StrictModel):
@@ -80,9 +90,18 @@ class EngineOverheads(StrictModel):
     """By chip family."""
 
     def of_family(self, family: str) -> "ChosenOverhead":
-        """Give the overhead on a chip family, and where it comes from."""
+        """Give the overhead on a chip family, and where it comes from.
+
+        Raises
+        ------
+        InputError
+            Nothing is known of the family, and no other family was fitted.
+        """
         if family in self.families:
             known = self.families[family]
+            if known.fit is None:
+                source = f"assumed: {self.engine} on {family}: {known.assumed}"
+                return ChosenOverhead(known.law, source, 0.0, frozenset())
             source = (
                 f"fitted: {self.engine} on {family}, {known.fit.rows} runs, "
                 f"median error of TPOT {known.fit.median_ape:.1%}"
@@ -90,13 +109,19 @@ class EngineOverheads(StrictModel):
             return ChosenOverhead(
                 known.law, source, _most_sequences([known]), frozenset(known.models)
             )
-        laws = [known.law.model_dump() for known in self.families.values()]
+        fitted = {name: known for name, known in self.families.items() if known.fit is not None}
+        if not fitted:
+            raise InputError(
+                f"engine {self.engine} does not run on chips of family {family}: it is known on "
+                f"{', '.join(self.families)}; take vllm, sglang or trtllm"
+            )
+        laws = [known.law.model_dump() for known in fitted.values()]
         mean = EngineOverhead(
             **{field: float(np.mean([law[field] for law in laws])) for field in laws[0]}
         )
-        most = _most_sequences(self.families.values())
-        models = frozenset(model for known in self.families.values() for model in known.models)
-        return ChosenOverhead(mean, f"assumed: mean of {', '.join(self.families)}", most, models)
+        most = _most_sequences(fitted.values())
+        models = frozenset(model for known in fitted.values() for model in known.models)
+        return ChosenOverhead(mean, f"assumed: mean of {', '.join(fitted)}", most, models)
 
     def with_law(self, law: EngineOverhead) -> Self:
         """Return the same overheads with one law for every family, to try it out."""
@@ -115,10 +140,13 @@ class ChosenOverhead:
     max_sequences: float
     """Most sequences per replica among the runs of the fit."""
     models: frozenset[str]
-    """Models of those runs."""
+    """Models of those runs; none where the overhead is assumed."""
 
     def limits(self, case: str, model: str, max_num_seqs: int) -> Iterator[str]:
         """Say aloud where a case leaves the range of the fit, or may do so."""
+        if not self.models:
+            yield f"{case}: the engine's overhead is assumed; no serving run was fitted."
+            return
         if model not in self.models:
             known = ", ".join(sorted(self.models))
             yield (
@@ -136,4 +164,5 @@ class ChosenOverhead:
 def _most_sequences(families: Iterable[FamilyOverhead]) -> float:
     """Largest number of sequences per replica among the runs behind some fits; 0 if unknown."""
     unknown = (0.0, 0.0)
-    return max(known.fit.ranges.get("sequences_per_replica", unknown)[1] for known in families)
+    fits = (known.fit for known in families if known.fit is not None)
+    return max(fit.ranges.get("sequences_per_replica", unknown)[1] for fit in fits)

@@ -4,7 +4,14 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import model_validator
 
-from sim.model import Attention, GroupedQueryAttention, LinearAttention, Model
+from sim.hardware import System
+from sim.model import (
+    Attention,
+    CompressedAttention,
+    GroupedQueryAttention,
+    LinearAttention,
+    Model,
+)
 from sim.schema import StrictModel
 from sim.units import PositiveInt
 
@@ -103,36 +110,48 @@ class Parallelism(StrictModel):
         return groups[axis]
 
 
-def problems(parallelism: Parallelism, model: Model, domain_chips: int) -> list[str]:
+def problems(
+    parallelism: Parallelism, model: Model, system: System, redundant_experts: int = 0
+) -> list[str]:
     """Say which rules a split breaks, in words; an empty list means that it is legal.
+
+    A split is illegal where something could not be cut as asked, or where an axis would do
+    nothing; that it is slow is no reason.
 
     Parameters
     ----------
     parallelism : Parallelism
     model : Model
-    domain_chips : int
-        Chips that one scale-up domain joins.
+    system : System
+        Whose domains and whose network between them the replica is laid over.
+    redundant_experts : int
+        Second copies of experts in each layer, which are dealt out too.
 
     >>> from sim.catalog import open_catalog
-    >>> llama = open_catalog().model("llama_3_1_70b")
-    >>> problems(Parallelism(tp=8), llama, domain_chips=8)
+    >>> catalog = open_catalog()
+    >>> llama, host = catalog.model("llama_3_1_70b"), catalog.system("h100_sxm_x8")
+    >>> problems(Parallelism(tp=8), llama, host)
     []
-    >>> problems(Parallelism(tp=16), llama, domain_chips=8)
-    ['tp is 16 but the scale-up domain joins 8 chips']
-    >>> problems(Parallelism(tp=3), llama, domain_chips=8)[0]
+    >>> problems(Parallelism(tp=3), llama, host)[0]
     '64 query heads cannot be cut over tp = 3 ranks'
     """
-    tp = parallelism.tp
-    found = []
-    if tp > domain_chips:
-        found.append(f"tp is {tp} but the scale-up domain joins {domain_chips} chips")
-    for group in model.attention:
-        found += _uneven_heads(group, tp)
-    if parallelism.ep > 1 and model.moe is None:
-        found.append(f"ep is {parallelism.ep} but the model has no experts")
-    if model.moe is not None and model.moe.experts % parallelism.ep:
-        found.append(f"{model.moe.experts} experts cannot be dealt to ep = {parallelism.ep} ranks")
-    return found
+    return [
+        *_unjoined_chips(parallelism, system),
+        *(line for group in model.attention for line in _uneven_heads(group, parallelism.tp)),
+        *_uneven_experts(parallelism, model, redundant_experts),
+        *_broken_pipeline(parallelism, model),
+        *_idle_ranks(parallelism, model),
+    ]
+
+
+def _unjoined_chips(parallelism: Parallelism, system: System) -> list[str]:
+    """Say where chips would have to work together that no network joins."""
+    chips, domain = parallelism.chips, system.domain_chips
+    if chips <= domain or system.scale_out is not None:
+        return []
+    what = f"tp is {chips}" if parallelism.tp == chips else f"a replica has {chips} chips"
+    joined = f"the scale-up domain joins {domain} chip{'s' if domain > 1 else ''}"
+    return [f"{what} but {joined} and {system.name} has no scale-out network"]
 
 
 def _uneven_heads(group: Attention, tp: int) -> list[str]:
@@ -145,6 +164,48 @@ def _uneven_heads(group: Attention, tp: int) -> list[str]:
         kv_heads = group.kv_heads
         if max(kv_heads, tp) % min(kv_heads, tp):
             found.append(f"{kv_heads} KV heads and tp = {tp}: one must divide the other")
+    return found
+
+
+def _uneven_experts(parallelism: Parallelism, model: Model, redundant_experts: int) -> list[str]:
+    """Say why experts cannot be dealt out as asked."""
+    ep, found = parallelism.ep, []
+    if ep > 1 and model.moe is None:
+        found.append(f"ep is {ep} but the model has no experts")
+    if model.moe is not None and (model.moe.experts + redundant_experts) % ep:
+        copies = f" and {redundant_experts} redundant ones" if redundant_experts else ""
+        found.append(f"{model.moe.experts} experts{copies} cannot be dealt to ep = {ep} ranks")
+    if parallelism.expert_exchange == "all_to_all" and ep == 1:
+        found.append("expert_exchange is all_to_all but ep is 1: no expert is dealt out")
+    return found
+
+
+def _broken_pipeline(parallelism: Parallelism, model: Model) -> list[str]:
+    """Say why layers cannot be cut into the stages asked for."""
+    found = []
+    if parallelism.pp > model.layers:
+        found.append(f"pp is {parallelism.pp} but the model has {model.layers} layers")
+    if parallelism.micro_batches is not None and parallelism.pp == 1:
+        found.append(
+            f"micro_batches is {parallelism.micro_batches} but pp is 1: there is no pipeline"
+        )
+    return found
+
+
+def _idle_ranks(parallelism: Parallelism, model: Model) -> list[str]:
+    """Say which axes have nothing to cut, or cannot cut what there is."""
+    found = []
+    if parallelism.attention_dp > 1 and model.moe is None:
+        found.append(
+            f"attention_dp is {parallelism.attention_dp} but the model has no experts to share: "
+            "these ranks are replicas of their own, so leave it at 1 and run more replicas"
+        )
+    if parallelism.cp > 1 and any(isinstance(g, LinearAttention) for g in model.attention):
+        found.append(
+            f"cp is {parallelism.cp} but the states of linear attention are not cut by tokens"
+        )
+    if parallelism.sequence_parallel and parallelism.tp == 1:
+        found.append("sequence_parallel cuts tokens over the tensor ranks, but tp is 1")
     return found
 
 
@@ -166,18 +227,60 @@ def kv_elements_per_token_per_layer(group: Attention, tp: int) -> int:
     >>> kv_elements_per_token_per_layer(group, tp=8)
     256
     """
-    if isinstance(group, GroupedQueryAttention):
-        return 2 * kv_heads_per_chip(group, tp) * group.head_dim
-    return group.kv_elements_per_token()
+    if not isinstance(group, GroupedQueryAttention):
+        return group.kv_elements_per_token()
+    if group.reuses_kv:
+        return 0
+    index = 0 if group.indexer is None else group.indexer.head_dim  # not cut over ranks
+    return 2 * kv_heads_per_chip(group, tp) * group.head_dim + index
 
 
-def kv_elements_per_token(model: Model, tp: int) -> int:
-    """Elements cached per token on one chip, all layers; a window counts like the whole context.
+class CachedElements(NamedTuple):
+    """Elements that one chip caches of one sequence, all layers together."""
+
+    growing: int
+    """Per token of the whole context."""
+    windowed: int
+    """Per token inside a window."""
+
+
+def cached_elements(model: Model, tp: int, window_tokens: int | None) -> CachedElements:
+    """Count what one chip caches of a sequence, over the layers of all stages.
+
+    Layers with another window than ``window_tokens`` count as what they hold once theirs is full,
+    spread over that one. States of linear attention are not counted here.
+
+    Parameters
+    ----------
+    model : Model
+    tp : int
+        Tensor ranks.
+    window_tokens : int, optional
+        Tokens at which the cache of layers with a window stops growing; none: it does not.
+
+    Half of the layers of gpt-oss-120b (36 layers, 8 KV heads of 64) slide over 128 tokens:
 
     >>> from sim.catalog import open_catalog
-    >>> kv_elements_per_token(open_catalog().model("llama_3_1_70b"), tp=8) == 80 * 256
-    True
+    >>> cached_elements(open_catalog().model("gpt_oss_120b"), tp=1, window_tokens=128)
+    CachedElements(growing=18432, windowed=18432)
     """
-    return sum(
-        group.layers * kv_elements_per_token_per_layer(group, tp) for group in model.attention
-    )
+    growing = windowed = 0
+    for group in model.attention:
+        window, elements = _window(group)
+        whole = kv_elements_per_token_per_layer(group, tp)
+        if window_tokens is not None and window:
+            slides = isinstance(group, GroupedQueryAttention)
+            held = group.layers * window * (whole if slides else elements)
+            windowed += -(-held // window_tokens)
+            whole = 0 if slides else whole
+        growing += group.layers * whole
+    return CachedElements(growing, windowed)
+
+
+def _window(group: Attention) -> tuple[int, int]:
+    """Tokens of a group's sliding window, and elements per token in it where not per head."""
+    if isinstance(group, CompressedAttention):
+        return group.window_tokens, group.head_dim
+    if isinstance(group, GroupedQueryAttention):
+        return group.window_tokens or 0, 0
+    return 0, 0

@@ -16,6 +16,7 @@ from sim.efficiency import Engine
 from sim.errors import InputError
 from sim.parallelism import Parallelism
 from sim.precision import Precision
+from sim.routing import BALANCED, Routing
 from sim.schema import Located, StrictModel, json_schema, load_yaml, merge, set_path, validate
 from sim.units import Bytes, Fraction, NonNegativeInt, PositiveInt, Seconds
 from sim.workload.arrivals import ArrivalLaw
@@ -31,15 +32,22 @@ class ServingEngine(StrictModel):
     name: Engine = "vllm"
     """Whose kernels and overheads apply."""
     max_num_seqs: PositiveInt = 1024
-    """Sequences that run at the same time."""
+    """Sequences that run at the same time, on each attention rank."""
     max_num_batched_tokens: PositiveInt = 8192
-    """Tokens per step; longer prompts are computed in chunks."""
+    """Tokens per step, of each attention rank and each micro-batch of a pipeline; longer prompts
+    are computed in chunks."""
     block_tokens: PositiveInt = 16
     """Tokens per KV block."""
     memory_fraction: Fraction = 0.9
     """Share of a chip's memory that the engine uses."""
     reserved_bytes: Bytes | None = None
-    """Memory for communication buffers and the runtime; what vLLM logs unless given."""
+    """Memory for communication buffers and the runtime; what vLLM logs unless given, and nothing
+    for ``native`` engines."""
+    offload_weights_bytes: Bytes = 0.0
+    """Weights of each chip that lie in slower memory than the fastest, at most (``cpu_offload_gb``
+    in vLLM)."""
+    offload_kv_bytes: Bytes = 0.0
+    """Room of each chip for keys and values in slower memory, read from there in every step."""
     max_model_len: PositiveInt | None = None
     """Longest prompt plus answer; what the model and the KV cache allow unless given."""
 
@@ -175,6 +183,8 @@ class Case(StrictModel):
     """Id of a file in ``workloads/models``."""
     parallelism: Parallelism
     precision: Precision
+    routing: Routing = BALANCED
+    """How evenly the router of a mixture loads its experts."""
     replicas: PositiveInt | None = None
     """Engine instances; as many as the chips allow unless given."""
     engine: ServingEngine = ServingEngine()
@@ -260,7 +270,7 @@ def scenario_json_schema() -> dict[str, Any]:
     """JSON Schema of a scenario file: every key of a case may stand at the top or in the case."""
     case, header = json_schema(Case), json_schema(Header)
     partial = {key: value for key, value in case.items() if key not in ("$defs", "required")}
-    named = {**partial, "title": "CaseOverride", "required": ["name"]}
+    override = {"CaseOverride": {**partial, "title": "CaseOverride", "required": ["name"]}}
     shared = {key: value for key, value in case["properties"].items() if key != "name"}
     cases = {
         "type": "array",
@@ -275,8 +285,15 @@ def scenario_json_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {**header["properties"], **shared, "cases": cases},
         "required": header["required"],
-        "$defs": {**case["$defs"], "CaseOverride": named},
+        "$defs": {**{name: _partial(part) for name, part in case["$defs"].items()}, **override},
     }
+
+
+def _partial(part: dict[str, Any]) -> dict[str, Any]:
+    """Let a mapping leave out what the shared keys or a case add; not so where ``kind`` chooses."""
+    if "kind" in part.get("properties", {}):
+        return part
+    return {key: value for key, value in part.items() if key != "required"}
 
 
 def _merged_cases(located: Located, base: Located) -> list[Located]:

@@ -153,7 +153,7 @@ def capacity_requests_per_s(deployment: Deployment, catalog: Catalog, seed: int)
     case = deployment.case
     if not isinstance(case.workload, OpenLoopWorkload):
         raise InputError(f"case {case.name!r}: load_fraction needs an open loop")
-    places = deployment.replicas * case.engine.max_num_seqs
+    places = deployment.replicas * deployment.limits.max_num_seqs
     lengths, _ = _laws(case.workload, catalog)
     count = max(PILOT_ROUNDS * places, PILOT_REQUESTS)
     tokens = lengths.sample(stream(seed, "pilot"), count)

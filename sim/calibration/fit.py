@@ -1,16 +1,19 @@
 """Fit the laws of one accelerator to its measured kernels and write the calibration file.
 
 What is left out of a fit, and why, is written into the file beside what is kept. No row is held
-out here: the residuals say how well simple laws describe the measured kernels, and forecasts of
-whole serving runs are checked elsewhere. To redo it, with your own rows in the same columns::
+out here: ``reports/kernels.md`` (`sim.calibration.report`) says how laws fitted to a part of the
+rows do on the others, and forecasts of whole serving runs are checked elsewhere. To redo it, with
+your own rows in the same columns::
 
     python -m sim.calibration.fit DATA_DIR --accelerator h100_sxm --out hardware/calibrations
+
+A chip of your own needs an entry in a table like ``sim/calibration/subjects.yaml`` (``--subjects``)
+and a file in ``hardware/accelerators`` of a folder that ``--catalog`` names.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -20,75 +23,49 @@ from rich.console import Console
 from rich.table import Table
 
 from sim.calibration import collectives, kernels
-from sim.calibration.kernel_laws import fit_kernels
-from sim.calibration.kernels import FORMATS, Peaks
+from sim.calibration.kernel_laws import KernelLaws, fit_kernels
+from sim.calibration.kernels import Peaks
 from sim.calibration.regression import Array, Knob, columns, regress, residual_report
+from sim.calibration.subjects import (
+    Subjects,
+    catalogue_peaks,
+    read_subjects,
+    shipped_subjects,
+    study_of,
+)
+from sim.catalog import open_catalog
 from sim.efficiency import (
     Calibration,
     Collective,
-    Engine,
     EngineKernels,
-    Exchange,
     Fit,
-    Operation,
     PowerFit,
     PowerLaw,
 )
-from sim.errors import InputError, exit_on_error
-from sim.units import KB, MB
+from sim.errors import exit_on_error
+from sim.units import Dtype
 
-DATE = "2026-11-20"
-"""Day on which the measurements were collected."""
 METHOD = (
     "soft-L1 fit of log time; coefficients to 4 digits; residuals are of the rounded law on the "
     "rows it was fitted to, none held out"
 )
 
-WIDE_GROUPS = (16, 32, 64, 72)
-"""Chips of one domain beyond eight, for racks whose collectives were measured on four."""
 
-
-class Subject(NamedTuple):
-    """What an accelerator is called in the data, and what stands in where it was not measured."""
-
-    chip: str
-    power: str
-    """The accelerator whose power was measured."""
-    sister: str | None
-    """The accelerator whose collectives show what eight chips cost over four."""
-    exchange_chip: str | None
-    """Name in the data of the chip whose NVLink expert exchange was measured over many chips."""
-
-
-SUBJECTS: Mapping[str, Subject] = MappingProxyType(
-    {
-        "h100_sxm": Subject("H100-SXM", power="h200_sxm", sister=None, exchange_chip=None),
-        "h200_sxm": Subject("H200-SXM", power="h200_sxm", sister=None, exchange_chip=None),
-        "b200_sxm": Subject("B200-SXM", power="b200_sxm", sister=None, exchange_chip=None),
-        "gb300": Subject("GB300", power="b200_sxm", sister="b200_sxm", exchange_chip="GB200"),
-    }
-)
-
-PREFERENCE: Mapping[Engine, tuple[Engine, ...]] = MappingProxyType(
-    {
-        "trtllm": ("trtllm", "sglang", "vllm"),
-        "vllm": ("vllm", "trtllm", "sglang"),
-        "sglang": ("sglang", "vllm", "trtllm"),
-    }
-)
-
-
-def fit_accelerator(data_dir: Path, accelerator: str, peaks: Mapping[str, Peaks]) -> Calibration:
+def fit_accelerator(
+    data_dir: Path, accelerator: str, peaks: Mapping[str, Peaks], table: Subjects
+) -> Calibration:
     """Fit all laws of one accelerator.
 
     Parameters
     ----------
     data_dir
-        Folder with ``comms.csv`` and ``kernels/aic_*.csv``.
+        Folder with ``comms.csv`` and ``kernels/*.csv``.
     accelerator
-        Id of the accelerator: a key of `SUBJECTS`.
+        Id of the accelerator: a subject of the table.
     peaks
         Datasheet figures of the accelerator and of those that stand in for it, by id.
+    table
+        What the data call the accelerator, and what stands in.
 
     Returns
     -------
@@ -100,79 +77,53 @@ def fit_accelerator(data_dir: Path, accelerator: str, peaks: Mapping[str, Peaks]
     InputError
         If the accelerator has no measurements or a file is missing.
     """
-    if accelerator not in SUBJECTS:
-        raise InputError(f"no measurements of {accelerator}; there are {', '.join(SUBJECTS)}")
-    subject = SUBJECTS[accelerator]
+    subject = table.of(accelerator)
     own = peaks[accelerator]
-    found = fit_kernels(data_dir, subject.chip, own)
-    used = {dtypes.compute for dtypes in FORMATS.values()} & set(own.flop_per_s)
+    found = fit_kernels(study_of(data_dir, subject, own))
     eager = {"all_reduce *_eager": "launch-bound: timed with its launch from Python"}
+    found_collectives = collectives.fit_collectives(data_dir, subject.chip)
     return Calibration(
         accelerator=accelerator,
-        about=(
-            f"Kernels and collectives measured on {subject.chip} by NVIDIA AIConfigurator "
-            "(Apache-2.0, commit 095f58a51c4c) in CUDA graphs through each engine's own kernels"
-        ),
-        date=DATE,
+        about=table.about(subject),
+        date=table.collected(subject),
         method=METHOD,
-        peak_flop_per_s={name: own.flop_per_s[name] for name in sorted(used)},
+        peak_flop_per_s={name: own.flop_per_s[name] for name in _computed(found)},
         bandwidth_bytes_per_s=own.bandwidth_bytes_per_s,
         kernels=found.engines,
-        preference=PREFERENCE,
-        collectives=_fit_collectives(data_dir, subject),
-        expert_exchange=_fit_exchanges(data_dir, subject),
-        power=_fit_power(data_dir, accelerator, subject, peaks[subject.power]),
-        excluded=eager | dict(found.excluded),
+        preference=table.preference,
+        collectives=found_collectives,
+        expert_exchange=collectives.fit_exchanges(data_dir, subject.chip, subject.rack),
+        power=_fit_power(data_dir, accelerator, table, peaks[subject.power]),
+        excluded=(eager if found_collectives else {}) | dict(found.excluded),
     )
 
 
-def _fit_collectives(
-    data_dir: Path, subject: Subject
-) -> dict[Operation, dict[str, dict[int, Collective]]]:
-    frame = kernels.collectives(data_dir, subject.chip)
-    sister = None
-    if subject.sister is not None:
-        sister = kernels.collectives(data_dir, SUBJECTS[subject.sister].chip)
-    found: dict[Operation, dict[str, dict[int, Collective]]] = {}
-    for operation, libraries in collectives.OPERATIONS.items():
-        found[operation] = {}
-        for library, series in libraries.items():
-            laws = collectives.fit_series(frame, series)
-            if sister is not None:
-                laws |= _widened(laws[4], collectives.fit_series(sister, series))
-            found[operation][library] = laws
-    return found
+def _computed(found: KernelLaws) -> list[Dtype]:
+    """Dtypes whose peaks the laws count from, sorted."""
+    seen: set[Dtype] = set()
+    for blocks in found.engines.values():
+        for family in type(blocks).model_fields:
+            seen |= {kernel.compute_dtype for _, kernel in _kernels(blocks, family)}
+    return sorted(seen)
 
 
-def _widened(four: Collective, sister: Mapping[int, Collective]) -> dict[int, Collective]:
-    """Forecast eight chips and more of a domain whose collectives were measured on four."""
-    size = np.geomspace(KB, 1000 * MB, 40)
-    eight = collectives.scale_up(four, sister[4], sister[8], size)
-    start_step_s = min(float(sister[8].law.seconds(0.0) - sister[4].law.seconds(0.0)), 1e-3)
-    wide = {n: collectives.widen(eight, start_step_s, n) for n in WIDE_GROUPS}
-    return {8: eight} | wide
+def _kernels(blocks: EngineKernels, family: str) -> list[tuple[str, Any]]:
+    """List the kernels of one family, each with what tells it from the others."""
+    found = getattr(blocks, family)
+    if isinstance(found, Mapping):
+        return list(found.items())
+    return [(_attention_name(kernel), kernel) for kernel in found]
 
 
-def _fit_exchanges(
-    data_dir: Path, subject: Subject
-) -> dict[Exchange, dict[str, dict[int, Collective]]]:
-    frame = collectives.with_prepare(kernels.collectives(data_dir, subject.chip))
-    if subject.exchange_chip is not None:
-        stand_in = collectives.with_prepare(kernels.collectives(data_dir, subject.exchange_chip))
-        frame = pd.concat([frame, stand_in[stand_in["op"].str.startswith("moe_alltoall")]])
-    found: dict[Exchange, dict[str, dict[int, Collective]]] = {}
-    for half, libraries in collectives.EXCHANGES.items():
-        laws = {name: collectives.fit_series(frame, each) for name, each in libraries.items()}
-        if subject.exchange_chip is not None:
-            text = f"measured on {subject.exchange_chip}, same NVLink; dispatch with its planning"
-            nvlink = laws["trtllm_nvlink"]
-            laws["trtllm_nvlink"] = {n: collectives.note(law, text) for n, law in nvlink.items()}
-        found[half] = {name: law for name, law in laws.items() if law}
-    return found
+def _attention_name(kernel: Any) -> str:
+    asked = getattr(kernel, "attention_dtype", None)
+    window = " window" if kernel.windowed else ""
+    return f"{f'{asked}/' if asked else ''}kv {kernel.kv_dtype} d={kernel.head_dim}{window}"
 
 
-def _fit_power(data_dir: Path, accelerator: str, subject: Subject, peaks: Peaks) -> PowerFit:
-    rows = kernels.power(data_dir, SUBJECTS[subject.power].chip, peaks)
+def _fit_power(data_dir: Path, accelerator: str, table: Subjects, peaks: Peaks) -> PowerFit:
+    subject = table.of(accelerator)
+    rows = kernels.power(data_dir, table.of(subject.power).chip, peaks)
     rows = _steady(rows[rows["memory_utilization"] <= 1.0])
     rows = rows.assign(time_s=rows["load_fraction"])
     knobs = {
@@ -238,18 +189,6 @@ def _without_empty(node: Any) -> Any:
     return {key: value for key, value in kept.items() if value not in ({}, [])}
 
 
-def catalogue_peaks(accelerator: str) -> Peaks:
-    """Read the datasheet peaks of an accelerator from the catalogue."""
-    from sim.catalog import open_catalog  # noqa: PLC0415  (peaks given by hand need no catalogue)
-
-    entry = open_catalog().accelerator(accelerator)
-    return Peaks(
-        flop_per_s={name: figure.value for name, figure in entry.peak_flop_per_s.items()},
-        bandwidth_bytes_per_s=entry.local_memory.bandwidth_bytes_per_s.value,
-        tdp_w=entry.power.tdp_w.value,
-    )
-
-
 def fits(calibration: Calibration) -> Iterator[tuple[str, Fit]]:
     """Go through everything that was fitted to measurements of this accelerator.
 
@@ -272,12 +211,9 @@ def fits(calibration: Calibration) -> Iterator[tuple[str, Fit]]:
 
 
 def _kernel_fits(blocks: EngineKernels) -> Iterator[tuple[str, Fit]]:
-    for family in ("gemm", "grouped_gemm", "decode_attention", "mla_decode", "mla_prefill"):
-        for name, kernel in getattr(blocks, family).items():
+    for family in type(blocks).model_fields:
+        for name, kernel in _kernels(blocks, family):
             yield f"{family} {name}", kernel.fit
-    for prefill in blocks.prefill_attention:
-        dtypes = f"{prefill.attention_dtype}/kv {prefill.kv_dtype}"
-        yield f"prefill_attention {dtypes} d={prefill.head_dim}", prefill.fit
 
 
 def _collective_fits(
@@ -305,12 +241,19 @@ def main(
     data_dir: Annotated[Path, typer.Argument(help="Folder with comms.csv and kernels/.")],
     accelerator: Annotated[str, typer.Option(help="Id in hardware/accelerators.")],
     out: Annotated[Path, typer.Option(help="Folder to write <accelerator>.yaml to.")],
+    subjects: Annotated[
+        Path | None, typer.Option(help="Table of measured accelerators instead of the shipped one.")
+    ] = None,
+    catalog: Annotated[
+        list[Path] | None, typer.Option(help="Folder with hardware/accelerators of your own.")
+    ] = None,
 ) -> None:
     """Fit the laws of one accelerator to measured kernels."""
-    subject = SUBJECTS.get(accelerator)
-    needed = {accelerator} if subject is None else {accelerator, subject.power}
-    peaks = {name: catalogue_peaks(name) for name in sorted(needed)}
-    calibration = fit_accelerator(data_dir, accelerator, peaks)
+    table = shipped_subjects() if subjects is None else read_subjects(subjects)
+    entries = open_catalog(catalog or ())
+    needed = {accelerator, table.of(accelerator).power}
+    peaks = {name: catalogue_peaks(name, entries) for name in sorted(needed)}
+    calibration = fit_accelerator(data_dir, accelerator, peaks, table)
     command = (
         f"python -m sim.calibration.fit DATA_DIR --accelerator {accelerator} "
         "--out hardware/calibrations"

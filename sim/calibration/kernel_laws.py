@@ -1,42 +1,49 @@
 """The laws of the kernels of one chip: six families, fitted for each engine and number format.
 
-Rows that would say something else than the law is for are left out, each with its reason:
-kernels timed with their launch, opt-in modes, shards run with a badly chosen kernel.
+`problems` lists every group of measured rows that gets a law of its own; `fit_kernels` fits them
+all. Rows that would say something else than the law is for are left out, each with its reason:
+kernels timed with their launch, opt-in modes, shards run with a badly chosen kernel, operands
+that stayed in the cache between two calls.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
-import numpy as np
 import pandas as pd
 
 from sim.calibration import kernels
-from sim.calibration.kernels import FORMATS, Peaks
-from sim.calibration.regression import (
-    Array,
-    Knob,
-    columns,
-    regress,
-    relative_errors,
-    residual_report,
-    times,
+from sim.calibration.kernels import NotMeasuredError, Peaks, formats_of
+from sim.calibration.problems import (
+    DECODE,
+    GEMM,
+    GROUPED_GEMM,
+    PREFILL,
+    Problem,
+    plain_prefill,
+    with_memory_of,
+    without_conversion,
+    without_routing,
 )
+from sim.calibration.regression import relative_errors, residual_report, times
 from sim.efficiency import (
     DecodeAttentionKernel,
     DecodeAttentionLaw,
     Engine,
     EngineKernels,
-    GemmFormat,
+    Fit,
     GemmKernel,
     GemmLaw,
     GroupedGemmKernel,
     GroupedGemmLaw,
+    MlaDecodeKernel,
     MlaPrefillKernel,
     PrefillAttentionKernel,
     PrefillAttentionLaw,
 )
+from sim.precision import GemmFormat, compute_dtype
+from sim.schema import StrictModel
 from sim.units import MB, MICROSECOND_S, Dtype
 
 SMALLEST_WEIGHT = 1_000_000
@@ -45,17 +52,24 @@ LAUNCH_BOUND_S = 50 * MICROSECOND_S
 """If nine calls in ten take longer, the kernel was timed with its launch from Python."""
 STREAMED_WEIGHT_BYTES = 100 * MB
 """Weights of this size cannot stay in a cache between two calls."""
+CACHE_MARGIN = 1.5
+"""Operands of this many caches do not stay in the cache between two calls."""
+SHORT_S = 3 * MICROSECOND_S
+"""Memory traffic of this time at full rate hardly shows in the time of a kernel."""
 FP8_COMPUTE_RATIO = 1.1
 """An fp8 cache that makes prefill this much faster means that it computes in fp8."""
 SHARDING_LOSS = 1.2
 """A shard that takes this many times the whole layer was run with a badly chosen kernel."""
+SHARDING_GAIN = 0.8
+"""Shards that take this part of the layer do the work of the whole layer."""
 MANY_TOKENS = 1024
 """With this many tokens every expert of a measured layer has work, whatever the router."""
+QUERY_TILE = 128
+"""Queries that prefill attention handles together; fewer over a long prefix take as long."""
+FEWEST_ROWS = 10
+"""Fewer measurements than this give no law."""
 
-_EFFICIENCY = Knob(0.7, 0.01, 1.0)
-_FLOOR = Knob(5e-6, 1e-7, 1e-3)
-_SHARPNESS = Knob(2.0, 1.0, 8.0)
-_SLOWDOWN = Knob(1.0, 1e-3, 1e3, zero_at_low=True)
+LawT = TypeVar("LawT", bound=StrictModel)
 
 
 @dataclass
@@ -64,9 +78,9 @@ class EngineBlocks:
 
     gemm: dict[GemmFormat, GemmKernel] = field(default_factory=dict)
     grouped_gemm: dict[GemmFormat, GroupedGemmKernel] = field(default_factory=dict)
-    decode_attention: dict[Dtype, DecodeAttentionKernel] = field(default_factory=dict)
+    decode_attention: list[DecodeAttentionKernel] = field(default_factory=list)
     prefill_attention: list[PrefillAttentionKernel] = field(default_factory=list)
-    mla_decode: dict[Dtype, DecodeAttentionKernel] = field(default_factory=dict)
+    mla_decode: dict[Dtype, MlaDecodeKernel] = field(default_factory=dict)
     mla_prefill: dict[Dtype, MlaPrefillKernel] = field(default_factory=dict)
 
     def frozen(self) -> EngineKernels:
@@ -74,7 +88,7 @@ class EngineBlocks:
         return EngineKernels(
             gemm=self.gemm,
             grouped_gemm=self.grouped_gemm,
-            decode_attention=self.decode_attention,
+            decode_attention=tuple(self.decode_attention),
             prefill_attention=tuple(self.prefill_attention),
             mla_decode=self.mla_decode,
             mla_prefill=self.mla_prefill,
@@ -83,31 +97,80 @@ class EngineBlocks:
 
 @dataclass
 class Study:
-    """One accelerator under study: its data, its peaks, and what has been found so far."""
+    """One accelerator under study: its data, its peaks, and what is left out of its laws."""
 
     data_dir: Path
     chip: str
     peaks: Peaks
-    engines: dict[Engine, EngineBlocks] = field(default_factory=dict)
+    cache_bytes: float = 0.0
+    """Cache that is fast enough to show in the times; 0: it hardly does."""
+    launch_bound_s: float = LAUNCH_BOUND_S
     excluded: dict[str, str] = field(default_factory=dict)
-
-    def blocks(self, engine: Engine) -> EngineBlocks:
-        """Find or open what was found of one engine."""
-        return self.engines.setdefault(engine, EngineBlocks())
 
     def groups(
         self, frame: pd.DataFrame, family: str, keys: list[str]
     ) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
         """Go through the rows of each engine and key, leaving out what was timed by its launch."""
         for names, rows in _grouped(frame, ["engine", *keys]):
+            what = f"{family} {' '.join(str(name) for name in names)}"
             fastest = float(rows["time_s"].quantile(0.1))
-            if fastest > LAUNCH_BOUND_S:
-                self.excluded[f"{family} {' '.join(str(name) for name in names)}"] = (
+            if fastest > self.launch_bound_s and len(rows) > MANY_ROWS:
+                self.excluded[what] = (
                     f"launch-bound: nine calls in ten take more than {fastest * 1e6:.0f} us "
                     "whatever their size; not what a CUDA graph runs"
                 )
                 continue
-            yield names, rows
+            kept = self.streamed(rows)
+            if len(kept) < FEWEST_ROWS:
+                self.excluded[what] = f"only {len(kept)} rows"
+            else:
+                yield names, kept
+
+    def streamed(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Leave out memory-bound rows whose operands stayed in the cache between two calls."""
+        if not self.cache_bytes or "memory_s" not in frame:
+            return frame
+        moved = frame["memory_s"] * self.peaks.bandwidth_bytes_per_s
+        bound = (frame["memory_s"] > frame["compute_s"]) & (frame["memory_s"] > SHORT_S)
+        return frame[~(bound & (moved < CACHE_MARGIN * self.cache_bytes))]
+
+    def cache_note(self) -> str:
+        """Say what `streamed` left out."""
+        if not self.cache_bytes:
+            return ""
+        return (
+            f"; memory-bound rows of less than {CACHE_MARGIN * self.cache_bytes / MB:.0f} MB left "
+            "out: they stayed in the cache"
+        )
+
+
+MANY_ROWS = 100
+"""A series of fewer rows may be of large shapes only, and long without waiting for its launch."""
+
+
+@dataclass(frozen=True)
+class Group(Generic[LawT]):
+    """Measured rows that get one law, and the kernel that the law becomes."""
+
+    engine: Engine
+    family: str
+    """The field of `EngineKernels`."""
+    name: str
+    """What tells it from others of its family."""
+    rows: pd.DataFrame
+    problem: Problem[LawT]
+    ranges: tuple[str, ...]
+    note: str | None
+    kernel: dict[str, Any]
+    """Fields of the kernel beside its law and its fit."""
+
+    def report(self, law: LawT) -> Fit:
+        """Say how well the law holds on the rows of the group."""
+        forecast_s = self.problem.forecast(law, self.rows)
+        note = self.note
+        if self.family == "gemm":
+            note = f"{note}; {_streaming(self.rows, self.problem.forecast(law, self.rows))}"
+        return residual_report(self.rows, forecast_s, self.ranges, note)
 
 
 class KernelLaws(NamedTuple):
@@ -118,86 +181,101 @@ class KernelLaws(NamedTuple):
     """What was left out, and why."""
 
 
-def fit_kernels(data_dir: Path, chip: str, peaks: Peaks) -> KernelLaws:
+def fit_kernels(study: Study) -> KernelLaws:
     """Fit every family of kernels that was measured on a chip.
-
-    Parameters
-    ----------
-    data_dir
-        Folder with ``kernels/aic_*.csv``.
-    chip
-        What the chip is called there.
-    peaks
-        Datasheet figures of the chip.
 
     Raises
     ------
     InputError
-        If a family has no rows of the chip.
+        If a file of the data cannot be read.
     """
-    study = Study(data_dir, chip, peaks)
-    for fit_family in (
-        _fit_gemm,
-        _fit_grouped_gemm,
-        _fit_decode_attention,
-        _fit_prefill_attention,
-        _fit_mla_decode,
-        _fit_mla_prefill,
+    engines: dict[Engine, EngineBlocks] = {}
+    for group in groups(study):
+        law = group.problem.fit(group.rows)
+        blocks = engines.setdefault(group.engine, EngineBlocks())
+        _keep(blocks, group, law)
+    frozen = {name: blocks.frozen() for name, blocks in sorted(engines.items())}
+    return KernelLaws(frozen, study.excluded)
+
+
+def _keep(blocks: EngineBlocks, group: Group[Any], law: Any) -> None:
+    """Put a fitted law where its kernel belongs."""
+    fields = group.kernel | {"law": law, "fit": group.report(law)}
+    match group.family:
+        case "gemm":
+            blocks.gemm[cast("GemmFormat", group.name)] = GemmKernel(**fields)
+        case "grouped_gemm":
+            blocks.grouped_gemm[cast("GemmFormat", group.name)] = GroupedGemmKernel(**fields)
+        case "decode_attention":
+            blocks.decode_attention.append(DecodeAttentionKernel(**fields))
+        case "prefill_attention":
+            blocks.prefill_attention.append(PrefillAttentionKernel(**fields))
+        case "mla_decode":
+            blocks.mla_decode[cast("Dtype", group.name)] = MlaDecodeKernel(**fields)
+        case _:
+            blocks.mla_prefill[cast("Dtype", group.name)] = MlaPrefillKernel(**fields)
+
+
+def groups(study: Study) -> Iterator[Group[Any]]:
+    """Go through all groups of rows of a chip that get a law.
+
+    What is left out is written to ``study.excluded`` on the way.
+    """
+    for family in (
+        _gemm,
+        _grouped_gemm,
+        _decode_attention,
+        _prefill_attention,
+        _mla_decode,
+        _mla_prefill,
     ):
-        fit_family(study)
-    engines = {name: blocks.frozen() for name, blocks in sorted(study.engines.items())}
-    return KernelLaws(engines, study.excluded)
+        try:
+            yield from family(study)
+        except NotMeasuredError:
+            study.excluded[family.__name__.removeprefix("_")] = "not measured on this chip"
 
 
-def _fit_gemm(study: Study) -> None:
+def _gemm(study: Study) -> Iterator[Group[GemmLaw]]:
     frame = kernels.gemm(study.data_dir, study.chip, study.peaks)
     frame = frame[frame["n"] * frame["k"] >= SMALLEST_WEIGHT]
-    knobs = {
-        "floor_s": _FLOOR,
-        "compute_efficiency": _EFFICIENCY,
-        "memory_efficiency": _EFFICIENCY,
-        "depth_s": Knob(5e-10, 1e-13, 1e-8, zero_at_low=True),
-        "sharpness": _SHARPNESS,
-    }
     for (engine, name), rows in study.groups(frame, "gemm", ["format"]):
-        converts = FORMATS[name].activation != "bf16"
-        law = regress(
-            GemmLaw,
-            knobs | {"conversion_slowdown": _SLOWDOWN} if converts else knobs,
-            _gemm_times,
+        dtypes = formats_of(study.peaks)[name]
+        converts = dtypes.activation != "bf16"
+        note = f"n*k >= {SMALLEST_WEIGHT}" + study.cache_note()
+        if converts:
+            note += "; floor and conversion include the kernel that quantises activations"
+        yield Group(
+            engine,
+            "gemm",
+            name,
             rows,
-            fixed={} if converts else {"conversion_slowdown": 0.0},
-        )
-        forecast_s = _gemm_times(law, rows)
-        fit = residual_report(rows, forecast_s, ["m", "n", "k"], _gemm_note(rows, forecast_s))
-        dtypes = FORMATS[name]
-        study.blocks(engine).gemm[name] = GemmKernel(
-            compute_dtype=dtypes.compute,
-            weight_dtype=dtypes.weight,
-            activation_dtype=dtypes.activation,
-            law=law,
-            fit=fit,
+            GEMM if converts else without_conversion(GEMM),
+            ("m", "n", "k"),
+            note,
+            {
+                "compute_dtype": dtypes.compute,
+                "weight_dtype": dtypes.weight,
+                "activation_dtype": dtypes.activation,
+            },
         )
 
 
-def _gemm_times(law: GemmLaw, rows: pd.DataFrame) -> Array:
-    return law.seconds(**columns(rows, "compute_s", "memory_s", "depth", "conversion_s"))
-
-
-def _gemm_note(rows: pd.DataFrame, forecast_s: Array) -> str:
+def _streaming(rows: pd.DataFrame, forecast_s: Any) -> str:
     """Check weight streaming apart: big weights and few rows, where no cache can help."""
     chosen = ((rows["weight_bytes"] >= STREAMED_WEIGHT_BYTES) & (rows["m"] <= 64)).to_numpy()
+    if not chosen.any():
+        return "no weights of 100 MB and more at m <= 64"
     errors = relative_errors(forecast_s[chosen], times(rows)[chosen])
-    text = (
-        f"n*k >= {SMALLEST_WEIGHT}; weights of 100 MB and more at m <= 64: "
+    return (
+        "weights of 100 MB and more at m <= 64: "
         f"median APE {errors['median_ape']:.3f}, bias {errors['bias']:+.3f}"
     )
-    if FORMATS[rows["format"].iloc[0]].activation != "bf16":
-        text += "; floor and conversion include the kernel that quantises activations"
-    return text
 
 
-def _fit_grouped_gemm(study: Study) -> None:
+_SHAPE = ["hidden_size", "inter_size", "topk", "num_experts"]
+
+
+def _grouped_gemm(study: Study) -> Iterator[Group[GroupedGemmLaw]]:
     frame = kernels.grouped_gemm(study.data_dir, study.chip, study.peaks)
     opt_in = frame["kernel_source"].str.contains("min_latency")
     for (engine, name), _ in _grouped(frame[opt_in], ["engine", "format"]):
@@ -205,35 +283,67 @@ def _fit_grouped_gemm(study: Study) -> None:
             "an opt-in mode in which every rank computes all tokens: expert parallelism does not "
             "make it faster"
         )
-    frame = frame[~opt_in]
-    shape = ["hidden_size", "inter_size", "topk", "num_experts"]
-    knobs = {
-        "floor_s": Knob(2e-5, 1e-7, 1e-3),
-        "compute_efficiency": _EFFICIENCY,
-        "memory_efficiency": _EFFICIENCY,
-        "sharpness": _SHARPNESS,
-        "pick_slowdown": _SLOWDOWN,
-        "token_slowdown": _SLOWDOWN,
-    }
-    for (engine, name), all_rows in _grouped(frame, ["engine", "format"]):
-        balanced = all_rows[all_rows["distribution"] == "balanced"]
-        rows, dropped = _without_broken_shards(balanced, shape)
-        law = regress(GroupedGemmLaw, knobs, _grouped_gemm_times, rows)
-        ranges = ["num_tokens", *shape, "moe_tp_size", "moe_ep_size"]
-        note = f"balanced router; {dropped} rows left out whose shard was slower than the layer"
-        dtypes = FORMATS[name]
-        study.blocks(engine).grouped_gemm[name] = GroupedGemmKernel(
-            compute_dtype=dtypes.compute,
-            weight_dtype=dtypes.weight,
-            activation_dtype=dtypes.activation,
-            law=law,
-            fit=residual_report(rows, _grouped_gemm_times(law, rows), ranges, note),
-            skew_slowdown=_skew_slowdown(all_rows, [*ranges, "kernel_source"]),
+    ranges = ("num_tokens", *_SHAPE, "moe_tp_size", "moe_ep_size")
+    for (engine, name), all_rows in _grouped(frame[~opt_in], ["engine", "format"]):
+        rows, router = _one_router(study.streamed(all_rows))
+        if len(rows) < FEWEST_ROWS:
+            study.excluded[f"grouped_gemm {engine} {name}"] = f"only {len(rows)} rows"
+            continue
+        rows, shards = _without_whole_shards(rows)
+        rows, dropped = _without_broken_shards(rows, _SHAPE)
+        note = f"{router}; {dropped} rows left out whose shard was slower than the layer"
+        if shards:
+            note += (
+                f"; {shards} rows of expert parallelism left out: a rank computes all tokens of "
+                "the layer"
+            )
+        problem = GROUPED_GEMM
+        if rows["kernel_source"].str.startswith("deepgemm_grouped").all():
+            problem = without_routing(GROUPED_GEMM)
+            note += "; gather, activation and scatter were not measured"
+        dtypes = formats_of(study.peaks)[name]
+        yield Group(
+            engine,
+            "grouped_gemm",
+            name,
+            rows,
+            problem,
+            ranges,
+            note + study.cache_note(),
+            {
+                "compute_dtype": dtypes.compute,
+                "weight_dtype": dtypes.weight,
+                "activation_dtype": dtypes.activation,
+                "skew_slowdown": _skew_slowdown(all_rows, [*ranges, "kernel_source"]),
+            },
         )
 
 
-def _grouped_gemm_times(law: GroupedGemmLaw, rows: pd.DataFrame) -> Array:
-    return law.seconds(**columns(rows, "compute_s", "memory_s", "pick_s", "token_s"))
+def _one_router(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Take the rows of the balanced router, or of the mildest skew that was measured."""
+    balanced = rows[rows["distribution"] == "balanced"]
+    if not balanced.empty:
+        return balanced, "balanced router"
+    mildest = min(rows["distribution"].unique(), default="balanced")
+    alone = rows[(rows["distribution"] == mildest) & (rows["moe_ep_size"] == 1)]
+    return alone, (
+        f"no balanced router measured, {mildest} instead, without expert parallelism: its ranks "
+        "are the busiest ones"
+    )
+
+
+def _without_whole_shards(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Leave out expert parallelism where it does not make a rank's part smaller."""
+    most = rows[rows["num_tokens"] == rows["num_tokens"].max()]
+    whole = most[(most["moe_ep_size"] == 1) & (most["moe_tp_size"] == 1)]
+    parts = most[(most["moe_ep_size"] > 1) & (most["moe_tp_size"] == 1)]
+    compared = parts.merge(whole[[*_SHAPE, "time_s"]], on=_SHAPE, suffixes=("", "_whole"))
+    if compared.empty:
+        return rows, 0
+    if (compared["time_s"] / compared["time_s_whole"]).median() < SHARDING_GAIN:
+        return rows, 0
+    kept = rows[rows["moe_ep_size"] == 1]
+    return kept, len(rows) - len(kept)
 
 
 def _without_broken_shards(rows: pd.DataFrame, shape: list[str]) -> tuple[pd.DataFrame, int]:
@@ -257,6 +367,8 @@ def _skew_slowdown(rows: pd.DataFrame, keys: list[str]) -> dict[str, float]:
     """
     full = rows[rows["num_tokens"] >= MANY_TOKENS]
     typical = full.pivot_table(index=keys, columns="distribution", values="time_s")
+    if "balanced" not in typical:
+        return {}
     skewed = [name for name in typical.columns if name != "balanced"]
     return {
         str(name): round(float((typical[name] / typical["balanced"]).median()), 3)
@@ -264,152 +376,118 @@ def _skew_slowdown(rows: pd.DataFrame, keys: list[str]) -> dict[str, float]:
     }
 
 
-_DECODE_KNOBS = {
-    "floor_s": _FLOOR,
-    "memory_efficiency": _EFFICIENCY,
-    "idle_rows": Knob(4.0, 1e-2, 1e3, zero_at_low=True),
-    "row_s": Knob(3e-9, 1e-12, 1e-6, zero_at_low=True),
-}
-
-
-def _fit_decode_attention(study: Study) -> None:
-    """Fit grouped-query decode: memory-bound at every group size measured, up to 16."""
+def _decode_attention(study: Study) -> Iterator[Group[DecodeAttentionLaw]]:
+    """Grouped-query decode; groups of up to 128 query heads per KV head show some arithmetic."""
     frame = kernels.decode_attention(study.data_dir, study.chip, study.peaks)
-    ranges = ["batch_size", "kv_len", "num_heads", "kv_heads", "head_dim"]
-    unseen = {"compute_efficiency": 1.0, "sharpness": _SHARPNESS.high}
-    for (engine, kv_dtype), rows in study.groups(frame, "decode_attention", ["kv_dtype"]):
-        grouped = rows[(rows["kv_heads"] < rows["num_heads"]) & (rows["window_size"] == 0)]
-        law = regress(
-            DecodeAttentionLaw, _DECODE_KNOBS, _decode_times, grouped, unseen, _by_time(grouped)
-        )
-        multi_head = rows[(rows["kv_heads"] == rows["num_heads"]) & (rows["window_size"] == 0)]
-        windowed = rows[rows["window_size"] > 0]
-        note = (
-            "grouped-query heads, no window; long calls weigh more; not fitted: "
-            f"window of 128, {_check(law, windowed)}; multi-head, {_check(law, multi_head)}"
-        )
-        study.blocks(engine).decode_attention[kv_dtype] = DecodeAttentionKernel(
-            compute_dtype=kv_dtype,
-            law=law,
-            fit=residual_report(grouped, _decode_times(law, grouped), ranges, note),
+    ranges = ("batch_size", "kv_len", "num_heads", "kv_heads")
+    grouped = frame[frame["kv_heads"] < frame["num_heads"]]
+    grouped = grouped.assign(windowed=grouped["window_size"] > 0)
+    keys = ["kv_dtype", "head_dim", "windowed"]
+    whole: dict[Any, DecodeAttentionLaw] = {}
+    for (engine, dtype, dim, windowed), rows in study.groups(grouped, "decode_attention", keys):
+        key = (engine, dtype, dim)
+        problem, seen = DECODE, "no window"
+        if not windowed:
+            whole[key] = DECODE.fit(rows)
+        elif key in whole:
+            problem = with_memory_of(whole[key], DECODE)
+            seen = f"window of {rows['window_size'].max():.0f}, memory as without one"
+        note = f"grouped-query heads, {seen}; long calls weigh more"
+        yield Group(
+            engine,
+            "decode_attention",
+            f"kv {dtype} d={dim}{' window' if windowed else ''}",
+            rows,
+            problem,
+            ranges,
+            note + study.cache_note(),
+            {
+                "kv_dtype": dtype,
+                "head_dim": int(dim),
+                "windowed": bool(windowed),
+                "compute_dtype": compute_dtype(dtype, study.peaks.flop_per_s),
+            },
         )
 
 
-def _fit_mla_decode(study: Study) -> None:
-    """Fit latent decode: all heads share one cache, so many heads on a chip are compute-bound."""
+def _mla_decode(study: Study) -> Iterator[Group[DecodeAttentionLaw]]:
+    """Latent decode: all heads share one cache, so many heads on a chip are compute-bound."""
     frame = kernels.mla_decode(study.data_dir, study.chip, study.peaks)
-    ranges = ["batch_size", "kv_len", "num_heads"]
-    knobs = _DECODE_KNOBS | {"compute_efficiency": _EFFICIENCY, "sharpness": _SHARPNESS}
-    for (engine, kv_dtype), rows in study.groups(frame, "mla_decode", ["kv_dtype"]):
-        law = regress(DecodeAttentionLaw, knobs, _decode_times, rows)
-        study.blocks(engine).mla_decode[kv_dtype] = DecodeAttentionKernel(
-            compute_dtype=kv_dtype,
-            law=law,
-            fit=residual_report(rows, _decode_times(law, rows), ranges, None),
-        )
+    ranges = ("batch_size", "kv_len", "num_heads")
+    for (engine, dtype), rows in study.groups(frame, "mla_decode", ["kv_dtype"]):
+        computed = compute_dtype(dtype, study.peaks.flop_per_s)
+        kernel = {"compute_dtype": computed}
+        note = study.cache_note().removeprefix("; ") or None
+        yield Group(engine, "mla_decode", dtype, rows, DECODE, ranges, note, kernel)
 
 
-def _by_time(rows: pd.DataFrame) -> Array:
-    """Weigh long calls more: some kernels bend where the law is straight, and long calls count."""
-    weights: Array = np.clip(times(rows) / LAUNCH_BOUND_S, None, 4.0) ** 0.25
-    return weights
-
-
-def _decode_times(law: DecodeAttentionLaw, rows: pd.DataFrame) -> Array:
-    return law.seconds(**columns(rows, "rows", "memory_s", "compute_s"))
-
-
-def _check(law: DecodeAttentionLaw, rows: pd.DataFrame) -> str:
-    """Say how a law does on rows it was not fitted to."""
-    if rows.empty:
-        return "no rows"
-    return _said(_decode_times(law, rows), rows)
-
-
-def _said(forecast_s: Array, rows: pd.DataFrame) -> str:
-    errors = relative_errors(forecast_s, times(rows))
-    return f"{len(rows)} rows: median APE {errors['median_ape']:.3f}, bias {errors['bias']:+.3f}"
-
-
-def _fit_prefill_attention(study: Study) -> None:
+def _prefill_attention(study: Study) -> Iterator[Group[PrefillAttentionLaw]]:
     frame = kernels.prefill_attention(study.data_dir, study.chip, study.peaks)
-    ranges = ["batch_size", "isl", "num_heads", "kv_heads"]
-    keys = ["attention_dtype", "head_dim", "kv_dtype"]
-    bf16_efficiency: dict[tuple[Engine, int], float] = {}
+    frame = frame.assign(windowed=frame["window_size"] > 0)
+    note = None
+    if "prefix" in frame:
+        frame = frame[(frame["prefix"] == 0) | (frame["isl"] >= QUERY_TILE)]
+        note = f"chunks of fewer than {QUERY_TILE} tokens over a prefix left out: they pay a tile"
+    keys = ["attention_dtype", "head_dim", "windowed", "kv_dtype"]
+    wide: dict[Any, float] = {}
     for names, rows in study.groups(frame, "prefill_attention", keys):
-        engine, attention_dtype, head_dim, kv_dtype = names
-        whole, windowed = rows[rows["window_size"] == 0], rows[rows["window_size"] > 0]
-        law, compute_dtype = _fit_prefill(
-            study.peaks, whole, attention_dtype, bf16_efficiency.get((engine, head_dim))
-        )
-        if kv_dtype == "bf16":
-            bf16_efficiency[engine, head_dim] = law.compute_efficiency
-        forecast = _prefill_forecast(study.peaks, compute_dtype)
-        note = None
-        if not windowed.empty:
-            said = _said(forecast(law, windowed), windowed)
-            note = f"no window; not fitted: window of 128, {said}"
-        study.blocks(engine).prefill_attention.append(
-            PrefillAttentionKernel(
-                attention_dtype=attention_dtype,
-                kv_dtype=kv_dtype,
-                head_dim=int(head_dim),
-                compute_dtype=compute_dtype,
-                law=law,
-                fit=residual_report(whole, forecast(law, whole), ranges, note),
-            )
+        engine, attention, dim, windowed, dtype = names
+        computed = _prefill_compute(study, rows, attention, dtype, (engine, dim, windowed), wide)
+        window = " window" if windowed else ""
+        yield Group(
+            engine,
+            "prefill_attention",
+            f"{attention}/kv {dtype} d={dim}{window}",
+            _in(study.peaks, rows, computed),
+            PREFILL,
+            ("batch_size", "isl", "num_heads", "kv_heads"),
+            f"window of {rows['window_size'].max():.0f}" if windowed else note,
+            {
+                "attention_dtype": attention,
+                "kv_dtype": dtype,
+                "head_dim": int(dim),
+                "windowed": bool(windowed),
+                "compute_dtype": computed,
+            },
         )
 
 
-def _fit_mla_prefill(study: Study) -> None:
+def _mla_prefill(study: Study) -> Iterator[Group[PrefillAttentionLaw]]:
     frame = kernels.mla_prefill(study.data_dir, study.chip, study.peaks)
-    bf16_efficiency: dict[Engine, float] = {}
-    for (engine, kv_dtype), rows in study.groups(frame, "mla_prefill", ["kv_dtype"]):
-        law, compute_dtype = _fit_prefill(study.peaks, rows, "bf16", bf16_efficiency.get(engine))
-        if kv_dtype == "bf16":
-            bf16_efficiency[engine] = law.compute_efficiency
-        forecast_s = _prefill_forecast(study.peaks, compute_dtype)(law, rows)
-        study.blocks(engine).mla_prefill[kv_dtype] = MlaPrefillKernel(
-            compute_dtype=compute_dtype,
-            law=law,
-            fit=residual_report(rows, forecast_s, ["batch_size", "isl", "num_heads"], None),
-        )
+    wide: dict[Any, float] = {}
+    for (engine, dtype), rows in study.groups(frame, "mla_prefill", ["kv_dtype"]):
+        computed = _prefill_compute(study, rows, "bf16", dtype, (engine,), wide)
+        found = _in(study.peaks, rows, computed)
+        ranges = ("batch_size", "isl", "num_heads")
+        kernel = {"compute_dtype": computed}
+        yield Group(engine, "mla_prefill", dtype, found, PREFILL, ranges, None, kernel)
 
 
-def _fit_prefill(
-    peaks: Peaks, rows: pd.DataFrame, asked: Dtype, bf16_efficiency: float | None
-) -> tuple[PrefillAttentionLaw, Dtype]:
-    """Fit prefill attention, and find out whether an fp8 cache made it compute in fp8.
+def _prefill_compute(
+    study: Study, rows: pd.DataFrame, asked: Dtype, kv: Dtype, key: Any, wide: dict[Any, float]
+) -> Dtype:
+    """Find out in what prefill computes: an fp8 cache makes some kernels compute in fp8.
 
-    Groups come sorted, so the bf16 cache of the same engine and heads was fitted just before.
+    Groups come sorted, so the rate over a bf16 cache of the same kernel was noted in ``wide``
+    just before.
     """
-    law = _fit_prefill_as(peaks, rows, asked)
-    if asked == "bf16" and bf16_efficiency is not None:
-        slack = _fit_prefill_as(peaks, rows, "fp8")
-        gain = slack.compute_efficiency * peaks.flop_per_s["fp8"]
-        if gain > FP8_COMPUTE_RATIO * bf16_efficiency * peaks.flop_per_s["bf16"]:
-            return slack, "fp8"
-    return law, asked
+    computed = compute_dtype(asked, study.peaks.flop_per_s)
+    if asked != "bf16" or computed != "bf16":
+        return computed
+    peaks = study.peaks.flop_per_s
+    if kv == "bf16":
+        law = plain_prefill(_in(study.peaks, rows, "bf16"))
+        wide[key] = law.compute_efficiency * peaks["bf16"]
+    elif "fp8" in peaks and key in wide:
+        law = plain_prefill(_in(study.peaks, rows, "fp8"))
+        if law.compute_efficiency * peaks["fp8"] > FP8_COMPUTE_RATIO * wide[key]:
+            return "fp8"
+    return computed
 
 
-def _fit_prefill_as(peaks: Peaks, rows: pd.DataFrame, dtype: Dtype) -> PrefillAttentionLaw:
-    knobs = {
-        "floor_s": Knob(1e-5, 1e-7, 1e-3),
-        "compute_efficiency": _EFFICIENCY,
-        "token_slowdown": _SLOWDOWN,
-    }
-    forecast = _prefill_forecast(peaks, dtype)
-    return regress(PrefillAttentionLaw, knobs, forecast, rows)
-
-
-def _prefill_forecast(
-    peaks: Peaks, dtype: Dtype
-) -> Callable[[PrefillAttentionLaw, pd.DataFrame], Array]:
-    def forecast(law: PrefillAttentionLaw, rows: pd.DataFrame) -> Array:
-        compute_s = rows["flop"].to_numpy(dtype=float) / peaks.flop_per_s[dtype]
-        return law.seconds(compute_s=compute_s, token_s=rows["token_s"].to_numpy(dtype=float))
-
-    return forecast
+def _in(peaks: Peaks, rows: pd.DataFrame, dtype: Dtype) -> pd.DataFrame:
+    """Count the arithmetic of prefill rows from the peak of a dtype."""
+    return rows.assign(compute_s=rows["flop"] / peaks.flop_per_s[dtype])
 
 
 def _grouped(

@@ -1,25 +1,26 @@
 """Measured kernels as tidy frames: one row a measurement, with its speed-of-light times.
 
-The input is a folder of CSV files as NVIDIA AIConfigurator publishes them (``kernels/aic_*.csv``,
-times of one call on one chip in microseconds) beside ``comms.csv`` (collectives). Every reader
-returns a frame with `KEYS`, the shape of the operation, ``time_s``, and the speed-of-light
-columns that the matching law of `sim.efficiency` takes.
+The input is a folder of CSV files, times of one call on one chip in microseconds, of the sources
+that `sim.calibration.sources` reads. Every reader returns a frame with `KEYS`, the shape of the
+operation, ``time_s``, and the speed-of-light columns that the matching law of `sim.efficiency`
+takes.
 
 What counts as work is decided here, once. The cost model of the simulator must count it the same
-way, or the fitted efficiencies mean something else.
+way, or the fitted efficiencies mean something else. A chip without arithmetic in a format is
+counted as widening it to 16 bits (`sim.precision.compute_dtype`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from sim.efficiency import GemmFormat
+from sim.calibration import sources
 from sim.errors import InputError
+from sim.precision import FORMATS, Format, GemmFormat, compute_dtype
 from sim.units import DTYPE_BYTES, MICROSECOND_S, Dtype
 
 KEYS = ("chip", "engine", "version", "origin")
@@ -32,6 +33,10 @@ MLA_V = 128
 """Head sizes of DeepSeek-V2/V3 multi-head latent attention (arXiv:2405.04434, section 2.1)."""
 
 
+class NotMeasuredError(InputError):
+    """A chip has no rows of an operation."""
+
+
 @dataclass(frozen=True)
 class Peaks:
     """The datasheet figures that speed-of-light times are counted from."""
@@ -41,31 +46,13 @@ class Peaks:
     tdp_w: float
 
 
-class FormatDtypes(NamedTuple):
-    """What a GEMM format computes in, stores weights in, and turns activations to."""
-
-    compute: Dtype
-    weight: Dtype
-    activation: Dtype
-
-
-FORMATS: Mapping[GemmFormat, FormatDtypes] = MappingProxyType(
-    {
-        "bf16": FormatDtypes("bf16", "bf16", "bf16"),
-        "fp8": FormatDtypes("fp8", "fp8", "fp8"),
-        "fp8_block": FormatDtypes("fp8", "fp8", "fp8"),
-        "nvfp4": FormatDtypes("nvfp4", "nvfp4", "nvfp4"),
-        "mxfp4_bf16": FormatDtypes("bf16", "mxfp4", "bf16"),
-        "mxfp4_fp8": FormatDtypes("fp8", "mxfp4", "fp8"),
-        "int4_bf16": FormatDtypes("bf16", "int4", "bf16"),
-    }
-)
-
 _FORMAT_NAMES: Mapping[str, GemmFormat] = MappingProxyType(
     {
         "bfloat16": "bf16",
         "fp8": "fp8",
         "fp8_block": "fp8_block",
+        "sq": "int8",
+        "int8_wo": "int8_bf16",
         "nvfp4": "nvfp4",
         "w4a16_mxfp4": "mxfp4_bf16",
         "w4a8_mxfp4_mxfp8": "mxfp4_fp8",
@@ -84,13 +71,14 @@ def gemm(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     frame = _read(data_dir, "gemm", chip)
     frame["format"] = frame["gemm_dtype"].map(_FORMAT_NAMES)
     m, n, k = (frame[name].astype(float) for name in ("m", "n", "k"))
-    weight_bytes, activation_bytes = _format_bytes(frame["format"])
+    weight_bytes, activation_bytes = _format_bytes(frame["format"], peaks)
     moved = n * k * weight_bytes + m * k * activation_bytes + m * n * DTYPE_BYTES["bf16"]
+    converted = m * k * _conversion_bytes(frame["format"], peaks)
     frame["weight_bytes"] = n * k * weight_bytes
     frame["compute_s"] = 2.0 * m * n * k / _format_peak(frame["format"], peaks)
     frame["memory_s"] = moved / peaks.bandwidth_bytes_per_s
     frame["depth"] = k
-    frame["conversion_s"] = m * k * _conversion_bytes(frame["format"]) / peaks.bandwidth_bytes_per_s
+    frame["conversion_s"] = converted / peaks.bandwidth_bytes_per_s
     return frame
 
 
@@ -105,11 +93,12 @@ def grouped_gemm(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     """
     frame = _read(data_dir, "moe", chip)
     frame["format"] = frame["moe_dtype"].map(_FORMAT_NAMES)
-    weight_bytes, activation_bytes = _format_bytes(frame["format"])
+    weight_bytes, activation_bytes = _format_bytes(frame["format"], peaks)
     hidden = frame["hidden_size"].astype(float)
     inter = frame["inter_size"] / frame["moe_tp_size"]
     picks = np.maximum(frame["num_tokens"] * frame["topk"] / frame["moe_ep_size"], 1.0)
-    touched = np.minimum(frame["num_experts"] / frame["moe_ep_size"], np.ceil(picks))
+    most = np.minimum(frame["num_experts"] / frame["moe_ep_size"], np.ceil(picks))
+    touched = np.minimum(most, _skewed_touched(frame))
     bf16 = DTYPE_BYTES["bf16"]
     per_pick = hidden * (activation_bytes + bf16) + inter * (2.0 * bf16 + activation_bytes)
     moved = touched * 3.0 * hidden * inter * weight_bytes + picks * per_pick
@@ -119,6 +108,21 @@ def grouped_gemm(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     frame["pick_s"] = picks * vector_s
     frame["token_s"] = frame["num_tokens"] * vector_s
     return frame
+
+
+def _skewed_touched(frame: pd.DataFrame) -> "pd.Series[float]":
+    """Experts touched on a rank by a skewed router, expected; without bound for a balanced one.
+
+    ``power_law_a`` picks the expert of rank ``i`` with a chance in proportion to ``i**-a``.
+    """
+    exponents = frame["distribution"].str.extract(r"power_law_([\d.]+)$")[0].astype(float)
+    found = pd.Series(np.inf, index=frame.index)
+    for row in frame.index[exponents.notna()]:
+        experts, topk, tokens = frame.loc[row, ["num_experts", "topk", "num_tokens"]]
+        weights = np.arange(1.0, experts + 1.0) ** -exponents[row]
+        chance = np.minimum(topk * weights / weights.sum(), 1.0)
+        found[row] = float((1.0 - (1.0 - chance) ** tokens).sum())
+    return (found / frame["moe_ep_size"]).clip(lower=1.0)
 
 
 def decode_attention(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
@@ -134,12 +138,12 @@ def decode_attention(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     work = 4.0 * positions * frame["num_heads"] * frame["head_dim"]
     frame["rows"] = (frame["batch_size"] * frame["kv_heads"]).astype(float)
     frame["memory_s"] = cached / peaks.bandwidth_bytes_per_s
-    frame["compute_s"] = work / frame["kv_dtype"].map(peaks.flop_per_s)
+    frame["compute_s"] = work / _dtype_peak(frame["kv_dtype"], peaks)
     return frame
 
 
 def prefill_attention(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
-    """Causal attention over whole prompts without a cached prefix.
+    """Causal attention over prompts, some with a cached prefix before them.
 
     Counted: ``4 * pairs * heads * head_dim`` flop, a pair being a query and a key it may see;
     queries and outputs in bf16, keys and values in bf16 and again in the cache's dtype.
@@ -147,13 +151,15 @@ def prefill_attention(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     frame = _attention(_read(data_dir, "attention_prefill", chip))
     length = frame["isl"].astype(float)
     seen = _windowed(length, frame["window_size"])
-    pairs = frame["batch_size"] * (seen * (seen + 1.0) / 2.0 + (length - seen) * seen)
+    pairs = seen * (seen + 1.0) / 2.0 + (length - seen) * seen
+    if "prefix" in frame:
+        pairs += length * frame["prefix"]
     bf16 = DTYPE_BYTES["bf16"]
     element_bytes = frame["kv_dtype"].map(DTYPE_BYTES)
     per_token = 2.0 * bf16 * frame["num_heads"] + 2.0 * frame["kv_heads"] * (bf16 + element_bytes)
     moved = frame["batch_size"] * length * per_token * frame["head_dim"]
     frame["attention_dtype"] = frame["attn_dtype"].map(_DTYPE_NAMES)
-    frame["flop"] = 4.0 * pairs * frame["num_heads"] * frame["head_dim"]
+    frame["flop"] = 4.0 * frame["batch_size"] * pairs * frame["num_heads"] * frame["head_dim"]
     frame["token_s"] = moved / peaks.bandwidth_bytes_per_s
     return frame
 
@@ -171,7 +177,7 @@ def mla_decode(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     work = 2.0 * positions * frame["num_heads"] * (2 * MLA_LATENT + MLA_ROPE)
     frame["rows"] = frame["batch_size"].astype(float)
     frame["memory_s"] = cached / peaks.bandwidth_bytes_per_s
-    frame["compute_s"] = work / frame["kv_dtype"].map(peaks.flop_per_s)
+    frame["compute_s"] = work / _dtype_peak(frame["kv_dtype"], peaks)
     return frame
 
 
@@ -191,26 +197,6 @@ def mla_prefill(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     return frame
 
 
-def collectives(data_dir: Path, chip: str) -> pd.DataFrame:
-    """Read collectives and expert exchanges of one chip: ``op, library, chips, bytes, time_s``."""
-    path = data_dir / "comms.csv"
-    frame = _csv(path)
-    frame = frame[(frame["hardware"] == chip) & (frame["time_us"] > 0.0)].copy()
-    tokens = frame["notes"].astype(str).str.extract(r"tokens/rank=(\d+)")[0]
-    return pd.DataFrame(
-        {
-            "op": frame["op"],
-            "library": frame["implementation"],
-            "chips": frame["n_chips"].astype(int),
-            "dtype": frame["dtype"],
-            "tokens": tokens.astype(float),
-            "bytes": frame["bytes"],
-            "time_s": frame["time_us"] * MICROSECOND_S,
-            "source": path.name,
-        }
-    )
-
-
 def power(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     """Board power while one dense product loops, with how busy arithmetic and memory were.
 
@@ -219,11 +205,11 @@ def power(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     ``memory_utilization``.
     """
     path = data_dir / "kernels" / "aic_power.csv"
-    frame = _csv(path)
+    frame = sources.read_csv(path)
     frame = frame[(frame["hardware"] == chip) & (frame["op"] == "gemm")].copy()
     shape = frame["shape"].str.extract(r"m=(?P<m>\d+) n=(?P<n>\d+) k=(?P<k>\d+)").astype(float)
     frame["format"] = frame["dtype"].map(_FORMAT_NAMES)
-    weight_bytes, activation_bytes = _format_bytes(frame["format"])
+    weight_bytes, activation_bytes = _format_bytes(frame["format"], peaks)
     m, n, k = shape["m"], shape["n"], shape["k"]
     moved = n * k * weight_bytes + m * k * activation_bytes + m * n * DTYPE_BYTES["bf16"]
     time_s = frame["latency_us"] * MICROSECOND_S
@@ -235,54 +221,60 @@ def power(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     return _signed(frame, path)
 
 
-def _read(data_dir: Path, operation: str, chip: str) -> pd.DataFrame:
-    """All rows of one operation on one chip, from whichever file holds them."""
-    for path in sorted((data_dir / "kernels").glob(f"aic_{operation}_*.csv")):
-        frame = _csv(path)
-        mine = frame[frame["hardware"] == chip].copy()
-        if not mine.empty:
-            mine["time_s"] = mine["latency_us"] * MICROSECOND_S
-            return _signed(mine, path)
-    raise InputError(f"no rows of {operation} on {chip} under {data_dir / 'kernels'}")
+def _read(data_dir: Path, operation: sources.Operation, chip: str) -> pd.DataFrame:
+    """All rows of one operation on one chip, from whichever files hold them."""
+    found = [
+        _signed(frame.assign(time_s=frame["latency_us"] * MICROSECOND_S), path)
+        for path, frame in sources.read(data_dir / "kernels", operation, chip)
+    ]
+    if not found:
+        raise NotMeasuredError(f"no rows of {operation} on {chip} under {data_dir / 'kernels'}")
+    return pd.concat(found, ignore_index=True)
 
 
 def _signed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Add the `KEYS` that the file calls something else."""
-    frame["chip"] = frame["hardware"]
-    frame["engine"] = frame["framework"]
-    frame["origin"] = path.name + ", " + frame["framework"] + " " + frame["version"]
-    return frame
+    return frame.assign(
+        chip=frame["hardware"],
+        engine=frame["framework"],
+        origin=path.name + ", " + frame["framework"] + " " + frame["version"],
+    )
 
 
-def _csv(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; it holds measurements that the fit needs")
-    return pd.read_csv(path, dtype={"version": str})  # Version 1.0 is no number.
+def formats_of(peaks: Peaks) -> Mapping[GemmFormat, Format]:
+    """Return every format as a chip with these peaks computes with it."""
+    return {name: dtypes.on(peaks.flop_per_s) for name, dtypes in FORMATS.items()}
 
 
-def _format_bytes(formats: "pd.Series[str]") -> tuple["pd.Series[float]", "pd.Series[float]"]:
+def _format_bytes(
+    formats: "pd.Series[str]", peaks: Peaks
+) -> tuple["pd.Series[float]", "pd.Series[float]"]:
     """Bytes per weight and per activation of each row's format."""
-    weight = {name: DTYPE_BYTES[dtypes.weight] for name, dtypes in FORMATS.items()}
-    activation = {name: DTYPE_BYTES[dtypes.activation] for name, dtypes in FORMATS.items()}
+    known = formats_of(peaks)
+    weight = {name: dtypes.weight_bytes for name, dtypes in known.items()}
+    activation = {name: dtypes.activation_bytes for name, dtypes in known.items()}
     return formats.map(weight), formats.map(activation)
 
 
 def _format_peak(formats: "pd.Series[str]", peaks: Peaks) -> "pd.Series[float]":
-    """Peak flop/s of each row's format; missing where the chip has none."""
-    known = {
-        name: peaks.flop_per_s[dtypes.compute]
-        for name, dtypes in FORMATS.items()
-        if dtypes.compute in peaks.flop_per_s
-    }
+    """Peak flop/s of what each row's format is computed in."""
+    known = {name: peaks.flop_per_s[each.compute] for name, each in formats_of(peaks).items()}
     return formats.map(known)
 
 
-def _conversion_bytes(formats: "pd.Series[str]") -> "pd.Series[float]":
+def _dtype_peak(dtypes: "pd.Series[str]", peaks: Peaks) -> "pd.Series[float]":
+    """Peak flop/s of what each row's dtype is computed in."""
+    supported = peaks.flop_per_s
+    known = {dtype: supported[compute_dtype(dtype, supported)] for dtype in DTYPE_BYTES}
+    return dtypes.map(known)
+
+
+def _conversion_bytes(formats: "pd.Series[str]", peaks: Peaks) -> "pd.Series[float]":
     """Bytes read and written per activation that is converted; 0 for formats that keep bf16."""
     bf16 = DTYPE_BYTES["bf16"]
     moved = {
-        name: 0.0 if dtypes.activation == "bf16" else bf16 + DTYPE_BYTES[dtypes.activation]
-        for name, dtypes in FORMATS.items()
+        name: 0.0 if dtypes.activation == "bf16" else bf16 + dtypes.activation_bytes
+        for name, dtypes in formats_of(peaks).items()
     }
     return formats.map(moved)
 

@@ -17,8 +17,8 @@ import typer
 import yaml
 from scipy.optimize import least_squares
 
+from sim.calibration.replay import replay
 from sim.calibration.runs import MeasuredRun, read_runs
-from sim.calibration.validate import forecast
 from sim.catalog import Catalog, open_catalog
 from sim.cost.work import StepShape
 from sim.deployment import Deployment, deploy
@@ -113,7 +113,7 @@ def fit_frontend(
         trial = catalog.with_overhead(fitted[family].law)
         for run in found:
             rows.append(_fit_run(run, catalog))
-            simulated.append(forecast(run, trial, seed)[run.statistic["ttft"]])
+            simulated.append(replay(run.case, trial, seed)[run.statistic["ttft"]])
     measured = np.array([row.run.measured["ttft"] for row in rows])
     engine_s = np.array(simulated)
 
@@ -168,7 +168,11 @@ def _slopes(deployment: Deployment, sequences: float) -> Array:
     without = timer.with_overhead(NO_OVERHEAD.model_copy(update={"floor_fraction": 0.0})).seconds(
         shape
     )
-    return np.array([1.0, float(deployment.model.layers), sequences, with_floors - without])
+    per_unit = [
+        timer.with_overhead(NO_OVERHEAD.model_copy(update={field: 1.0})).overhead_s(shape)
+        for field in ("step_s", "layer_s", "sequence_s")
+    ]
+    return np.array([*per_unit, with_floors - without])
 
 
 def _simulated(
@@ -176,7 +180,7 @@ def _simulated(
 ) -> Array:
     """Forecast every run's TPOT with a trial overhead."""
     trial = catalog.with_overhead(overhead)
-    return np.array([forecast(row.run, trial, seed)[row.run.statistic["tpot"]] for row in rows])
+    return np.array([replay(row.run.case, trial, seed)[row.run.statistic["tpot"]] for row in rows])
 
 
 def _solve(slopes: Array, fixed: Array, measured: Array, start: Array) -> EngineOverhead:
@@ -248,7 +252,8 @@ def main(
 ) -> None:
     """Fit the overheads of every engine that has dense runs with a measured TPOT."""
     catalog = open_catalog()
-    usable = [run for run in read_runs(runs_csv) if isinstance(run, MeasuredRun) and _fits(run)]
+    runs = read_runs(runs_csv, catalog)
+    usable = [run for run in runs if isinstance(run, MeasuredRun) and _fits(run)]
     if not usable:
         raise InputError(
             f"{runs_csv}: no run to fit to: wanted are Llama models with quality A or B, the time "

@@ -127,9 +127,8 @@ def residual_report(
     """
     errors = relative_errors(forecast_s, times(rows))
     limits = {name: (float(rows[name].min()), float(rows[name].max())) for name in ranges}
-    return Fit(
-        rows=len(rows), **errors, ranges=limits, source=str(rows["origin"].iloc[0]), note=note
-    )
+    origin = "; ".join(str(name) for name in rows["origin"].unique())
+    return Fit(rows=len(rows), **errors, ranges=limits, source=origin, note=note)
 
 
 class Errors(TypedDict):

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import pandas as pd
 
+from sim.catalog import Catalog
 from sim.efficiency import Engine
 from sim.errors import InputError
 from sim.parallelism import Parallelism
@@ -29,28 +30,30 @@ Quantity = Literal["tpot", "ttft", "throughput"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 SYSTEMS: Mapping[str, str] = {
+    "A100-SXM-80GB": "a100_sxm_x8",
     "H100-SXM-80GB": "h100_sxm_x8",
+    "H800-SXM": "h800_sxm_x8",
+    "H20": "h20_sxm_x8",
     "H200-SXM-141GB": "h200_sxm_x8",
+    "GH200": "gh200_x1",
     "B200-SXM-180GB": "b200_sxm_x8",
+    "B300-SXM": "b300_sxm_x8",
+    "GB200": "gb200_nvl72",
     "GB300": "gb300_nvl72",
+    "MI250": "mi250_x4",
+    "MI300X-192GB": "mi300x_x8",
+    "Intel Max 1550 (PVC)": "intel_max_1550_x4",
+    "Trainium1": "trn1_32xl",
+    "Trainium2": "trn2_48xl",
+    "TPU v5e": "tpu_v5e_8",
+    "TPU v6e": "tpu_v6e_8",
 }
 """Catalogue system that stands for a measured machine."""
 
-MODELS: Mapping[str, str] = {
-    "llama-3.1-8b": "llama_3_1_8b",
-    "llama-3.1-70b": "llama_3_1_70b",
-    "llama-3.1-405b": "llama_3_1_405b",
-    "llama3.1-8b": "llama_3_1_8b",
-    "llama3.1-70b": "llama_3_1_70b",
-    "llama3.1-405b": "llama_3_1_405b",
-    "deepseek-r1": "deepseek_r1",
-    "deepseek-v3": "deepseek_r1",
-    "qwen3-32b": "qwen3_32b",
-    "mixtral-8x7b": "mixtral_8x7b",
-}
-"""Catalogue model by the last part of a measured model's name, lower case, suffixes dropped."""
-
-_SUFFIXES = ("-instruct", "-fp8", "-v0.1", "-0528")
+_SUFFIXES = ("-instruct", "-fp8", "-nvfp4", "-v0.1", "-0528")
+"""Endings of model names that say nothing about the shape."""
+_NATIVE = ("neuron", "jetstream", "vllm tpu")
+"""Engines of chips that are not GPUs."""
 _DTYPES: Mapping[str, Dtype] = {
     "bf16": "bf16",
     "fp16": "bf16",
@@ -58,6 +61,9 @@ _DTYPES: Mapping[str, Dtype] = {
     "fp8": "fp8",
     "fp4": "nvfp4",
     "nvfp4": "nvfp4",
+    "mxfp4": "mxfp4",
+    "int8": "int8",
+    "int4": "int4",
 }
 
 MAX_NUM_SEQS = 1_024
@@ -118,13 +124,15 @@ class Skipped:
     reason: str
 
 
-def read_runs(path: Path) -> Iterator[MeasuredRun | Skipped]:
+def read_runs(path: Path, catalog: Catalog) -> Iterator[MeasuredRun | Skipped]:
     """Read a file of measured serving runs.
 
     Parameters
     ----------
     path : Path
         A CSV with the columns of the project's format of measured runs.
+    catalog : Catalog
+        Knows the models by their names and aliases.
 
     Raises
     ------
@@ -141,10 +149,11 @@ def read_runs(path: Path) -> Iterator[MeasuredRun | Skipped]:
     missing = sorted(needed - set(frame.columns))
     if missing:
         raise InputError(f"{path}:1: columns are missing: {', '.join(missing)}")
+    shapes = model_ids(catalog)
     for record in frame.to_dict("records"):
         row = {str(key): str(value) for key, value in record.items()}
         try:
-            yield _read_row(row)
+            yield _read_row(row, shapes.get(_plain(row["model"])))
         except InputError as error:
             raise InputError(f"{path}: run {row['row_id']}: {error}") from error
 
@@ -175,10 +184,35 @@ def selected(
     ]
 
 
-def _read_row(row: Mapping[str, str]) -> MeasuredRun | Skipped:
+def model_ids(catalog: Catalog) -> dict[str, str]:
+    """Give the catalogue model of each name that measured runs may use, plainly written.
+
+    >>> from sim.catalog import open_catalog
+    >>> model_ids(open_catalog())["llama-3.3-70b"]
+    'llama_3_1_70b'
+    """
+    found: dict[str, str] = {}
+    for model_id in catalog.names("models"):
+        model = catalog.model(model_id)
+        for name in (model_id, model_id.replace("_", "-"), model.name, *model.aliases):
+            found.setdefault(_plain(name), model_id)
+    return found
+
+
+def _plain(name: str) -> str:
+    """Drop the owner, the case and the endings of a model's name that say nothing of its shape."""
+    plain = name.rsplit("/", 1)[-1].lower().replace(" ", "-")
+    while plain.endswith(_SUFFIXES):  # in any order: -Instruct-FP8, -Instruct-v0.1
+        plain = plain.rsplit("-", 1)[0]
+    return plain
+
+
+def _read_row(row: Mapping[str, str], model_id: str | None) -> MeasuredRun | Skipped:
     reason = _reason_to_skip(row)
-    if reason is not None:
-        return Skipped(row["row_id"], reason)
+    if reason is None and model_id is None:
+        reason = f"no model for {row['model']}"
+    if reason is not None or model_id is None:
+        return Skipped(row["row_id"], reason or "")
     measured, statistic = _measured(row)
     return MeasuredRun(
         row_id=row["row_id"],
@@ -187,7 +221,7 @@ def _read_row(row: Mapping[str, str]) -> MeasuredRun | Skipped:
         hardware=row["hardware"],
         model=row["model"],
         engine=row["engine"],
-        case=_case(row),
+        case=_case(row, model_id),
         measured=measured,
         statistic=statistic,
     )
@@ -196,28 +230,21 @@ def _read_row(row: Mapping[str, str]) -> MeasuredRun | Skipped:
 def _reason_to_skip(row: Mapping[str, str]) -> str | None:
     checks: tuple[tuple[bool, str], ...] = (
         (row["hardware"] not in SYSTEMS, f"no system for {row['hardware']}"),
-        (_model_id(row) is None, f"no model for {row['model']}"),
         (_engine(row) is None, f"no engine for {row['engine']}"),
         (not row["isl"] or not row["osl"], "lengths are not given"),
         (not row["tp"], "tp is not given"),
-        (row.get("pp", "1") not in ("", "1"), "pipeline parallelism"),
         (row.get("weight_dtype", "") not in _DTYPES, f"weights in {row.get('weight_dtype')}"),
         (_load(row) is None, f"load of {row.get('scenario')} runs is not simulated yet"),
     )
     return next((reason for fails, reason in checks if fails), None)
 
 
-def _model_id(row: Mapping[str, str]) -> str | None:
-    name = row["model"].rsplit("/", 1)[-1].lower()
-    while name.endswith(_SUFFIXES):  # in any order: -Instruct-FP8, -Instruct-v0.1
-        name = name.rsplit("-", 1)[0]
-    return MODELS.get(name)
-
-
 def _engine(row: Mapping[str, str]) -> Engine | None:
     name = row["engine"].lower()
     if "tensorrt" in name or "trtllm" in name:
         return "trtllm"
+    if any(vendor in name for vendor in _NATIVE):
+        return "native"
     others: tuple[Engine, ...] = ("vllm", "sglang")
     return next((engine for engine in others if engine in name), None)
 
@@ -230,22 +257,23 @@ def _load(row: Mapping[str, str]) -> Literal["closed", "open"] | None:
     return None
 
 
-def _case(row: Mapping[str, str]) -> Case:
-    engine, model = _engine(row), _model_id(row)
+def _case(row: Mapping[str, str], model: str) -> Case:
+    engine = _engine(row)
     assert engine is not None  # noqa: S101 - checked by _reason_to_skip
-    assert model is not None  # noqa: S101
     weights = _DTYPES[row["weight_dtype"]]
     unstated = UNSTATED_KV.get((engine, row["hardware"]), _usual_kv_dtype(weights))
     kv_cache = _DTYPES.get(row.get("kv_dtype", ""), unstated)
-    tp, chips = _count(row, "tp"), _count(row, "num_chips")
+    chips = _count(row, "num_chips")
+    tp = min(_count(row, "tp"), chips)  # Neuron counts the cores of a chip
+    pp = _count(row, "pp") if row.get("pp") else 1
     ep = _count(row, "ep") if row.get("ep") else 1
     return Case(
         name=row["row_id"],
         system=SYSTEMS[row["hardware"]],
         model=model,
-        parallelism=Parallelism(tp=tp, ep=tp if ep > 1 else 1),
+        parallelism=Parallelism(tp=tp, pp=pp, ep=tp if ep > 1 else 1),
         precision=Precision(weights=weights, kv_cache=kv_cache),
-        replicas=max(1, chips // tp),
+        replicas=max(1, chips // (tp * pp)),
         engine=ServingEngine(name=engine, max_num_seqs=MAX_NUM_SEQS),
         workload=_workload(row),
         slo=Slo(ttft_s=1.0, tpot_s=1.0),

@@ -6,16 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from sim.calibration.replay import replay
 from sim.calibration.runs import QUANTITIES, MeasuredRun, Quantity, Skipped
 from sim.catalog import Catalog
-from sim.deployment import deploy
 from sim.errors import InfeasibleError, InputError
-from sim.metrics import request_table
 from sim.schema import did_you_mean
-from sim.simulate import Progress, simulate
-
-STEADY = (0.2, 0.8)
-"""Share of the completions, by time, that a closed loop's throughput is counted over."""
+from sim.simulate import Progress
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def validate_runs(
             reasons.append(run.reason)
         else:
             try:
-                rows += _compare(run, forecast(run, catalog, seed))
+                rows += _compare(run, replay(run.case, catalog, seed))
             except (InfeasibleError, InputError) as error:
                 reasons.append(str(error).split(": ", 1)[-1])
         if progress is not None:
@@ -83,40 +79,6 @@ def validate_runs(
     if not rows:
         raise InputError(f"no run could be forecast: {_reasons(skipped)}")
     return Validation(pd.DataFrame(rows), skipped)
-
-
-def forecast(run: MeasuredRun, catalog: Catalog, seed: int) -> dict[str, float]:
-    """Simulate a measured run and return the statistics that measurements are compared with."""
-    deployment = deploy(run.case, catalog)
-    record = simulate(deployment, catalog, seed).record
-    requests = request_table(record, deployment.timer.overhead)
-    completed = requests[requests["outcome"] == "completed"]
-    if completed.empty:
-        raise InfeasibleError(f"case {run.row_id!r}: no request fits into the KV cache")
-    return {
-        "tpot_s_p50": float(completed["tpot_s"].median()),
-        "tpot_s_mean": float(completed["tpot_s"].mean()),
-        "ttft_s_p50": float(completed["ttft_s"].median()),
-        "ttft_s_mean": float(completed["ttft_s"].mean()),
-        "output_tokens_per_s": _throughput(run, completed),
-    }
-
-
-def _throughput(run: MeasuredRun, completed: pd.DataFrame) -> float:
-    """Output tokens per second, as benchmarks count them.
-
-    A closed loop counts its steady part; an open loop everything from the first arrival to the
-    last completion.
-    """
-    if run.case.workload.kind == "open_loop":
-        span = float(completed["done_s"].max() - completed["arrival_s"].min())
-        return float(completed["output_tokens"].sum()) / span
-    ordered = completed.sort_values("done_s")
-    first, last = (int(share * (len(ordered) - 1)) for share in STEADY)
-    done = ordered["done_s"].to_numpy()
-    tokens = float(ordered["output_tokens"].iloc[first + 1 : last + 1].sum())
-    span = float(done[last] - done[first])
-    return tokens / span if span > 0 else float(ordered["output_tokens"].sum()) / done[-1]
 
 
 def _compare(run: MeasuredRun, forecasts: dict[str, float]) -> list[dict[str, object]]:

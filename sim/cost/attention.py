@@ -1,52 +1,81 @@
-"""The operators of attention, by kind, on one chip."""
+"""The operators of the attention layers of a model, group by group, on one chip."""
 
-from sim.cost.operators import DecodeAttention, DenseGemm, Operator, PrefillAttention
-from sim.cost.work import Rows
-from sim.errors import InternalError
-from sim.model import GroupedQueryAttention, LatentAttention, Model
-from sim.parallelism import Parallelism, kv_elements_per_token_per_layer, kv_heads_per_chip
-from sim.precision import ACTIVATION_BYTES, Precision
+from sim.cost.compressed import compressed_attention
+from sim.cost.context import context_collectives, index_operators, seen_tokens, sight
+from sim.cost.latent import latent_attention
+from sim.cost.linear import linear_attention
+from sim.cost.operators import DecodeAttention, Operator, PrefillAttention
+from sim.cost.stage import Stage
+from sim.model import (
+    Attention,
+    CompressedAttention,
+    GroupedQueryAttention,
+    LatentAttention,
+    LinearAttention,
+)
+from sim.parallelism import kv_heads_per_chip
+from sim.precision import ACTIVATION_BYTES
 from sim.units import DTYPE_BYTES
 
 
-def attention_operators(
-    model: Model, parallelism: Parallelism, precision: Precision
-) -> list[Operator]:
-    """List the operators of the attention layers of a model."""
+def attention_operators(stage: Stage) -> list[Operator]:
+    """List the operators of the attention layers of a model.
+
+    Names of layers with a window end in ``_window``, with an indexer in ``_sparse``, with a
+    compressed cache and no indexer in ``_compressed``; a number tells further groups apart.
+    """
     found: list[Operator] = []
-    for group in model.attention:
-        if isinstance(group, LatentAttention):
-            found += _latent_attention(model, group, parallelism, precision)
-        elif isinstance(group, GroupedQueryAttention):
-            found += _grouped_query_attention(model, group, parallelism, precision)
+    endings: dict[str, int] = {}
+    for group in stage.model.attention:
+        kind = _kind(group)
+        endings[kind] = endings.get(kind, 0) + 1
+        count = "" if endings[kind] == 1 else f"_{endings[kind]}"
+        if isinstance(group, LinearAttention):
+            found += linear_attention(stage, group, count)
+        elif isinstance(group, LatentAttention):
+            found += latent_attention(stage, group, kind + count)
+        elif isinstance(group, CompressedAttention):
+            found += compressed_attention(stage, group, kind + count)
         else:
-            raise InternalError(f"no operators for attention of kind {group.kind}")
+            found += _grouped_query_attention(stage, group, kind + count)
     return found
 
 
+def _kind(group: Attention) -> str:
+    """How the names of a group's operators end."""
+    if isinstance(group, LinearAttention):
+        return "_linear"
+    if group.indexer is not None:
+        return "_sparse"
+    if seen_tokens(group) is not None:
+        return "_window"
+    return "_compressed" if isinstance(group, CompressedAttention) else ""
+
+
 def _grouped_query_attention(
-    model: Model,
-    attention: GroupedQueryAttention,
-    parallelism: Parallelism,
-    precision: Precision,
+    stage: Stage, attention: GroupedQueryAttention, suffix: str
 ) -> list[Operator]:
-    heads = attention.heads // parallelism.tp
-    kv_heads = kv_heads_per_chip(attention, parallelism.tp)
+    model, precision = stage.model, stage.precision
+    heads = stage.share(attention.heads)
+    kv_heads = kv_heads_per_chip(attention, stage.parallelism.tp)
     dim, layers = attention.head_dim, attention.layers
-    weights = precision.dense_weights
     gates = heads if attention.output_gate else 0
-    n = (heads + gates + 2 * kv_heads) * dim
-    windowed = attention.window_tokens is not None
-    suffix = "_window" if windowed else ""
-    cached = ACTIVATION_BYTES + DTYPE_BYTES[precision.kv_cache]
+    n = (heads + gates + attention.kv_projections * kv_heads) * dim
+    seen = sight(model, attention)
+    cached = ACTIVATION_BYTES
+    if not attention.reuses_kv:
+        cached += DTYPE_BYTES[precision.kv_cache]
+    found: list[Operator] = [
+        stage.gemm("qkv_projection" + suffix, layers, n, model.hidden),
+        stage.gemm("output_projection" + suffix, layers, model.hidden, heads * dim),
+    ]
+    found += index_operators(stage, attention, suffix)
+    sent = 0 if attention.reuses_kv else 2 * kv_heads * dim
     return [
-        DenseGemm("qkv_projection" + suffix, layers, "tokens", n, model.hidden, weights),
-        DenseGemm(
-            "output_projection" + suffix, layers, "tokens", model.hidden, heads * dim, weights
-        ),
+        *found,
         PrefillAttention(
             "attention_prefill" + suffix,
-            layers,
+            stage.calls(layers),
             "gqa",
             heads,
             dim,
@@ -54,88 +83,19 @@ def _grouped_query_attention(
             precision.attention,
             precision.kv_cache,
             2 * dim * (heads * ACTIVATION_BYTES + kv_heads * cached),
-            windowed=windowed,
+            *seen,
         ),
         DecodeAttention(
             "attention_decode" + suffix,
-            layers,
+            stage.calls(layers),
             "gqa",
             heads,
             kv_heads,
             dim,
             dim,
-            kv_elements_per_token_per_layer(attention, parallelism.tp),
+            2 * kv_heads * dim,
             precision.kv_cache,
-            windowed=windowed,
+            *seen,
         ),
-    ]
-
-
-def _latent_attention(
-    model: Model, attention: LatentAttention, parallelism: Parallelism, precision: Precision
-) -> list[Operator]:
-    """MLA: prompts expand the latent into heads; decode absorbs the expansion into the query.
-
-    Engines keep a 16-bit copy of the expansion for the absorbed products (vLLM's ``W_UK_T`` and
-    ``W_UV``), so those GEMMs count as stored weights of their own.
-    """
-    heads = attention.heads // parallelism.tp
-    latent = attention.kv_lora_rank
-    rope = attention.qk_rope_head_dim
-    query_rank = attention.q_lora_rank or model.hidden
-    weights = precision.dense_weights
-
-    def gemm(name: str, rows: Rows, n: int, k: int) -> DenseGemm:
-        return DenseGemm(name, attention.layers, rows, n, k, weights)
-
-    return [
-        gemm("latent_down", "tokens", (attention.q_lora_rank or 0) + latent + rope, model.hidden),
-        gemm("query_up", "tokens", heads * attention.query_head_dim, query_rank),
-        gemm(
-            "latent_up",
-            "prefill_tokens",
-            heads * (attention.qk_nope_head_dim + attention.v_head_dim),
-            latent,
-        ),
-        DenseGemm(
-            "absorb_query",
-            attention.layers,
-            "decode_sequences",
-            n=latent,
-            k=attention.qk_nope_head_dim,
-            dtype="bf16",
-            batch=heads,
-        ),
-        DenseGemm(
-            "absorb_value",
-            attention.layers,
-            "decode_sequences",
-            n=attention.v_head_dim,
-            k=latent,
-            dtype="bf16",
-            batch=heads,
-        ),
-        gemm("output_projection", "tokens", model.hidden, heads * attention.v_head_dim),
-        PrefillAttention(
-            "attention_prefill",
-            attention.layers,
-            "mla",
-            heads,
-            attention.query_head_dim,
-            attention.v_head_dim,
-            precision.attention,
-            precision.kv_cache,
-            2 * heads * (attention.query_head_dim + attention.v_head_dim) * ACTIVATION_BYTES,
-        ),
-        DecodeAttention(
-            "attention_decode",
-            attention.layers,
-            "mla",
-            heads,
-            1,
-            latent + rope,
-            latent,
-            attention.kv_elements_per_token(),
-            precision.kv_cache,
-        ),
+        *context_collectives(stage, layers, sent, heads, dim, suffix),
     ]

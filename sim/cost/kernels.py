@@ -1,7 +1,15 @@
-"""Which fitted law stands for which operator: the serving engine's kernels on one chip."""
+"""Which fitted law stands for which operator: the serving engine's kernels on one chip.
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+A law is looked for in turns: first the operator's own format, then formats that may stand in for
+it, the nearest first (`_stand_ins`). Each turn asks the chip's own calibration before the prior of
+its family, and the engine itself before the engines whose kernels stand in for it. What was taken
+instead of what is said in the source of the law.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar, get_args
 
 from sim.cost.operators import DecodeAttention, DenseGemm, ExpertGemm, PrefillAttention
 from sim.efficiency import (
@@ -10,36 +18,111 @@ from sim.efficiency import (
     Engine,
     EngineKernels,
     Fit,
-    GemmFormat,
     GemmKernel,
     GroupedGemmKernel,
+    MlaDecodeKernel,
     MlaPrefillKernel,
     PrefillAttentionKernel,
 )
 from sim.errors import InputError
 from sim.hardware import Accelerator
-from sim.precision import WEIGHT_ONLY
-from sim.units import Dtype
+from sim.precision import FORMATS, WEIGHT_ONLY, GemmFormat, compute_dtype, input_dtype
+from sim.priors import Prior
+from sim.units import DTYPE_BYTES, Dtype
 
-GEMM_FORMATS: Mapping[Dtype, tuple[GemmFormat, ...]] = {
+_DENSE: Mapping[Dtype, tuple[GemmFormat, ...]] = {
     "bf16": ("bf16",),
     "fp16": ("bf16",),
     "fp8": ("fp8", "fp8_block"),
+    "int8": ("int8",),
     "nvfp4": ("nvfp4",),
     "int4": ("int4_bf16",),
-}
-"""Measured formats that stand for the weight dtype of a dense product, best first."""
-
-EXPERT_FORMATS: Mapping[Dtype, tuple[GemmFormat, ...]] = {
-    **GEMM_FORMATS,
-    "fp8": ("fp8_block", "fp8"),
     "mxfp4": ("mxfp4_fp8", "mxfp4_bf16"),
 }
+"""Measured formats of the weight dtype of a dense product, best first."""
+
+_EXPERTS: Mapping[Dtype, tuple[GemmFormat, ...]] = {**_DENSE, "fp8": ("fp8_block", "fp8")}
 """The same for routed experts. FP8 checkpoints of mixture models carry a scale per block (DeepSeek,
 Qwen3), and those kernels are what engines tune; MXFP4 experts take FP8 activations where the chip
 has a kernel for that."""
 
-Kernel = TypeVar("Kernel", GemmKernel, GroupedGemmKernel, DecodeAttentionKernel, MlaPrefillKernel)
+_WEIGHT_ONLY: Mapping[Dtype, tuple[GemmFormat, ...]] = {
+    "fp8": ("int8_bf16",),
+    "int8": ("int8_bf16",),
+    "int4": ("int4_bf16", "mxfp4_bf16"),
+    "nvfp4": ("mxfp4_bf16", "int4_bf16"),
+    "mxfp4": ("mxfp4_bf16", "int4_bf16"),
+}
+"""Formats of as many bytes whose weights are widened inside the kernel."""
+
+Product = TypeVar("Product", GemmKernel, GroupedGemmKernel)
+Latent = TypeVar("Latent", MlaDecodeKernel, MlaPrefillKernel)
+Attention = TypeVar("Attention", DecodeAttentionKernel, PrefillAttentionKernel)
+
+
+class _Turn(NamedTuple):
+    """Formats to look for at once, and what to say when one of them is taken."""
+
+    formats: tuple[GemmFormat, ...]
+    note: str = ""
+    compute: Dtype | None = None
+    """What the product is computed in instead; none: what the kernel was measured in."""
+    only: Dtype | None = None
+    """What the kernel must have been measured in; none: whatever the chip has."""
+
+
+@dataclass(frozen=True)
+class _Shelf:
+    """The laws of one calibration, or of a donor's, and how to cite them."""
+
+    calibration: Calibration
+    origin: str
+
+    def engines(self, engine: Engine) -> Iterator[tuple[Engine, EngineKernels]]:
+        """Go through the engine's kernels and those that stand in for them."""
+        others = self.calibration.preference.get(engine, get_args(Engine))
+        for name in (engine, *(each for each in others if each != engine)):
+            if name in self.calibration.kernels:
+                yield name, self.calibration.kernels[name]
+
+    def cite(self, engine: Engine, what: str, fit: Fit, note: str) -> str:
+        """Say which law was taken, how good it is, and what it stands in for."""
+        law = f"{engine} {what}, {fit.rows} rows, median error {fit.median_ape:.1%}"
+        return f"{self.origin}{law}{f'; {note}' if note else ''}"
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """The heads of an attention operator, as far as they choose its kernel."""
+
+    kv_dtype: Dtype
+    head_dim: int
+    windowed: bool
+
+    @property
+    def caches(self) -> tuple[Dtype, ...]:
+        """Cache formats to look for: one's own, then the next wider that was measured."""
+        if DTYPE_BYTES[self.kv_dtype] >= DTYPE_BYTES["bf16"]:
+            return ("bf16",)
+        return ("fp8", "bf16")
+
+    def distance(
+        self, kernel: DecodeAttentionKernel | PrefillAttentionKernel
+    ) -> tuple[bool, float]:
+        """How far a kernel is from these heads: its window first, then its head size."""
+        apart = abs(math.log2(kernel.head_dim / self.head_dim))
+        return kernel.windowed != self.windowed, apart
+
+    def differences(self, kernel: DecodeAttentionKernel | PrefillAttentionKernel) -> str:
+        """Say where a kernel is not the one that was asked for."""
+        said = []
+        if kernel.kv_dtype != self.kv_dtype:
+            said.append(f"{kernel.kv_dtype} cache for {self.kv_dtype}")
+        if kernel.head_dim != self.head_dim:
+            said.append(f"heads of {kernel.head_dim} for {self.head_dim}")
+        if self.windowed and not kernel.windowed:
+            said.append("law of whole contexts for a window")
+        return "; ".join(said)
 
 
 class KernelShelf:
@@ -50,8 +133,10 @@ class KernelShelf:
     accelerator : Accelerator
     accelerator_id : str
         For messages.
-    calibration : Calibration
-        Its file of ``hardware/calibrations``.
+    calibration : Calibration, optional
+        Its file of ``hardware/calibrations``; none if the chip was never measured.
+    prior : Prior, optional
+        What stands in for laws that were not measured on this chip.
     engine : Engine
         Whose kernels run; where one was not measured, the calibration's stand-ins are asked.
     overhead_source : str
@@ -62,7 +147,8 @@ class KernelShelf:
         self,
         accelerator: Accelerator,
         accelerator_id: str,
-        calibration: Calibration,
+        calibration: Calibration | None,
+        prior: Prior | None,
         engine: Engine,
         overhead_source: str,
     ) -> None:
@@ -70,7 +156,13 @@ class KernelShelf:
         self.calibration = calibration
         self.overhead_source = overhead_source
         self._accelerator = accelerator
-        self._engines = (engine, *(e for e in calibration.preference[engine] if e != engine))
+        self._engine: Engine = engine
+        self._shelves = []
+        if calibration is not None:
+            self._shelves.append(_Shelf(calibration, "fitted: "))
+        if prior is not None:
+            stand_in = prior.stand_in(accelerator, accelerator_id)
+            self._shelves.append(_Shelf(stand_in, f"assumed: {stand_in.about}: "))
 
     def peak_flop_per_s(self, dtype: Dtype) -> float:
         """Datasheet peak of a dtype.
@@ -88,83 +180,173 @@ class KernelShelf:
 
     def gemm(self, operator: DenseGemm) -> tuple[GemmKernel, str]:
         """Find the law of a dense matrix product and where it comes from."""
-        formats = self._formats(GEMM_FORMATS, operator.dtype)
-        candidates = (
-            (engine, name, kernels.gemm.get(name))
-            for engine, kernels in self._measured()
-            for name in formats
-        )
-        return self._first(candidates, f"GEMM with {operator.dtype} weights")
+        return self._product(operator, _DENSE, lambda kernels: kernels.gemm, "GEMM")
 
     def grouped_gemm(self, operator: ExpertGemm) -> tuple[GroupedGemmKernel, str]:
         """Find the law of the routed experts and where it comes from."""
-        formats = self._formats(EXPERT_FORMATS, operator.dtype)
-        candidates = (
-            (engine, name, kernels.grouped_gemm.get(name))
-            for engine, kernels in self._measured()
-            for name in formats
+        return self._product(
+            operator, _EXPERTS, lambda kernels: kernels.grouped_gemm, "grouped GEMM"
         )
-        return self._first(candidates, f"grouped GEMM with {operator.dtype} weights")
 
-    def decode_attention(self, operator: DecodeAttention) -> tuple[DecodeAttentionKernel, str]:
+    def decode_attention(
+        self, operator: DecodeAttention
+    ) -> tuple[DecodeAttentionKernel | MlaDecodeKernel, str]:
         """Find the law of decode attention and where it comes from."""
-        latent = operator.kind == "mla"
-        dtype = operator.kv_dtype
-        what = "latent decode attention" if latent else "decode attention"
-        candidates = (
-            (engine, what, (kernels.mla_decode if latent else kernels.decode_attention).get(dtype))
-            for engine, kernels in self._measured()
-        )
-        return self._first(candidates, f"{what} over a {dtype} KV cache")
+        wanted = _Heads(operator.kv_dtype, operator.value_dim, windowed=operator.windowed)
+        if operator.kind == "mla":
+            return self._latent(wanted, lambda kernels: kernels.mla_decode, "latent decode")
+        for kv_dtype in wanted.caches:
+            for shelf, engine, kernels in self._everywhere():
+                known = [each for each in kernels.decode_attention if each.kv_dtype == kv_dtype]
+                kernel = self._nearest(known, wanted)
+                if kernel is not None:
+                    note = wanted.differences(kernel)
+                    return kernel, shelf.cite(engine, "decode attention", kernel.fit, note)
+        raise self._missing(f"decode attention over a {wanted.kv_dtype} KV cache")
 
     def prefill_attention(
         self, operator: PrefillAttention
     ) -> tuple[PrefillAttentionKernel | MlaPrefillKernel, str]:
         """Find the law of prefill attention and where it comes from."""
+        wanted = _Heads(operator.kv_dtype, operator.value_dim, windowed=operator.windowed)
         if operator.kind == "mla":
-            what = "latent prefill attention"
-            candidates = (
-                (engine, what, kernels.mla_prefill.get(operator.kv_dtype))
-                for engine, kernels in self._measured()
-            )
-            return self._first(candidates, f"{what} over a {operator.kv_dtype} KV cache")
-        wanted = (operator.dtype, operator.kv_dtype, operator.value_dim)
-        for engine, kernels in self._measured():
-            for kernel in kernels.prefill_attention:
-                if (kernel.attention_dtype, kernel.kv_dtype, kernel.head_dim) == wanted:
-                    return kernel, _describe(engine, "prefill attention", kernel.fit)
-        raise self._missing(
-            f"{operator.dtype} prefill attention over a {operator.kv_dtype} KV cache "
-            f"with heads of {operator.value_dim}"
-        )
+            return self._latent(wanted, lambda kernels: kernels.mla_prefill, "latent prefill")
+        asked = operator.dtype
+        tried = dict.fromkeys((asked, self._computes(asked), "bf16"))
+        for key in ((attention, cache) for attention in tried for cache in wanted.caches):
+            for shelf, engine, kernels in self._everywhere():
+                known = [
+                    each
+                    for each in kernels.prefill_attention
+                    if (each.attention_dtype, each.kv_dtype) == key
+                ]
+                kernel = self._nearest(known, wanted)
+                if kernel is not None:
+                    said = (key[0] != asked) * f"{key[0]} for {asked}", wanted.differences(kernel)
+                    note = "; ".join(filter(None, said))
+                    return kernel, shelf.cite(engine, "prefill attention", kernel.fit, note)
+        raise self._missing(f"{asked} prefill attention over a {wanted.kv_dtype} KV cache")
 
-    def _formats(
-        self, known: Mapping[Dtype, tuple[GemmFormat, ...]], weights: Dtype
-    ) -> tuple[GemmFormat, ...]:
-        """Measured formats that stand for a weight dtype; an error if the chip lacks it."""
-        self.peak_flop_per_s("bf16" if weights in WEIGHT_ONLY else weights)
-        return known.get(weights, ())
+    def _product(
+        self,
+        operator: DenseGemm | ExpertGemm,
+        formats: Mapping[Dtype, tuple[GemmFormat, ...]],
+        family: Callable[[EngineKernels], Mapping[GemmFormat, Product]],
+        what: str,
+    ) -> tuple[Product, str]:
+        """Find the law of a matrix product: the first turn that has one."""
+        weights = operator.dtype
+        reads = operator.activation_dtype or input_dtype(weights)
+        for turn in self._turns(operator, formats):
+            for shelf, engine, kernels in self._everywhere():
+                for name in turn.formats:
+                    kernel = family(kernels).get(name)
+                    if kernel is None or not self._runs(name, kernel, turn):
+                        continue
+                    return _as_computed(kernel, weights, reads, turn), shelf.cite(
+                        engine, name, kernel.fit, turn.note
+                    )
+        raise self._missing(f"{what} with {weights} weights")
 
-    def _measured(self) -> Iterator[tuple[Engine, EngineKernels]]:
-        for engine in self._engines:
-            if engine in self.calibration.kernels:
-                yield engine, self.calibration.kernels[engine]
+    def _turns(
+        self,
+        operator: DenseGemm | ExpertGemm,
+        formats: Mapping[Dtype, tuple[GemmFormat, ...]],
+    ) -> Iterator[_Turn]:
+        """List formats in which a product may be found, the nearest first."""
+        weights, asked = operator.dtype, operator.activation_dtype
+        reads = asked or input_dtype(weights)
+        wide, native = self._computes("bf16"), self._computes(reads)
+        own = formats.get(weights, ())
+        if DTYPE_BYTES[native] < DTYPE_BYTES[wide]:
+            if reads not in WEIGHT_ONLY:
+                yield _Turn(own)
+            yield from _like(weights, native)
+        elif weights not in _WEIGHT_ONLY or (asked is None and weights in WEIGHT_ONLY):
+            yield _Turn(own)
+        else:
+            yield _Turn(own, only=wide)
+        note = f"stands in for {weights}: weights widened to {wide} inside the kernel"
+        yield _Turn(_WEIGHT_ONLY.get(weights, ()), note)
+        yield _Turn(("bf16",), note, compute=wide)
 
-    def _first(
-        self, candidates: Iterable[tuple[Engine, str, Kernel | None]], what: str
-    ) -> tuple[Kernel, str]:
-        for engine, name, kernel in candidates:
-            if kernel is not None:
-                return kernel, _describe(engine, name, kernel.fit)
-        raise self._missing(what)
+    def _computes(self, dtype: Dtype) -> Dtype:
+        """Say what this chip computes in where a format is asked for."""
+        return compute_dtype(dtype, self._accelerator.peak_flop_per_s)
+
+    def _runs(self, name: GemmFormat, kernel: GemmKernel | GroupedGemmKernel, turn: _Turn) -> bool:
+        """Whether the chip has the arithmetic of a kernel, and it is the one that is wanted."""
+        if turn.only is not None and kernel.compute_dtype != turn.only:
+            return False
+        if turn.compute is not None and kernel.compute_dtype != FORMATS[name].compute:
+            return False  # Measured where its format was widened: it says nothing of another peak.
+        return (turn.compute or kernel.compute_dtype) in self._accelerator.peak_flop_per_s
+
+    def _nearest(self, kernels: Sequence[Attention], wanted: "_Heads") -> Attention | None:
+        """Take the kernel of the nearest heads whose arithmetic the chip has."""
+        known = self._accelerator.peak_flop_per_s
+        runnable = [
+            kernel
+            for kernel in kernels
+            if kernel.compute_dtype in known and (wanted.windowed or not kernel.windowed)
+        ]
+        return min(runnable, key=wanted.distance, default=None)
+
+    def _latent(
+        self,
+        wanted: "_Heads",
+        family: Callable[[EngineKernels], Mapping[Dtype, Latent]],
+        what: str,
+    ) -> tuple[Latent, str]:
+        """Find a law of latent attention."""
+        known = self._accelerator.peak_flop_per_s
+        for cache in wanted.caches:
+            for shelf, engine, kernels in self._everywhere():
+                kernel = family(kernels).get(cache)
+                if kernel is not None and kernel.compute_dtype in known:
+                    note = (
+                        "" if cache == wanted.kv_dtype else f"{cache} cache for {wanted.kv_dtype}"
+                    )
+                    return kernel, shelf.cite(engine, f"{what} attention", kernel.fit, note)
+        raise self._missing(f"{what} attention over a {wanted.kv_dtype} KV cache")
+
+    def _everywhere(self) -> Iterator[tuple[_Shelf, Engine, EngineKernels]]:
+        """Go through the chip's own laws, engine by engine, then through those of its prior."""
+        for shelf in self._shelves:
+            for engine, kernels in shelf.engines(self._engine):
+                yield shelf, engine, kernels
 
     def _missing(self, what: str) -> InputError:
         return InputError(
-            f"no calibration of {what} on {self.accelerator_id} for {self._engines[0]}: "
-            f"choose another precision, or add a law to hardware/calibrations/"
-            f"{self.accelerator_id}.yaml"
+            f"no calibration of {what} on {self.accelerator_id} for {self._engine}, and nothing "
+            f"that stands in: choose another precision, or add a law to hardware/calibrations/"
+            f"{self.accelerator_id}.yaml or a prior of {self._accelerator.family} to "
+            "hardware/priors"
         )
 
 
-def _describe(engine: Engine, name: str, fit: Fit) -> str:
-    return f"fitted: {engine} {name}, {fit.rows} rows, median error {fit.median_ape:.1%}"
+def _like(weights: Dtype, native: Dtype) -> Iterator[_Turn]:
+    """List formats of like arithmetic, whose law is read from the peak of another dtype."""
+    twins: Mapping[Dtype, tuple[GemmFormat, ...]] = {
+        "int8": ("fp8", "fp8_block"),
+        "fp8": ("int8",),
+        "mxfp4": ("nvfp4",),
+        "fp32": ("bf16",),
+    }
+    if native in twins:
+        note = f"stands in for {weights}, in units of this chip's {native} peak"
+        yield _Turn(twins[native], note, native)
+
+
+def _as_computed(kernel: Product, weights: Dtype, reads: Dtype, turn: _Turn) -> Product:
+    """Return a kernel with the formats that the operator has and the chip computes in."""
+    changes: dict[str, object] = {}
+    if kernel.weight_dtype != weights:
+        changes["weight_dtype"] = weights
+    if turn.compute is not None:
+        narrow = DTYPE_BYTES[turn.compute] < DTYPE_BYTES["bf16"]
+        changes |= {
+            "compute_dtype": turn.compute,
+            "activation_dtype": reads if narrow else "bf16",
+        }
+    return kernel.model_copy(update=changes) if changes else kernel

@@ -1,19 +1,25 @@
 """All operators of one step of a model on one chip, and the weights that the chip stores."""
 
 from sim.cost.attention import attention_operators
+from sim.cost.collectives import collective_operators
 from sim.cost.experts import expert_operators
-from sim.cost.mlp import mlp_operators, share
-from sim.cost.operators import AllReduce, DenseGemm, Elementwise, ExpertGemm, Operator
-from sim.model import Attention, LatentAttention, LinearAttention, Model
+from sim.cost.linear import layer_state_bytes
+from sim.cost.mlp import dense_operators, layer_embedding_operators
+from sim.cost.operators import DenseGemm, Elementwise, ExpertGemm, Operator, StateUpdate
+from sim.cost.stage import Stage
+from sim.model import Attention, CompressedAttention, LatentAttention, LinearAttention, Model
 from sim.parallelism import Parallelism
-from sim.precision import ACTIVATION_BYTES, Precision
+from sim.precision import Precision
+from sim.routing import BALANCED, Routing
 from sim.units import DTYPE_BYTES
 
 
-def operators(model: Model, parallelism: Parallelism, precision: Precision) -> tuple[Operator, ...]:
-    """List the operators of one step of a model on one chip.
+def operators(
+    model: Model, parallelism: Parallelism, precision: Precision, routing: Routing = BALANCED
+) -> tuple[Operator, ...]:
+    """List the operators of one step of a model on one chip of the slowest pipeline stage.
 
-    The weights of the listed GEMMs are exactly what the chip stores for the layers and the LM
+    The weights of the listed products are exactly what the chip stores for the layers and the LM
     head, which a test holds against `Model.total_parameters`.
 
     Llama 3.1 70B over eight chips: 8 of 64 query heads and 1 of 8 KV heads of 128 each, an
@@ -31,27 +37,34 @@ def operators(model: Model, parallelism: Parallelism, precision: Precision) -> t
     80 mlp_down 3584 x 8192 fp8
     1 lm_head 8192 x 16032 bf16
     """
-    layers = attention_operators(model, parallelism, precision)
-    if model.dense_layers:
-        width = share(model.mlp_width, parallelism.tp)
-        layers += mlp_operators(
-            "mlp", model.dense_layers, model.hidden, width, model.mlp_matrices, precision
-        )
-    layers += expert_operators(model, parallelism, precision)
-    layers += _glue(model, parallelism)
+    stage = Stage(model, parallelism, precision, routing)
     head = DenseGemm(
         "lm_head",
         1,
         "sequences",
-        n=share(model.vocabulary, parallelism.tp),
+        n=stage.share(model.vocabulary),
         k=model.hidden,
         dtype="bf16",
+        scope="head",
     )
-    return (*layers, head)
+    return (
+        *attention_operators(stage),
+        *dense_operators(stage),
+        *layer_embedding_operators(stage),
+        *expert_operators(stage),
+        _elementwise(stage),
+        *collective_operators(stage),
+        head,
+    )
 
 
-def weight_bytes_per_chip(model: Model, parallelism: Parallelism, precision: Precision) -> float:
-    """Bytes of weights that each chip of a replica stores, input embedding included.
+def weight_bytes_per_chip(
+    model: Model, parallelism: Parallelism, precision: Precision, routing: Routing = BALANCED
+) -> float:
+    """Bytes of weights that the fullest chip of a replica stores, input embedding included.
+
+    Of several pipeline stages the first has the input embedding and the last the LM head: the
+    larger one counts.
 
     Llama 3.1 70B in FP8 over 8 chips: an eighth of 80 layers of 855,638,016 weights (attention
     8192 * 10240 + 8192 * 8192, MLP 3 * 8192 * 28672) and of two 16-bit vocabulary matrices.
@@ -63,46 +76,94 @@ def weight_bytes_per_chip(model: Model, parallelism: Parallelism, precision: Pre
     >>> stored == 80 * 855_638_016 / 8 + 2 * 2 * 128_256 * 8192 / 8
     True
     """
-    stored = sum(
-        op.calls * op.weight_bytes
-        for op in operators(model, parallelism, precision)
-        if isinstance(op, DenseGemm | ExpertGemm)
-    )
-    if not model.tied_embeddings:
-        vocabulary = share(model.vocabulary, parallelism.tp)
-        stored += vocabulary * model.hidden * DTYPE_BYTES["bf16"]
-    return stored
+    stage = Stage(model, parallelism, precision, routing)
+    held = [
+        op
+        for op in operators(model, parallelism, precision, routing)
+        if isinstance(op, DenseGemm | ExpertGemm | StateUpdate)
+    ]
+    layers = sum(op.calls * op.weight_bytes for op in held if op.scope != "head")
+    head = sum(op.calls * op.weight_bytes for op in held if op.scope == "head")
+    embedding, tables = _table_bytes(stage)
+    if parallelism.pp > 1:
+        return layers + max(head, embedding + tables)
+    return layers + head + tables + (0.0 if model.tied_embeddings else embedding)
 
 
-def _glue(model: Model, parallelism: Parallelism) -> list[Operator]:
-    """Elementwise traffic of the layers and the all-reduces of tensor parallelism.
+def _table_bytes(stage: Stage) -> tuple[float, float]:
+    """Bytes on one chip of the input embedding, and of other tables that tokens are looked up in.
 
-    Two fused residual-add-norms read and write two hidden vectors each; the gated activation
-    reads two inner vectors and writes one; the rotary embedding reads and writes queries. The
-    activation of routed experts is inside their measured kernels and not counted here.
-
-    With experts dealt to the ranks, the all-reduce after attention becomes its two halves: a
-    reduce-scatter before the exchange and an all-gather after it, so the one after the experts
-    goes.
+    Vocabularies are cut over the tensor ranks; learned positions are not.
     """
-    tp = parallelism.tp
-    query = sum(_query_elements(group) // tp * group.layers for group in model.attention)
-    inner = model.mlp_width * model.dense_layers
+    model = stage.model
+    vocabulary = stage.share(model.vocabulary)
+    rows = vocabulary * model.layers * (model.per_layer_embedding or 0)
+    positions = model.max_positions * model.hidden if model.learned_positions else 0
+    return vocabulary * model.hidden * _TABLE_BYTES, (rows + positions) * _TABLE_BYTES
+
+
+_TABLE_BYTES = DTYPE_BYTES["bf16"]
+
+
+def state_bytes_per_sequence(model: Model, parallelism: Parallelism, precision: Precision) -> float:
+    """Bytes that each sequence takes on one chip whatever its length: states of linear attention.
+
+    All 36 layers of Qwen3-Next on one chip: 32 heads of 128 x 128 in 32 bits, and three taps in
+    16 bits for 8192 channels of queries, keys and values.
+
+    >>> from sim.catalog import open_catalog
+    >>> fp8 = Precision(weights="fp8", kv_cache="fp8")
+    >>> model = open_catalog().model("qwen3_next_80b_a3b")
+    >>> state_bytes_per_sequence(model, Parallelism(tp=1), fp8) == 36 * (
+    ...     32 * 128 * 128 * 4 + 3 * 8192 * 2
+    ... )
+    True
+    """
+    stage = Stage(model, parallelism, precision)
+    return sum(
+        stage.calls(group.layers) * layer_state_bytes(stage, group)
+        for group in model.attention
+        if isinstance(group, LinearAttention)
+    )
+
+
+def _elementwise(stage: Stage) -> Elementwise:
+    """Elementwise traffic of the layers, averaged over them.
+
+    A fused residual-add-norm before each attention, MLP or mixture reads and writes two hidden
+    vectors; a gated activation reads two inner vectors and writes one, a plain one reads and
+    writes one; the rotary embedding reads and writes queries. The activation of routed experts is
+    inside their measured kernels and not counted here.
+    """
+    model, parallelism = stage.model, stage.parallelism
+    mixers = sum(group.layers for group in model.attention)
+    mixers += model.dense_layers + model.moe_layers
+    norms = 4 * model.hidden * mixers
+    cut = sum(_attention_elements(group) * group.layers for group in model.attention)
+    cut += model.mlp_matrices * model.mlp_width * model.dense_layers
     if model.moe is not None:
-        inner += model.moe.shared_width * model.moe_layers
-    per_layer = 8 * model.hidden + (2 * query + 3 * inner // tp) // model.layers
-    found: list[Operator] = [Elementwise("norms_and_activations", model.layers, per_layer)]
-    if tp > 1:
-        reduces = 2 * model.layers - (model.moe_layers if parallelism.exchanges_tokens else 0)
-        size = model.hidden * ACTIVATION_BYTES
-        found.append(AllReduce("tensor_all_reduce", reduces, tp, size))
-    return found
+        cut += model.moe.matrices * model.moe.shared_width * model.moe_layers
+    if parallelism.sequence_parallel:
+        norms, cut = 0, cut + norms
+    elements = (norms + cut / parallelism.tp) / model.layers
+    return Elementwise("norms_and_activations", stage.layers, elements)
 
 
-def _query_elements(group: Attention) -> int:
-    """Elements of the queries of one token and layer."""
+def _attention_elements(group: Attention) -> int:
+    """Elements that one token moves between the products and the attention of one layer.
+
+    Queries are rotated in place; queries, keys and values go through a convolution where there is
+    one; an output gate reads gate and output and writes the product.
+    """
     if isinstance(group, LinearAttention):
-        return group.key_heads * group.key_head_dim
+        keys = group.key_heads * group.key_head_dim
+        values = group.value_heads * group.value_head_dim
+        mixed = 2 * (2 * keys + values) if group.conv_kernel else 2 * keys
+        return mixed + (3 * values if group.output_gate else 0)
     if isinstance(group, LatentAttention):
-        return group.heads * group.query_head_dim
-    return group.heads * group.head_dim
+        gated = group.heads * group.v_head_dim if group.output_gate else 0
+        return 2 * group.heads * group.query_head_dim + 3 * gated
+    queries = group.heads * group.head_dim
+    if isinstance(group, CompressedAttention):
+        return 2 * queries
+    return 2 * queries + (3 * queries if group.output_gate else 0)

@@ -1,16 +1,52 @@
-"""What is left of a chip's memory for the KV cache, counted as the serving engine counts it."""
+"""What is left of a chip's memory for the KV cache, counted as the serving engine counts it.
 
+A byte lies in one of the tiers that a chip can read: its own memory, the fastest tier first, and
+then the memory of its host. What does not lie in the fastest tier was put elsewhere on purpose
+(`EngineShare.offload_weights_bytes`), and every byte costs what its tier charges.
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from sim.cost.layers import weight_bytes_per_chip
-from sim.hardware import Accelerator
+from sim.cost.context import window_cap
+from sim.cost.layers import state_bytes_per_sequence, weight_bytes_per_chip
+from sim.hardware import Accelerator, MemoryTier, System
 from sim.model import Model
-from sim.parallelism import Parallelism, kv_elements_per_token
+from sim.parallelism import Parallelism, cached_elements
 from sim.precision import ACTIVATION_BYTES, Precision
+from sim.routing import BALANCED, Routing
 from sim.units import DTYPE_BYTES, GIB
 
 SAMPLER_COPIES = 3.7
 """Peak of vLLM 0.19.0's sampler over the 32-bit logits of all sequences, fitted to its logs."""
+
+
+class CacheUse(NamedTuple):
+    """What one sequence takes of one chip's memory, in bytes."""
+
+    growing_bytes: float
+    """Per token of the whole context."""
+    windowed_bytes: float = 0.0
+    """Per token inside the sliding window, of layers that keep no others."""
+    window_tokens: int | None = None
+    state_bytes: float = 0.0
+    """Whatever the context: states of linear attention."""
+
+
+class KvBlocks(NamedTuple):
+    """The cache of one chip cut into blocks of one size."""
+
+    total: int
+    """Blocks that fit; 0 when the model does not fit."""
+    block_bytes: float
+    growing: int
+    """Blocks of a sequence for every ``block_tokens`` of its context."""
+    windowed: int
+    """The same until the sliding window is full."""
+    fixed: int
+    """Blocks of a sequence whatever its context."""
 
 
 @dataclass(frozen=True)
@@ -18,31 +54,83 @@ class MemoryUse:
     """How the memory of one chip is divided, in bytes."""
 
     capacity_bytes: float
-    """What a program can allocate on the empty chip."""
+    """What a program can allocate on the empty chip, in the fastest tier."""
     budget_bytes: float
-    """The share that the engine is told to use."""
+    """The share of it that the engine is told to use."""
     weights_bytes: float
+    """In all tiers."""
     activations_bytes: float
     """Peak of one step at the token budget."""
     engine_bytes: float
     """Communication buffers and runtime context."""
-    kv_bytes_per_token: float
-    """Keys and values of one token, all layers."""
+    cache: CacheUse
+    offloaded_weights_bytes: float = 0.0
+    """Of the weights: what lies in slower tiers."""
+    offloaded_kv_bytes: float = 0.0
+    """Room for keys and values in slower tiers."""
+
+    @property
+    def local_kv_bytes(self) -> float:
+        """What the fastest tier has left for keys and values; negative where it is too small."""
+        local_weights = self.weights_bytes - self.offloaded_weights_bytes
+        taken = local_weights + self.activations_bytes + self.engine_bytes
+        return self.budget_bytes - taken
 
     @property
     def kv_bytes(self) -> float:
         """What is left for keys and values; negative when the model does not fit."""
-        taken = self.weights_bytes + self.activations_bytes + self.engine_bytes
-        return self.budget_bytes - taken
+        local = self.local_kv_bytes
+        return local + self.offloaded_kv_bytes if local >= 0 else local
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """Keys and values of one token of context, of the layers that keep all of it."""
+        return self.cache.growing_bytes
 
     def kv_blocks(self, block_tokens: int) -> int:
         """Whole KV blocks that fit; 0 when the model does not fit.
 
-        >>> use = MemoryUse(80.0, 72.0, 16.0, 2.0, 0.0, kv_bytes_per_token=0.25)
+        >>> use = MemoryUse(80.0, 72.0, 16.0, 2.0, 0.0, CacheUse(growing_bytes=0.25))
         >>> use.kv_bytes, use.kv_blocks(16)  # 54 / 4 blocks
         (54.0, 13)
         """
-        return max(0, int(self.kv_bytes // (self.kv_bytes_per_token * block_tokens)))
+        return self.blocks(block_tokens).total
+
+    def blocks(self, block_tokens: int) -> KvBlocks:
+        """Cut the cache into blocks of the largest size that divides what all layers keep.
+
+        30 bytes a token without a window and 20 with one are three and two blocks of 10 bytes a
+        token; a state of 170 bytes takes five blocks of 40:
+
+        >>> use = MemoryUse(80.0, 4072.0, 16.0, 2.0, 0.0, CacheUse(30.0, 20.0, 128, 170.0))
+        >>> use.blocks(block_tokens=4)
+        KvBlocks(total=101, block_bytes=40.0, growing=3, windowed=2, fixed=5)
+        """
+        growing, windowed, _, state = self.cache
+        token_bytes = _common_measure(growing, windowed)
+        block_bytes = token_bytes * block_tokens if token_bytes else state
+        if not block_bytes:
+            return KvBlocks(0, 0.0, 0, 0, 0)
+        return KvBlocks(
+            total=max(0, int(self.kv_bytes // block_bytes)),
+            block_bytes=block_bytes,
+            growing=round(growing / token_bytes) if token_bytes else 0,
+            windowed=round(windowed / token_bytes) if token_bytes else 0,
+            fixed=math.ceil(state / block_bytes),
+        )
+
+
+def _common_measure(first: float, second: float) -> float:
+    """Find the largest number that goes into both, by Euclid, up to rounding.
+
+    >>> _common_measure(30.0, 20.0), _common_measure(30.0, 0.0)
+    (10.0, 30.0)
+    """
+    while second > 1e-6 * first:
+        first, second = second, math.fmod(first, second)
+        if first - second <= 1e-6 * first:  # a remainder of all but nothing, from below
+            second = 0.0
+    return first
 
 
 @dataclass(frozen=True)
@@ -55,6 +143,10 @@ class EngineShare:
     """Held outside the model's tensors; `engine_bytes` gives what vLLM logs."""
     max_num_batched_tokens: int
     max_num_seqs: int
+    offload_weights_bytes: float = 0.0
+    """Weights of a chip that lie in slower tiers, at most (``cpu_offload_gb`` in vLLM)."""
+    offload_kv_bytes: float = 0.0
+    """Room for keys and values of a chip in slower tiers."""
 
 
 def memory_use(
@@ -63,17 +155,49 @@ def memory_use(
     precision: Precision,
     accelerator: Accelerator,
     share: EngineShare,
+    routing: Routing = BALANCED,
 ) -> MemoryUse:
-    """Divide one chip's memory between weights, activations, the engine and the KV cache."""
+    """Divide one chip's memory between weights, activations, the engine and the KV cache.
+
+    The chip is the fullest one: of the pipeline stage with the most layers.
+    """
     capacity = accelerator.local_memory.capacity_bytes.value
-    elements = kv_elements_per_token(model, parallelism.tp)
+    weights = weight_bytes_per_chip(model, parallelism, precision, routing)
     return MemoryUse(
         capacity_bytes=capacity,
         budget_bytes=capacity * share.memory_fraction,
-        weights_bytes=weight_bytes_per_chip(model, parallelism, precision),
+        weights_bytes=weights,
         activations_bytes=activation_bytes(model, parallelism, share),
         engine_bytes=share.engine_bytes,
-        kv_bytes_per_token=elements * DTYPE_BYTES[precision.kv_cache],
+        cache=cache_use(model, parallelism, precision),
+        offloaded_weights_bytes=min(share.offload_weights_bytes, weights),
+        offloaded_kv_bytes=share.offload_kv_bytes,
+    )
+
+
+def cache_use(model: Model, parallelism: Parallelism, precision: Precision) -> CacheUse:
+    """Count what a sequence takes of a chip: of the layers of one stage, the context uncut.
+
+    Llama 3.1 70B at tp = 8 keeps one key and one value of 128 in each of 80 layers; a stage of
+    half the layers keeps half of that.
+
+    >>> from sim.catalog import open_catalog
+    >>> llama = open_catalog().model("llama_3_1_70b")
+    >>> fp8 = Precision(weights="fp8", kv_cache="fp8")
+    >>> cache_use(llama, Parallelism(tp=8), fp8).growing_bytes == 80 * 256
+    True
+    >>> cache_use(llama, Parallelism(tp=8, pp=2), fp8).growing_bytes == 40 * 256
+    True
+    """
+    window = window_cap(model)
+    elements = cached_elements(model, parallelism.tp, window)
+    stage = math.ceil(model.layers / parallelism.pp) / model.layers
+    each = DTYPE_BYTES[precision.kv_cache] * stage
+    return CacheUse(
+        elements.growing * each,
+        elements.windowed * each,
+        window if elements.windowed else None,
+        state_bytes_per_sequence(model, parallelism, precision),
     )
 
 
@@ -112,7 +236,7 @@ def activation_bytes(model: Model, parallelism: Parallelism, share: EngineShare)
     >>> round(peak) == 8192 * 4096 * 2 + round(3.7 * 1024 * 128256 * 4)
     True
     """
-    tokens = share.max_num_batched_tokens
+    tokens = -(-share.max_num_batched_tokens // parallelism.cp)
     inner = model.mlp_matrices * model.mlp_width / parallelism.tp
     forward = tokens * (4 * model.hidden + inner) * ACTIVATION_BYTES
     logits = share.max_num_seqs * model.vocabulary * DTYPE_BYTES["fp32"]
@@ -121,13 +245,18 @@ def activation_bytes(model: Model, parallelism: Parallelism, share: EngineShare)
 
 
 def _expert_workspace_bytes(model: Model, parallelism: Parallelism, tokens: int) -> float:
-    """Workspace of the expert kernels for the picks that land on one chip."""
+    """Workspace of the expert kernels for the picks that land on one chip.
+
+    The tokens of all attention ranks meet, but engines run the experts of large prompts in
+    pieces of one rank's budget (vLLM's ``fused_moe_chunk_size``, DeepEP's buffers).
+    """
     moe = model.moe
     if moe is None:
         return 0.0
-    picks = tokens * moe.experts_per_token / parallelism.ep
-    inner = moe.intermediate * parallelism.ep / parallelism.tp
-    return picks * (max(2 * inner, model.hidden) + inner) * ACTIVATION_BYTES
+    picks = tokens * moe.experts_per_token / parallelism.ep * parallelism.attention_dp
+    picks = min(picks, tokens * float(moe.experts_per_token))
+    inner = moe.intermediate * parallelism.ep / parallelism.expert_ranks
+    return picks * (max(2 * inner, moe.latent_hidden or model.hidden) + inner) * ACTIVATION_BYTES
 
 
 def engine_bytes(parallelism: Parallelism) -> float:
@@ -141,4 +270,50 @@ def engine_bytes(parallelism: Parallelism) -> float:
     >>> engine_bytes(Parallelism(tp=1)) / GIB, engine_bytes(Parallelism(tp=4)) / GIB
     (0.25, 2.1)
     """
-    return (0.25 if parallelism.tp == 1 else 2.1) * GIB
+    return (0.25 if parallelism.chips == 1 else 2.1) * GIB
+
+
+def slower_tiers(accelerator: Accelerator, system: System) -> tuple[MemoryTier, ...]:
+    """List the memory beside the fastest tier that a chip can read, the faster first."""
+    host = () if system.host_memory is None else (system.host_memory,)
+    return (*accelerator.memory[1:], *host)
+
+
+class Detour(NamedTuple):
+    """Seconds that a byte takes longer than from the fastest tier, on the average."""
+
+    weights_s_per_byte: float = 0.0
+    kv_s_per_byte: float = 0.0
+
+
+NO_DETOUR = Detour()
+"""Everything lies in the fastest tier."""
+
+
+def detour(use: MemoryUse, accelerator: Accelerator, tiers: Sequence[MemoryTier]) -> Detour:
+    """Price the bytes that were offloaded: weights fill the slower tiers first, then the cache.
+
+    Reads of different tiers are taken to follow each other, not to overlap.
+
+    Parameters
+    ----------
+    use : MemoryUse
+    accelerator : Accelerator
+    tiers : sequence of MemoryTier
+        From `slower_tiers`; large enough for what is offloaded.
+    """
+    local_s = 1 / accelerator.local_memory.bandwidth_bytes_per_s.value
+    weights, cache = use.offloaded_weights_bytes, use.offloaded_kv_bytes
+    extra = [0.0, 0.0]
+    free = [tier.capacity_bytes.value for tier in tiers]
+    for kind, wanted in enumerate((weights, cache)):
+        left = wanted
+        for index, tier in enumerate(tiers):
+            part = min(left, free[index])
+            free[index] -= part
+            left -= part
+            slower_s = 1 / tier.bandwidth_bytes_per_s.value - local_s
+            extra[kind] += part * max(slower_s, 0.0)
+    per_weight = extra[0] / use.weights_bytes if weights else 0.0
+    per_cached = extra[1] / use.kv_bytes if cache and use.kv_bytes > 0 else 0.0
+    return Detour(per_weight, per_cached)

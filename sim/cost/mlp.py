@@ -1,25 +1,62 @@
-"""The operators of a dense MLP on one chip."""
+"""The operators of a dense MLP on one chip, and of embeddings that every layer gets."""
+
+from dataclasses import replace
 
 from sim.cost.operators import DenseGemm, Operator
-from sim.precision import Precision
+from sim.cost.stage import Stage
 
 
-def share(size: int, ranks: int) -> int:
-    """Give the largest rank's part of a dimension that is cut over ranks.
+def dense_operators(stage: Stage) -> list[Operator]:
+    """List the operators of the layers with a dense MLP; none where no layer has one."""
+    model = stage.model
+    if not model.dense_layers:
+        return []
+    width = stage.share(model.mlp_width)
+    return list(mlp_products("mlp", stage, model.dense_layers, width, model.mlp_matrices))
 
-    >>> share(128_256, 3)
-    42752
+
+def mlp_products(
+    name: str, stage: Stage, layers: int, width: int, matrices: int, row_ranks: int = 1
+) -> list[DenseGemm]:
+    """List the products of an MLP of ``matrices`` projections, the last of which goes down.
+
+    Parameters
+    ----------
+    name : str
+    stage : Stage
+    layers : int
+        Layers of the model that have it.
+    width : int
+        Inner width on this chip.
+    matrices : int
+        3 with a gate, 2 without.
+    row_ranks : int
+        Chips that share the tokens.
     """
-    return -(-size // ranks)
-
-
-def mlp_operators(
-    name: str, layers: int, hidden: int, width: int, matrices: int, precision: Precision
-) -> list[Operator]:
-    """List the products of an MLP of ``matrices`` projections, the last of which goes down."""
-    weights = precision.dense_weights
+    hidden = stage.model.hidden
     if matrices == 3:
-        up = DenseGemm(f"{name}_gate_up", layers, "tokens", 2 * width, hidden, weights)
+        up = stage.gemm(f"{name}_gate_up", layers, 2 * width, hidden)
     else:
-        up = DenseGemm(f"{name}_up", layers, "tokens", width, hidden, weights)
-    return [up, DenseGemm(f"{name}_down", layers, "tokens", hidden, width, weights)]
+        up = stage.gemm(f"{name}_up", layers, width, hidden)
+    down = stage.gemm(f"{name}_down", layers, hidden, width)
+    return [replace(product, row_ranks=row_ranks) for product in (up, down)]
+
+
+def layer_embedding_operators(stage: Stage) -> list[Operator]:
+    """List the products that mix a vector of its own into each layer (Gemma 4 E2B).
+
+    One product finds the vectors of all layers of the stage; each layer gates its own and projects
+    it back. Every tensor rank does all of it.
+    """
+    model = stage.model
+    width = model.per_layer_embedding
+    if width is None:
+        return []
+    return [
+        replace(
+            stage.gemm("layer_embedding", model.layers, stage.layers * width, model.hidden),
+            calls=1,
+        ),
+        stage.gemm("layer_embedding_gate", model.layers, width, model.hidden),
+        stage.gemm("layer_embedding_back", model.layers, model.hidden, width),
+    ]

@@ -1,7 +1,8 @@
 """The operators of a step: how much arithmetic and traffic each does on one chip.
 
 Conventions: one multiply-add is 2 FLOP; a weight is read once per step; activations cross
-memory once per operator in 16 bits.
+memory once per operator in 16 bits. ``calls`` counts calls per step and pipeline stage: usually
+one per layer of the stage, a fraction where stages have unlike layers.
 """
 
 from dataclasses import dataclass
@@ -9,9 +10,16 @@ from typing import Literal
 
 import numpy as np
 
-from sim.cost.work import Number, Rows, StepShape, Work
+from sim.cost.work import Number, Rows, Scope, StepShape, Work
+from sim.parallelism import ChipGroup
 from sim.precision import ACTIVATION_BYTES, input_dtype
+from sim.routing import BALANCED, Routing
 from sim.units import DTYPE_BYTES, Dtype
+
+CollectiveOperation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send"]
+
+ExchangeMode = Literal["auto", "low_latency", "high_throughput"]
+"""Kernels of an expert exchange: one of DeepEP's two modes, or whichever is faster."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +27,7 @@ class DenseGemm:
     """``y[rows, n] = x[rows, k] @ w[k, n]``, once or as a batch of equal products."""
 
     name: str
-    calls: int
-    """Calls per step: usually one per layer."""
+    calls: float
     rows: Rows
     """Which sum of the batch is the number of rows."""
     n: int
@@ -28,11 +35,31 @@ class DenseGemm:
     dtype: Dtype
     batch: int = 1
     """Independent products in one call (heads of an absorbed projection)."""
+    activation_dtype: Dtype | None = None
+    """Format in which ``x`` is read, if the precision names one."""
+    row_ranks: int = 1
+    """Chips that share the rows: each takes its part of them and all of the weights."""
+    idle_dtype: Dtype | None = None
+    """Format of a second copy of the weights that is stored and never read."""
+    scope: Scope = "rank"
 
     @property
     def weight_bytes(self) -> float:
-        """Weights of one call on one chip."""
-        return self.batch * self.n * self.k * DTYPE_BYTES[self.dtype]
+        """Weights of one call that one chip stores."""
+        copies = DTYPE_BYTES[self.dtype]
+        if self.idle_dtype is not None:
+            copies += DTYPE_BYTES[self.idle_dtype]
+        return self.batch * self.n * self.k * copies
+
+    def local_rows(self, shape: StepShape) -> Number:
+        """Rows of one chip: all of them, or the largest part."""
+        rows = shape.rows(self.rows)
+        return rows if self.row_ranks == 1 else np.ceil(np.asarray(rows) / self.row_ranks)
+
+    def streamed_bytes(self, shape: StepShape) -> Number:
+        """Weights that one call reads: all of them as soon as there is a row."""
+        stored = self.batch * self.n * self.k * DTYPE_BYTES[self.dtype]
+        return stored * np.sign(shape.rows(self.rows))
 
     def work(self, shape: StepShape, inputs: Dtype | None = None) -> Work:
         """FLOP and bytes of one call; nothing at all when there are no rows.
@@ -41,7 +68,8 @@ class DenseGemm:
         ----------
         shape : StepShape
         inputs : str, optional
-            Format in which the kernel reads ``x``; that of `input_dtype` unless given.
+            Format in which the kernel reads ``x``; `activation_dtype` or else that of
+            `input_dtype` unless given.
 
         One token through the output projection of Llama 3.1 70B on one of eight chips, in FP8:
         2 * 8192 * 1024 = 16.8 MFLOP; 8192 * 1024 of weights, 1024 in and 8192 * 2 out make 8.4 MB.
@@ -51,30 +79,39 @@ class DenseGemm:
         >>> int(flop), int(moved)
         (16777216, 8406016)
         """
-        rows = shape.rows(self.rows)
-        read = DTYPE_BYTES[inputs or input_dtype(self.dtype)]
+        rows = self.local_rows(shape)
+        read = DTYPE_BYTES[inputs or self.activation_dtype or input_dtype(self.dtype)]
         moved = self.batch * rows * (self.k * read + self.n * ACTIVATION_BYTES)
         return Work(
             flop=2 * self.batch * rows * self.n * self.k,
-            bytes=self.weight_bytes * np.sign(rows) + moved,
+            bytes=self.streamed_bytes(shape) + moved,
         )
 
 
 @dataclass(frozen=True)
 class ExpertGemm:
-    """The routed experts of one layer: gate, up and down projections as grouped GEMMs."""
+    """The routed experts of one layer on the slowest chip, as grouped GEMMs.
+
+    Gate (where there is one), up and down projections.
+    """
 
     name: str
-    calls: int
+    calls: float
     hidden: int
     intermediate: int
     """Inner width on this chip."""
     experts: int
-    """Routed experts of the layer, over all chips."""
+    """Routed experts of the layer, over all chips, each counted once."""
     local_experts: int
-    """Experts that this chip holds."""
+    """Experts that this chip holds, replicas included."""
     experts_per_token: int
     dtype: Dtype
+    matrices: int = 3
+    """Projections of one expert: 2 where there is no gate."""
+    routing: Routing = BALANCED
+    activation_dtype: Dtype | None = None
+    """Format in which activations are read, if the precision names one."""
+    scope: Scope = "group"
 
     @property
     def rows(self) -> Rows:
@@ -82,9 +119,14 @@ class ExpertGemm:
         return "tokens"
 
     @property
+    def ranks(self) -> int:
+        """Expert-parallel ranks."""
+        return (self.experts + self.routing.redundant_experts) // self.local_experts
+
+    @property
     def expert_bytes(self) -> float:
         """Weights of one expert on this chip."""
-        return 3 * self.hidden * self.intermediate * DTYPE_BYTES[self.dtype]
+        return self.matrices * self.hidden * self.intermediate * DTYPE_BYTES[self.dtype]
 
     @property
     def weight_bytes(self) -> float:
@@ -102,12 +144,15 @@ class ExpertGemm:
         >>> round(float(layer.touched(8)), 1)
         57.4
         """
-        missed = (1 - self.experts_per_token / self.experts) ** np.asarray(tokens, dtype=float)
-        return self.local_experts * (1 - missed)
+        return self.routing.touched(tokens, self.experts, self.experts_per_token, self.ranks)
 
     def visits(self, tokens: Number) -> Number:
         """Token-expert pairs that this chip computes, expected."""
-        return tokens * (self.experts_per_token * self.local_experts / self.experts)
+        return self.routing.visits(tokens, self.experts, self.experts_per_token, self.ranks)
+
+    def streamed_bytes(self, shape: StepShape) -> Number:
+        """Weights that one call reads: those of the touched experts."""
+        return self.touched(shape.tokens) * self.expert_bytes
 
     def work(self, shape: StepShape, inputs: Dtype | None = None) -> Work:
         """FLOP and bytes of one layer's routed experts on this chip.
@@ -116,7 +161,8 @@ class ExpertGemm:
         ----------
         shape : StepShape
         inputs : str, optional
-            Format in which the kernels read activations; that of `input_dtype` unless given.
+            Format in which the kernels read activations; `activation_dtype` or else that of
+            `input_dtype` unless given.
 
         A token of DeepSeek-V3 visits 8 experts of three 7168 x 2048 matrices: 352 MB of weights
         in FP8, and beside them each visit moves 7168 * (1 + 2) + 2048 * (2 + 2 + 1) bytes.
@@ -129,13 +175,12 @@ class ExpertGemm:
         True
         """
         visits = self.visits(shape.tokens)
-        read = DTYPE_BYTES[inputs or input_dtype(self.dtype)]
+        read = DTYPE_BYTES[inputs or self.activation_dtype or input_dtype(self.dtype)]
         per_visit = self.hidden * (read + ACTIVATION_BYTES)
-        per_visit += self.intermediate * (2 * ACTIVATION_BYTES + read)
-        moved = visits * per_visit
+        per_visit += self.intermediate * ((self.matrices - 1) * ACTIVATION_BYTES + read)
         return Work(
-            flop=6 * visits * self.hidden * self.intermediate,
-            bytes=self.touched(shape.tokens) * self.expert_bytes + moved,
+            flop=2 * self.matrices * visits * self.hidden * self.intermediate,
+            bytes=self.streamed_bytes(shape) + visits * per_visit,
         )
 
 
@@ -144,7 +189,7 @@ class DecodeAttention:
     """Attention of one new token per sequence over its KV cache."""
 
     name: str
-    calls: int
+    calls: float
     kind: Literal["gqa", "mla"]
     heads: int
     """Query heads on this chip."""
@@ -158,6 +203,12 @@ class DecodeAttention:
     """Cached elements per token and layer on this chip."""
     kv_dtype: Dtype
     windowed: bool = False
+    """Whether it sees the keys of a sliding window, or the best ones of a sparse indexer."""
+    tokens_per_key: float = 1.0
+    """Tokens of context that share one key; infinite where no older key is seen at all."""
+    latest_keys: int = 0
+    """Keys that each query sees besides: a bound, met once the context is as long."""
+    scope: Scope = "rank"
 
     @property
     def rows(self) -> Rows:
@@ -176,7 +227,8 @@ class DecodeAttention:
 
     def context_tokens(self, shape: StepShape) -> Number:
         """Keys that this layer attends to, summed over the sequences."""
-        return shape.decode_window_tokens if self.windowed else shape.decode_context_tokens
+        seen = shape.decode_window_tokens if self.windowed else shape.decode_context_tokens
+        return seen / self.tokens_per_key + shape.decode_sequences * self.latest_keys
 
     def work(self, shape: StepShape) -> Work:
         """FLOP and bytes of one layer: both proportional to the keys attended to.
@@ -197,7 +249,7 @@ class PrefillAttention:
     """Causal attention of prompt tokens over themselves and their cached prefix."""
 
     name: str
-    calls: int
+    calls: float
     kind: Literal["gqa", "mla"]
     heads: int
     score_dim: int
@@ -207,6 +259,12 @@ class PrefillAttention:
     bytes_per_token: float
     """Queries, keys, values and outputs of a token, each moved once, and the cache written."""
     windowed: bool = False
+    """Whether it sees the keys of a sliding window, or the best ones of a sparse indexer."""
+    tokens_per_key: float = 1.0
+    """Tokens of context that share one key; infinite where no older key is seen at all."""
+    latest_keys: int = 0
+    """Keys that each query sees besides: a bound, met once the context is as long."""
+    scope: Scope = "rank"
 
     @property
     def rows(self) -> Rows:
@@ -215,7 +273,8 @@ class PrefillAttention:
 
     def pairs(self, shape: StepShape) -> Number:
         """Query-key pairs of this layer, summed over the prompts."""
-        return shape.prefill_window_pairs if self.windowed else shape.prefill_pairs
+        seen = shape.prefill_window_pairs if self.windowed else shape.prefill_pairs
+        return seen / self.tokens_per_key + shape.prefill_tokens * self.latest_keys
 
     def work(self, shape: StepShape) -> Work:
         """FLOP of the pairs, and the bytes of everything that moves once per token.
@@ -228,14 +287,109 @@ class PrefillAttention:
         return Work(flop, shape.prefill_tokens * self.bytes_per_token)
 
 
+LOGIT_BYTES = 2 * DTYPE_BYTES["fp32"]
+"""A score of the indexer is written in 32 bits and read again by the selection."""
+
+
+@dataclass(frozen=True)
+class IndexScores:
+    """The scores of sparse attention: every query against the index key of every earlier token.
+
+    The indexer is not cut over tensor ranks: each computes all of its heads.
+    """
+
+    name: str
+    calls: float
+    rows: Literal["decode_sequences", "prefill_tokens"]
+    heads: int
+    head_dim: int
+    dtype: Dtype
+    """Format of index queries and keys, and of the arithmetic."""
+    tokens_per_key: int = 1
+    """Tokens of context that share one index key."""
+    scope: Scope = "rank"
+
+    @property
+    def key_bytes(self) -> float:
+        """Bytes of one index key."""
+        return self.head_dim * DTYPE_BYTES[self.dtype]
+
+    def keys(self, shape: StepShape) -> Number:
+        """Query-key pairs: one for each key of the context of each query."""
+        decoding = self.rows == "decode_sequences"
+        pairs = shape.decode_context_tokens if decoding else shape.prefill_pairs
+        return pairs / self.tokens_per_key
+
+    def work(self, shape: StepShape) -> Work:
+        """FLOP and bytes of one layer.
+
+        A new token of DeepSeek-V3.2 with 1000 tokens of context: 64 heads of 128 meet 1000 index
+        keys of 128 bytes, and 1000 scores of 4 bytes are written and read.
+
+        >>> op = IndexScores("index_scores_decode", 61, "decode_sequences", 64, 128, "fp8")
+        >>> op.work(StepShape(decode_sequences=1, decode_context_tokens=1000))
+        Work(flop=16384000.0, bytes=136000.0)
+        """
+        keys = self.keys(shape)
+        flop = keys * (2.0 * self.heads * self.head_dim)
+        if self.rows == "decode_sequences":
+            return Work(flop, keys * (self.key_bytes + LOGIT_BYTES))
+        # prompts read each query and key once: blocks of queries share the keys
+        once = self.heads * self.key_bytes + self.key_bytes / self.tokens_per_key
+        return Work(flop, shape.prefill_tokens * once + keys * LOGIT_BYTES)
+
+
+@dataclass(frozen=True)
+class StateUpdate:
+    """Linear attention: a state of fixed size per sequence takes in tokens and is read.
+
+    In decode the state of every sequence is read and written for its one new token; in prefill
+    it is carried from chunk to chunk of a prompt while the tokens of a chunk meet each other.
+    """
+
+    name: str
+    calls: float
+    rows: Literal["decode_sequences", "prefill_tokens"]
+    state_bytes: float
+    """State of one sequence and layer on this chip."""
+    flop_per_row: float
+    bytes_per_row: float
+    conv_weights: int = 0
+    """Taps of the short convolution on this chip, counted with one of the two phases only."""
+    scope: Scope = "rank"
+
+    @property
+    def weight_bytes(self) -> float:
+        """Weights of one call that one chip stores, in 16 bits."""
+        return self.conv_weights * ACTIVATION_BYTES
+
+    def streamed_bytes(self, shape: StepShape) -> Number:
+        """Weights that one call reads."""
+        return self.weight_bytes * np.sign(shape.rows(self.rows))
+
+    def work(self, shape: StepShape) -> Work:
+        """FLOP and bytes of one layer.
+
+        >>> op = StateUpdate("linear_decode", 1, "decode_sequences", 400.0, 700.0, 800.0)
+        >>> op.work(StepShape(decode_sequences=2))
+        Work(flop=1400.0, bytes=1600.0)
+        """
+        rows = shape.rows(self.rows)
+        moved = rows * self.bytes_per_row
+        if self.conv_weights:
+            moved = moved + self.streamed_bytes(shape)
+        return Work(rows * self.flop_per_row, moved)
+
+
 @dataclass(frozen=True)
 class Elementwise:
     """Norms, residuals, rotary embedding, activation: traffic with next to no arithmetic."""
 
     name: str
-    calls: int
-    elements_per_token: int
+    calls: float
+    elements_per_token: float
     """Elements read or written per token and layer on this chip."""
+    scope: Scope = "rank"
 
     @property
     def rows(self) -> Rows:
@@ -249,40 +403,61 @@ class Elementwise:
 
 
 @dataclass(frozen=True)
-class AllReduce:
-    """Sum of the partial results of all tensor-parallel ranks, given to all of them."""
+class Collective:
+    """An exchange between the chips of a group, in which each has one and the same part."""
 
     name: str
-    calls: int
-    ranks: int
+    calls: float
+    operation: CollectiveOperation
+    group: ChipGroup
     bytes_per_token: float
-    """Size of the buffer of a rank per token (the convention of nccl-tests)."""
+    """Payload per row, by the convention of nccl-tests: the buffer of a rank of an all-reduce; the
+    whole buffer of an all-gather or a reduce-scatter; what a rank sends in an all-to-all; the
+    message of a send."""
+    rows: Rows = "tokens"
+    scope: Scope = "rank"
 
     @property
-    def rows(self) -> Rows:
-        """What sets the size of this operator."""
-        return "tokens"
+    def ranks(self) -> int:
+        """Chips that take part."""
+        return self.group.ranks
+
+    def payload_bytes(self, shape: StepShape) -> Number:
+        """Size of the message of one call.
+
+        >>> op = Collective("sum", 160, "all_reduce", ChipGroup(8, 1), 8192 * 2)
+        >>> op.payload_bytes(StepShape(decode_sequences=3))
+        49152
+        """
+        return shape.rows(self.rows) * self.bytes_per_token
 
     def work(self, shape: StepShape) -> Work:
-        """No FLOP; ``bytes`` is the size of the buffer."""
-        return Work(0.0, shape.tokens * self.bytes_per_token)
+        """No FLOP; ``bytes`` is the payload."""
+        return Work(0.0, self.payload_bytes(shape))
 
 
 @dataclass(frozen=True)
 class ExpertExchange:
     """One half of the all-to-all of expert parallelism: tokens to experts, or results back.
 
-    Each rank holds ``1/ranks`` of the tokens of the step.
+    Each rank holds ``1/ranks`` of the tokens of the group.
     """
 
     name: str
-    calls: int
+    calls: float
     half: Literal["dispatch", "combine"]
-    ranks: int
+    group: ChipGroup
     hidden: int
     experts_per_token: int
     element_bytes: float
     """Bytes per element on the wire."""
+    mode: ExchangeMode = "auto"
+    scope: Scope = "group"
+
+    @property
+    def ranks(self) -> int:
+        """Expert-parallel ranks."""
+        return self.group.ranks
 
     @property
     def rows(self) -> Rows:
@@ -295,7 +470,7 @@ class ExpertExchange:
         The size by which exchange kernels are measured: tokens of a rank times picks per token
         times the hidden vector. DeepSeek-V3, 128 tokens on each of 8 ranks, FP8:
 
-        >>> op = ExpertExchange("expert_dispatch", 58, "dispatch", 8, 7168, 8, 1.0)
+        >>> op = ExpertExchange("expert_dispatch", 58, "dispatch", ChipGroup(8, 1), 7168, 8, 1.0)
         >>> op.picked_bytes(8 * 128) == 128 * 8 * 7168
         True
         """
@@ -307,7 +482,7 @@ class ExpertExchange:
         The picks of a token fall on ``ranks * (1 - (1 - 1/ranks)**k)`` distinct ranks when they
         are random: 8 picks over 2 ranks meet 1.992 of them, its own included.
 
-        >>> op = ExpertExchange("expert_dispatch", 58, "dispatch", 2, 1000, 8, 1.0)
+        >>> op = ExpertExchange("expert_dispatch", 58, "dispatch", ChipGroup(2, 1), 1000, 8, 1.0)
         >>> op.sent_bytes(2)
         1992.1875
         """
@@ -324,7 +499,9 @@ Operator = (
     | ExpertGemm
     | DecodeAttention
     | PrefillAttention
+    | IndexScores
+    | StateUpdate
     | Elementwise
-    | AllReduce
+    | Collective
     | ExpertExchange
 )

@@ -1,35 +1,43 @@
 """How long one engine step takes: every operator's work priced by the laws of one chip.
 
 `StepTimer` is the readable form: give it the sums of a batch and it returns seconds, or the list
-of operators behind them. `StepTable` is the compiled form: since each operator depends on one
-count of the batch and is affine in the attention sums, a whole step is a few table look-ups.
+of operators behind them. `sim.cost.table` compiles it.
+
+A step of a pipeline is ``runs * stage + micro_batches * head``: all stages take the time of the
+slowest one, which goes by once for every micro-batch, but at least once for every stage; what
+comes after the last layer is done once per micro-batch (`sim.cost.shares`).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import singledispatchmethod
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sim.cost.comms import Network
 from sim.cost.kernels import KernelShelf
+from sim.cost.memory import NO_DETOUR, Detour
 from sim.cost.operators import (
-    AllReduce,
+    Collective,
     DecodeAttention,
     DenseGemm,
     Elementwise,
     ExpertExchange,
     ExpertGemm,
+    IndexScores,
     Operator,
     PrefillAttention,
+    StateUpdate,
 )
-from sim.cost.work import Number, Rows, StepShape, Work
+from sim.cost.shares import Counts, Shares
+from sim.cost.work import Number, StepShape, Work
 from sim.efficiency import PowerLaw
 from sim.hardware import Accelerator
 from sim.overhead import EngineOverhead
-from sim.precision import ACTIVATION_BYTES
+from sim.parallelism import Parallelism
+from sim.precision import ACTIVATION_BYTES, compute_dtype
 from sim.units import DTYPE_BYTES, Dtype
 
 Array = npt.NDArray[np.float64]
@@ -38,7 +46,25 @@ ELEMENTWISE_EFFICIENCY = 0.8
 """Fraction of peak memory bandwidth that fused elementwise kernels reach: assumed, of the order
 of the copy bandwidths measured on H100 (2.9 of 3.35 TB/s) and H200 (4.0 of 4.8 TB/s)."""
 
+SCAN_EFFICIENCY = 0.4
+"""Fraction of the arithmetic peak that index scores and the scan of linear attention reach in
+prompts: assumed, of the order of fitted prefill attention."""
+
 Bound = Literal["compute", "memory", "network", "overhead"]
+
+
+class Placement(NamedTuple):
+    """How a replica lies on its chips."""
+
+    shares: Shares
+    """How they share its batch."""
+    detour: Detour = NO_DETOUR
+    """What bytes cost beside the time of the fastest memory."""
+
+
+ONE_CHIP = Shares(Parallelism(tp=1), chunk_tokens=1)
+"""Every chip sees the whole batch."""
+ON_ONE_CHIP = Placement(ONE_CHIP)
 
 
 @dataclass(frozen=True)
@@ -46,7 +72,8 @@ class OperatorTime:
     """One operator of a step: what it does, how long it takes and why."""
 
     name: str
-    calls: int
+    calls: float
+    """Per step and chip."""
     flop: Number
     """Per step and chip."""
     bytes: Number
@@ -93,7 +120,7 @@ class StepTimer:
     Parameters
     ----------
     operators : iterable of Operator
-        From `sim.cost.work.operators`.
+        From `sim.cost.layers.operators`.
     accelerator : Accelerator
     kernels : KernelShelf
         The fitted laws that the serving engine's kernels follow on this chip.
@@ -101,6 +128,8 @@ class StepTimer:
         Collectives between the chips of the replica.
     overhead : EngineOverhead
         Host and launch time that no kernel measurement contains.
+    placement : Placement
+        How a replica lies on its chips.
     """
 
     def __init__(
@@ -110,27 +139,50 @@ class StepTimer:
         kernels: KernelShelf,
         network: Network,
         overhead: EngineOverhead,
+        placement: Placement = ON_ONE_CHIP,
     ) -> None:
         self.operators = tuple(operators)
         self.accelerator = accelerator
         self.kernels = kernels
         self.network = network
         self.overhead = overhead
+        self.placement = placement
+        self.shares, self.detour = placement
         self._bandwidth = accelerator.local_memory.bandwidth_bytes_per_s.value
-        self._layers = sum(op.calls for op in self.operators if isinstance(op, DecodeAttention))
+        self._layers = sum(op.calls for op in self.operators if _mixes_tokens(op))
 
     def with_overhead(self, overhead: EngineOverhead) -> "StepTimer":
         """Return the same timer with another overhead."""
-        return StepTimer(self.operators, self.accelerator, self.kernels, self.network, overhead)
+        return StepTimer(
+            self.operators,
+            self.accelerator,
+            self.kernels,
+            self.network,
+            overhead,
+            self.placement,
+        )
 
     def seconds(self, shape: StepShape) -> float:
         """Time of one step: all operators one after the other, and the engine's overhead."""
-        timed = (float(self.time(op, shape).seconds) for op in self.operators)
-        return sum(timed) + self.overhead_s(shape)
+        dealt = self._dealt(shape)
+        timed = [(op, float(self.time(op, shape).seconds)) for op in self.operators]
+        return sum(s for _, s in timed) + self.overhead_s(shape) + _bubbles_s(timed, dealt)
 
     def overhead_s(self, shape: StepShape) -> float:
-        """Engine time of one step that belongs to no operator."""
-        return float(self.overhead.seconds(layers=self._layers, sequences=float(shape.sequences)))
+        """Engine time of one step that belongs to no operator.
+
+        Stages prepare their inputs and launch their layers each time they run, idle or not; what
+        is done for each sequence is done once, by the engine of its rank.
+        """
+        dealt = self._dealt(shape)
+        sequences = float(dealt.micro_batches * (dealt.decode + dealt.prompts))
+        all_s = self.overhead.seconds(layers=self._layers, sequences=sequences)
+        return float(all_s + (dealt.runs - 1) * self.stage_overhead_s)
+
+    @property
+    def stage_overhead_s(self) -> float:
+        """Engine time of one run of one stage, whatever is in it."""
+        return float(self.overhead.seconds(layers=self._layers, sequences=0.0))
 
     def explain(self, shape: StepShape) -> list[OperatorTime]:
         """List the operators that have something to do in a step, and the engine's overhead.
@@ -187,13 +239,50 @@ class StepTimer:
         """
         timed = [self.time(op, shape) for op in self.operators]
         rows = [row for row in timed if float(row.seconds) > 0]
+        seconds = [float(row.seconds) for row in timed]
+        idle_s = _bubbles_s(zip(self.operators, seconds, strict=True), self._dealt(shape))
+        if idle_s > 0:
+            rows.append(OperatorTime("pipeline_bubble", 1, 0.0, 0.0, idle_s, 0.0, 0.0, BUBBLE))
         overhead_s = self.overhead_s(shape)
         source = self.kernels.overhead_source
         rows.append(OperatorTime("engine_overhead", 1, 0.0, 0.0, overhead_s, 0.0, 0.0, source))
         return rows
 
     def time(self, operator: Operator, shape: StepShape) -> OperatorTime:
-        """Price one operator; fields of ``shape`` may be arrays."""
+        """Price one operator on the slowest chip: of all micro-batches, bubbles left out.
+
+        Parameters
+        ----------
+        operator : Operator
+        shape : StepShape
+            Of the whole replica; fields may be arrays.
+        """
+        if self.shares.whole:
+            return self.time_once(operator, shape)
+        dealt = self._dealt(shape)
+        share = self.shares.group if operator.scope == "group" else self.shares.rank
+        once = self.time_once(operator, share(shape, dealt))
+        batches = dealt.micro_batches
+        return OperatorTime(
+            once.name,
+            once.calls * batches,
+            once.flop * batches,
+            once.bytes * batches,
+            once.seconds * batches,
+            once.compute_s * batches,
+            once.memory_s * batches,
+            once.source,
+        )
+
+    def time_once(self, operator: Operator, shape: StepShape) -> OperatorTime:
+        """Price one operator in one micro-batch.
+
+        Parameters
+        ----------
+        operator : Operator
+        shape : StepShape
+            What the operator sees of the micro-batch; fields may be arrays.
+        """
         call = self._price(operator, shape)
         in_engine_s = call.seconds - (1.0 - self.overhead.floor_fraction) * call.floor_s
         busy = np.sign(shape.rows(operator.rows))
@@ -209,6 +298,12 @@ class StepTimer:
             call.source,
         )
 
+    def _dealt(self, shape: StepShape) -> Counts:
+        """Deal a batch out to the chips."""
+        return self.shares.counts(
+            shape.decode_sequences, shape.prefill_sequences, shape.prefill_tokens
+        )
+
     @singledispatchmethod
     def _price(self, operator: Operator, shape: StepShape) -> _Call:
         """Work and time of one call of an operator as its kernel was measured, alone."""
@@ -218,8 +313,9 @@ class StepTimer:
     def _(self, operator: DenseGemm, shape: StepShape) -> _Call:
         kernel, source = self.kernels.gemm(operator)
         work = operator.work(shape, kernel.activation_dtype)
-        compute_s, memory_s = self._light(kernel.compute_dtype, work)
-        inputs = shape.rows(operator.rows) * (operator.batch * operator.k)
+        detour_s = operator.streamed_bytes(shape) * self.detour.weights_s_per_byte
+        compute_s, memory_s = self._light(kernel.compute_dtype, work, detour_s)
+        inputs = operator.local_rows(shape) * (operator.batch * operator.k)
         seconds = kernel.law.seconds(
             compute_s=compute_s,
             memory_s=memory_s,
@@ -232,7 +328,8 @@ class StepTimer:
     def _(self, operator: ExpertGemm, shape: StepShape) -> _Call:
         kernel, source = self.kernels.grouped_gemm(operator)
         work = operator.work(shape, kernel.activation_dtype)
-        compute_s, memory_s = self._light(kernel.compute_dtype, work)
+        detour_s = operator.streamed_bytes(shape) * self.detour.weights_s_per_byte
+        compute_s, memory_s = self._light(kernel.compute_dtype, work, detour_s)
         vector_s = operator.hidden * self._element_s(kernel.activation_dtype)
         seconds = kernel.law.seconds(
             compute_s=compute_s,
@@ -246,7 +343,8 @@ class StepTimer:
     def _(self, operator: DecodeAttention, shape: StepShape) -> _Call:
         kernel, source = self.kernels.decode_attention(operator)
         work = operator.work(shape)
-        compute_s, memory_s = self._light(kernel.compute_dtype, work)
+        detour_s = work.bytes * self.detour.kv_s_per_byte
+        compute_s, memory_s = self._light(kernel.compute_dtype, work, detour_s)
         rows = np.maximum(_array(shape.decode_sequences * operator.kv_heads), 1.0)
         seconds = kernel.law.seconds(rows=rows, memory_s=memory_s, compute_s=compute_s)
         return _Call(work, seconds, compute_s, memory_s, kernel.law.floor_s, source)
@@ -268,13 +366,45 @@ class StepTimer:
         return _Call(work, seconds, 0.0 * memory_s, memory_s, 0.0, source)
 
     @_price.register
-    def _(self, operator: AllReduce, shape: StepShape) -> _Call:
-        seconds, source = self.network.all_reduce(operator, shape.tokens)
+    def _(self, operator: IndexScores, shape: StepShape) -> _Call:
+        """Score every key: arithmetic and traffic one after the other, which keeps it affine."""
+        work = operator.work(shape)
+        decoding = operator.rows == "decode_sequences"
+        detour_s = work.bytes * (self.detour.kv_s_per_byte if decoding else 0.0)
+        dtype = compute_dtype(operator.dtype, self.accelerator.peak_flop_per_s)
+        return self._assumed(dtype, work, detour_s)
+
+    @_price.register
+    def _(self, operator: StateUpdate, shape: StepShape) -> _Call:
+        work = operator.work(shape)
+        decoding = operator.rows == "decode_sequences"
+        detour_s = work.bytes * (self.detour.kv_s_per_byte if decoding else 0.0)
+        dtype = compute_dtype("bf16", self.accelerator.peak_flop_per_s)
+        return self._assumed(dtype, work, detour_s)
+
+    def _assumed(self, dtype: Dtype, work: Work, detour_s: Number) -> _Call:
+        """Price a kernel that nobody has measured."""
+        compute_s, memory_s = self._light(dtype, work, detour_s)
+        seconds = compute_s / SCAN_EFFICIENCY + memory_s / ELEMENTWISE_EFFICIENCY
+        source = (
+            f"assumed: {ELEMENTWISE_EFFICIENCY:.0%} of peak bandwidth and "
+            f"{SCAN_EFFICIENCY:.0%} of peak arithmetic, one after the other"
+        )
+        return _Call(work, seconds, compute_s, memory_s, 0.0, source)
+
+    @_price.register
+    def _(self, operator: Collective, shape: StepShape) -> _Call:
+        payload = operator.payload_bytes(shape)
+        chips = self.shares.parallelism.chips
+        seconds, source = self.network.collective(
+            operator.operation, operator.group, chips, payload
+        )
         return _on_the_wire(operator.work(shape), seconds, source)
 
     @_price.register
     def _(self, operator: ExpertExchange, shape: StepShape) -> _Call:
-        seconds, source = self.network.expert_exchange(operator, shape.tokens)
+        chips = self.shares.parallelism.chips
+        seconds, source = self.network.expert_exchange(operator, shape.tokens, chips)
         return _on_the_wire(operator.work(shape), seconds, source)
 
     def joules(self, timed: OperatorTime, law: PowerLaw) -> Number:
@@ -288,10 +418,10 @@ class StepTimer:
         work = law.compute_weight * timed.compute_s + law.memory_weight * timed.memory_s
         return tdp_w * np.minimum(awake + work, timed.seconds)
 
-    def _light(self, dtype: Dtype, work: Work) -> tuple[Array, Array]:
-        """Speed-of-light times of arithmetic and memory traffic."""
+    def _light(self, dtype: Dtype, work: Work, detour_s: Number = 0.0) -> tuple[Array, Array]:
+        """Speed-of-light times of arithmetic and memory traffic, detours included."""
         compute_s = _array(work.flop) / self.kernels.peak_flop_per_s(dtype)
-        return compute_s, _array(work.bytes) / self._bandwidth
+        return compute_s, _array(work.bytes) / self._bandwidth + _array(detour_s)
 
     def _element_s(self, dtype: Dtype) -> float:
         """Speed-of-light time of reading one 16-bit activation and writing it in a format."""
@@ -313,130 +443,27 @@ def _on_the_wire(work: Work, seconds: Array, source: str) -> _Call:
     return _Call(work, seconds, zero, zero, 0.0, source)
 
 
-PROBE_TOKENS = 1e6
-"""Context or pairs at which the slope of an affine attention term is read off."""
+BUBBLE = "arithmetic: stages that wait for the micro-batches before and after"
 
 
-@dataclass(frozen=True)
-class StepTable:
-    """A quantity of a step (seconds, joules, FLOP, bytes) compiled into look-up tables.
+def _mixes_tokens(operator: Operator) -> bool:
+    """Tell whether an operator counts its layer: one such operator per layer with attention."""
+    if isinstance(operator, StateUpdate):
+        return operator.rows == "decode_sequences"
+    return isinstance(operator, DecodeAttention)
 
-    ``value = by_tokens[T] + by_sequences[N] + by_decode[D] + by_prefill[P]
-    + per_context[D] * C + per_window_context[D] * Cw + per_pair * Q + per_window_pair * Qw``
-    with the sums of `StepShape`. Exact for what is affine in the attention sums: seconds, FLOP,
-    bytes. Energy is not where an operator meets the board's power limit: there the table may be
-    up to 2 % low (prompts of vLLM on Hopper), well inside the error of the power law.
+
+def _bubbles_s(timed: Iterable[tuple[Operator, float]], dealt: Counts) -> float:
+    """Time in which a stage has no micro-batch: there are fewer of them than stages.
+
+    Parameters
+    ----------
+    timed : iterable of (Operator, float)
+        Seconds of all micro-batches together.
+    dealt : Counts
     """
-
-    by_tokens: Array
-    by_sequences: Array
-    by_decode: Array
-    per_context: Array
-    per_window_context: Array
-    by_prefill: Array
-    per_pair: float
-    per_window_pair: float
-
-    @classmethod
-    def compile(
-        cls,
-        timer: StepTimer,
-        quantity: Callable[[OperatorTime], Number],
-        overhead: Callable[[float], float],
-        limits: Mapping[Rows, int],
-    ) -> Self:
-        """Tabulate a quantity for all counts up to the limits.
-
-        Parameters
-        ----------
-        timer : StepTimer
-        quantity : callable
-            What to tabulate of one priced operator.
-        overhead : callable
-            What one second of the engine's own time contributes.
-        limits : mapping
-            Largest count of each kind of row.
-        """
-        tabulate = _Tabulator(timer, quantity, limits)
-        by_tokens = tabulate.rows("tokens")
-        by_sequences = tabulate.rows("sequences")
-        idle_s = timer.overhead_s(StepShape())
-        by_tokens[1:] += overhead(idle_s)
-        sequences = np.arange(by_sequences.size, dtype=float)
-        by_sequences += overhead(timer.overhead.sequence_s) * sequences
-        return cls(
-            by_tokens=by_tokens,
-            by_sequences=by_sequences,
-            by_decode=tabulate.rows("decode_sequences"),
-            per_context=tabulate.decode_slope("decode_context_tokens"),
-            per_window_context=tabulate.decode_slope("decode_window_tokens"),
-            by_prefill=tabulate.rows("prefill_tokens"),
-            per_pair=tabulate.prefill_slope("prefill_pairs"),
-            per_window_pair=tabulate.prefill_slope("prefill_window_pairs"),
-        )
-
-    def fixed(self, shape: StepShape) -> Array:
-        """Part of the value that does not depend on contexts; fields are integer arrays."""
-        decode, prefill = np.asarray(shape.decode_sequences), np.asarray(shape.prefill_tokens)
-        sequences = np.asarray(shape.sequences)
-        fixed: Array = (
-            self.by_tokens[decode + prefill]
-            + self.by_sequences[sequences]
-            + self.by_decode[decode]
-            + self.by_prefill[prefill]
-        )
-        return fixed
-
-    def attended(self, shape: StepShape) -> Array:
-        """Part of the value that is proportional to contexts and query-key pairs."""
-        decode = np.asarray(shape.decode_sequences)
-        attended: Array = (
-            self.per_context[decode] * shape.decode_context_tokens
-            + self.per_window_context[decode] * shape.decode_window_tokens
-            + self.per_pair * np.asarray(shape.prefill_pairs, dtype=float)
-            + self.per_window_pair * np.asarray(shape.prefill_window_pairs, dtype=float)
-        )
-        return attended
-
-
-@dataclass(frozen=True)
-class _Tabulator:
-    """Evaluates one quantity of a timer over ranges of counts."""
-
-    timer: StepTimer
-    quantity: Callable[[OperatorTime], Number]
-    limits: Mapping[Rows, int]
-
-    def rows(self, rows: Rows) -> Array:
-        """Sum over the operators sized by these rows, for 0 to the limit, contexts empty."""
-        counts = np.arange(self.limits[rows] + 1, dtype=float)
-        return self._sum(rows, _shape_with(rows, counts), counts.size)
-
-    def decode_slope(self, field: str) -> Array:
-        """Increase per context token, by number of decoding sequences."""
-        counts = np.arange(self.limits["decode_sequences"] + 1, dtype=float)
-        base = StepShape(decode_sequences=counts)
-        probe = base._replace(**{field: np.full(counts.size, PROBE_TOKENS)})
-        at_probe = self._sum("decode_sequences", probe, counts.size)
-        return (at_probe - self._sum("decode_sequences", base, counts.size)) / PROBE_TOKENS
-
-    def prefill_slope(self, field: str) -> float:
-        """Increase per query-key pair."""
-        base = StepShape(prefill_tokens=np.ones(1))
-        probe = base._replace(**{field: np.full(1, PROBE_TOKENS)})
-        at_probe = self._sum("prefill_tokens", probe, 1)
-        return float(at_probe[0] - self._sum("prefill_tokens", base, 1)[0]) / PROBE_TOKENS
-
-    def _sum(self, rows: Rows, shape: StepShape, size: int) -> Array:
-        total = np.zeros(size)
-        for op in self.timer.operators:
-            if op.rows == rows:
-                total += self.quantity(self.timer.time(op, shape))
-        return total
-
-
-def _shape_with(rows: Rows, counts: Array) -> StepShape:
-    """Build a batch in which one kind of row is counted by ``counts``."""
-    if rows == "prefill_tokens":
-        return StepShape(prefill_tokens=counts)
-    return StepShape(decode_sequences=counts)
+    batches = int(dealt.micro_batches)
+    waiting = int(dealt.runs) - batches
+    if not waiting:
+        return 0.0
+    return waiting / batches * sum(s for operator, s in timed if operator.scope != "head")

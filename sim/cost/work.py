@@ -17,6 +17,11 @@ Number = float | npt.NDArray[np.float64]
 Rows = Literal["tokens", "sequences", "decode_sequences", "prefill_tokens"]
 """The sum of the batch that sets the size of an operator."""
 
+Scope = Literal["rank", "group", "head"]
+"""Whose batch an operator sees. ``rank``: that of one attention rank; ``group``: the tokens of all
+attention ranks that share the experts; ``head``: that of one attention rank, once per micro-batch
+in the last pipeline stage and not in every stage."""
+
 
 class StepShape(NamedTuple):
     """The sums over the batch of one step that its cost depends on.

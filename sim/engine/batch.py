@@ -8,6 +8,7 @@ any number of steps, and the next completion is the top of a heap.
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
+from sim.engine.kv import WHOLE_CONTEXT, BlockPhases, SequenceBlocks
 from sim.engine.requests import Request
 from sim.engine.window import WindowSums
 
@@ -21,11 +22,19 @@ class DecodeBatch:
         Tokens that one KV block holds.
     window_tokens : int, optional
         Sliding window of the model's windowed layers.
+    blocks : SequenceBlocks
+        KV blocks that each sequence holds.
     """
 
-    def __init__(self, block_tokens: int, window_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        block_tokens: int,
+        window_tokens: int | None = None,
+        blocks: SequenceBlocks = WHOLE_CONTEXT,
+    ) -> None:
         self.block_tokens = block_tokens
-        self._window = None if window_tokens is None else WindowSums(window_tokens)
+        self._blocks = blocks
+        self._window = None if window_tokens is None else WindowSums(window_tokens, block_tokens)
         self.step = 0
         """Decode steps taken so far."""
         self.size = 0
@@ -33,7 +42,7 @@ class DecodeBatch:
         self._requests: dict[int, Request] = {}
         self._base_sum = 0
         self._finishing: list[tuple[int, int, Request]] = []
-        self._phase_counts = [0] * (2 * block_tokens)  # twice over, so that slices wrap around
+        self._phases = BlockPhases(block_tokens)
 
     def __iter__(self) -> Iterator[Request]:
         return iter(self._requests.values())
@@ -64,7 +73,7 @@ class DecodeBatch:
         self._requests[request.request_id] = request
         self.size += 1
         self._base_sum += request.base_tokens
-        self._count_phase(request, 1)
+        self._phases.count(request.base_tokens, 1)
         heappush(self._finishing, (request.finish_step, request.request_id, request))
         if self._window is not None:
             self._window.add(request, self.step)
@@ -81,10 +90,7 @@ class DecodeBatch:
         return steps
 
     def blocks_needed(self, steps: int) -> int:
-        """KV blocks that the next steps will allocate.
-
-        A sequence takes a new block whenever its cached tokens fill their blocks exactly: every
-        ``block_tokens`` steps, at a phase of its own.
+        """KV blocks that the next steps will allocate, as long as no window fills in between.
 
         >>> batch = DecodeBatch(block_tokens=16)
         >>> request = Request(0, 0, input_tokens=15, output_tokens=40)
@@ -93,21 +99,27 @@ class DecodeBatch:
         >>> [batch.blocks_needed(steps) for steps in (1, 2, 17, 18)]
         [0, 1, 1, 2]
         """
-        start = self.step % self.block_tokens
-        if steps == 1:
-            return self._phase_counts[start]
-        cycles, rest = divmod(steps, self.block_tokens)
-        return cycles * self.size + sum(self._phase_counts[start : start + rest])
+        needed = self._blocks.growing * self._phases.taken(self.step, steps)
+        if self._window is not None and self._blocks.windowed:
+            needed += self._blocks.windowed * self._window.phases.taken(self.step, steps)
+        return needed
 
     def steps_within(self, free_blocks: int, limit: int) -> int:
         """Count the steps, at most ``limit``, that ``free_blocks`` suffice for."""
         if self.blocks_needed(limit) <= free_blocks:
             return limit
-        steps = free_blocks // self.size * self.block_tokens
-        left = free_blocks % self.size
-        start = self.step % self.block_tokens
-        for taken in self._phase_counts[start : start + self.block_tokens]:
-            left -= taken
+        cycle = self._phases.cycle(self.step)
+        windowed = [0] * self.block_tokens
+        if self._window is not None:
+            windowed = self._window.phases.cycle(self.step)
+        taken = [
+            self._blocks.growing * grown + self._blocks.windowed * seen
+            for grown, seen in zip(cycle, windowed, strict=True)
+        ]
+        cycles, left = divmod(free_blocks, sum(taken))
+        steps = cycles * self.block_tokens
+        for blocks in taken:
+            left -= blocks
             if left < 0:
                 break
             steps += 1
@@ -141,11 +153,6 @@ class DecodeBatch:
         del self._requests[request.request_id]
         self.size -= 1
         self._base_sum -= request.base_tokens
-        self._count_phase(request, -1)
+        self._phases.count(request.base_tokens, -1)
         if self._window is not None:
             self._window.remove(request)
-
-    def _count_phase(self, request: Request, change: int) -> None:
-        phase = -request.base_tokens % self.block_tokens
-        self._phase_counts[phase] += change
-        self._phase_counts[phase + self.block_tokens] += change

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import simpy
 
 from sim.engine.clients import ClosedLoop, OpenLoop
-from sim.engine.kv import BlockPool
+from sim.engine.kv import WHOLE_CONTEXT, BlockPool, SequenceBlocks
 from sim.engine.records import Columns, Recorder
 from sim.engine.replica import Replica
 from sim.engine.requests import Request
@@ -30,6 +30,8 @@ class ReplicaPlan:
     """Longest prompt plus answer that is accepted."""
     answer_ticks: int = 0
     """Time from the end of a request in the engine until its client has seen it."""
+    sequence_blocks: SequenceBlocks = WHOLE_CONTEXT
+    """KV blocks that each sequence holds."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,10 @@ class Cluster:
                 self.env,
                 index,
                 Scheduler(
-                    plan.limits, BlockPool(plan.kv_blocks, plan.block_tokens), plan.window_tokens
+                    plan.limits,
+                    BlockPool(plan.kv_blocks, plan.block_tokens),
+                    plan.window_tokens,
+                    plan.sequence_blocks,
                 ),
                 plan.pace,
                 self.recorder,

@@ -3,13 +3,16 @@
 Rules (vLLM ``vllm/v1/core/sched/scheduler.py``):
 
 1. Every step has a budget of tokens. Running sequences come first: one token for each that
-   decodes, then the next chunk of the prompt that did not fit into the last step.
+   decodes, then the next chunk of the prompts that did not fit into the last step.
 2. A running sequence that needs a KV block when none is free preempts the most recently admitted
    one, whose blocks are freed and whose prompt and answer so far are computed again later.
 3. What is left of the budget admits waiting prompts in order of arrival, the last one cut to fit,
    as long as there are free blocks and places; not in a step that preempted.
 
-Because admission is in order and uses up the budget, at most one prompt is unfinished at a time.
+Because admission is in order and uses up the budget, at most one prompt is unfinished at a time,
+unless prompts are cut by a limit of their own (``long_prefill_token_threshold`` in vLLM). Then
+unfinished prompts count as admitted after all sequences that decode, which vLLM takes in the
+order of their admission: the same sequences run, but another may be preempted.
 """
 
 from collections import deque
@@ -17,7 +20,7 @@ from dataclasses import dataclass, field
 
 from sim.cost.work import prefill_pairs
 from sim.engine.batch import DecodeBatch
-from sim.engine.kv import BlockPool, blocks_for
+from sim.engine.kv import WHOLE_CONTEXT, BlockPool, SequenceBlocks
 from sim.engine.requests import Request
 from sim.errors import InternalError
 
@@ -30,6 +33,8 @@ class BatchLimits:
     """Sequences that run at the same time."""
     max_num_batched_tokens: int
     """Tokens per step."""
+    max_chunk_tokens: int | None = None
+    """Tokens of one prompt per step; no limit of its own unless given."""
 
 
 @dataclass(slots=True)
@@ -86,18 +91,26 @@ class Scheduler:
     pool : BlockPool
     window_tokens : int, optional
         Sliding window of the model's windowed layers.
+    blocks : SequenceBlocks
+        KV blocks that each sequence holds.
     """
 
     def __init__(
-        self, limits: BatchLimits, pool: BlockPool, window_tokens: int | None = None
+        self,
+        limits: BatchLimits,
+        pool: BlockPool,
+        window_tokens: int | None = None,
+        blocks: SequenceBlocks = WHOLE_CONTEXT,
     ) -> None:
         self.limits = limits
         self.pool = pool
         self.window_tokens = window_tokens
+        self.blocks = blocks
         self.waiting: deque[Request] = deque()
-        self.batch = DecodeBatch(pool.block_tokens, window_tokens)
-        self.prefilling: Request | None = None
-        """The admitted prompt that is not fully computed yet."""
+        self.batch = DecodeBatch(pool.block_tokens, window_tokens, blocks)
+        self.prefilling: list[Request] = []
+        """Admitted prompts that are not fully computed yet, in the order of their admission."""
+        self._max_chunk_tokens = limits.max_chunk_tokens or limits.max_num_batched_tokens
         self.outstanding_requests = 0
         """Accepted and not done."""
 
@@ -108,8 +121,9 @@ class Scheduler:
 
     def can_ever_run(self, request: Request) -> bool:
         """Tell at the door whether the whole pool could hold the longest answer asked for."""
-        last_context = request.input_tokens + request.output_tokens - 1
-        return blocks_for(last_context, self.pool.block_tokens) <= self.pool.total_blocks
+        return self._held(request.input_tokens + request.output_tokens - 1) <= (
+            self.pool.total_blocks
+        )
 
     def add(self, request: Request) -> None:
         """Put a request at the end of the waiting line."""
@@ -135,15 +149,16 @@ class Scheduler:
         batch, pool = self.batch, self.pool
         blocks = batch.blocks_needed(1)
         preempted = False
-        if self.prefilling is not None or blocks > pool.free_blocks:
+        if self.prefilling or blocks > pool.free_blocks:
             preempted = self._make_room()
             blocks = batch.blocks_needed(1)
         stretch = Stretch(
             batch.size, batch.context_tokens, batch.window_tokens, batch.window_growing, blocks
         )
         pool.take(blocks)
-        if self.prefilling is not None:
-            self._continue_prefill(self.prefilling, stretch)
+        if self.prefilling:
+            for request, tokens in self._next_chunks():
+                self._compute(request, tokens, stretch)
         if self.waiting and not preempted:
             self._admit(stretch, tick)
         if not stretch.chunks and not preempted:  # the next step may admit again
@@ -168,13 +183,12 @@ class Scheduler:
         stretch.used_blocks = pool.used_blocks
         done = batch.advance(steps) if stretch.decode_sequences else []
         for request in done:
-            context = request.input_tokens + request.output_tokens - 1
-            pool.give_back(blocks_for(context, pool.block_tokens))
+            pool.give_back(self._held(request.input_tokens + request.output_tokens - 1))
         for request, tokens in stretch.chunks:
             request.computed_tokens += tokens
             if request.computed_tokens == request.prefill_tokens:
-                if request is self.prefilling:
-                    self.prefilling = None
+                if request in self.prefilling:
+                    self.prefilling.remove(request)
                 stretch.first_tokens += 1
                 self._finish_prefill(request, tick, done)
         for request in done:
@@ -188,7 +202,7 @@ class Scheduler:
         if request.first_token_tick < 0:
             request.first_token_tick = tick
         if request.generated_tokens == request.output_tokens:
-            self.pool.give_back(blocks_for(request.computed_tokens, self.pool.block_tokens))
+            self.pool.give_back(self._held(request.computed_tokens))
             done.append(request)
         else:
             self.batch.add(request)
@@ -202,37 +216,41 @@ class Scheduler:
         return bool(victims)
 
     def _blocks_for_next_step(self) -> int:
-        needed = self.batch.blocks_needed(1)
-        if self.prefilling is None:
-            return needed
-        return needed + self._chunk_blocks(self.prefilling, self._chunk(self.prefilling))
+        chunks = sum(self._chunk_blocks(*chunk) for chunk in self._next_chunks())
+        return self.batch.blocks_needed(1) + chunks
 
     def _preempt_last(self) -> Request:
-        request = self.prefilling
-        if request is not None:
-            held = request.computed_tokens
-            self.prefilling = None
+        if self.prefilling:
+            request = self.prefilling.pop()
+            cached = request.computed_tokens
         else:
             request = self.batch.preempt_last()
-            held = self.batch.context_of(request)
-        self.pool.give_back(blocks_for(held, self.pool.block_tokens))
+            cached = self.batch.context_of(request)
+        self.pool.give_back(self._held(cached))
         request.computed_tokens = 0
         request.preemptions += 1
         return request
 
-    def _chunk(self, request: Request) -> int:
+    def _next_chunks(self) -> list[tuple[Request, int]]:
+        """Deal what the decoding sequences leave of the budget to the unfinished prompts."""
+        chunks = []
         budget = self.limits.max_num_batched_tokens - self.batch.size
-        return min(request.prefill_tokens - request.computed_tokens, budget)
+        for request in self.prefilling:
+            left = request.prefill_tokens - request.computed_tokens
+            tokens = min(left, budget, self._max_chunk_tokens)
+            if not tokens:
+                break
+            chunks.append((request, tokens))
+            budget -= tokens
+        return chunks
 
     def _chunk_blocks(self, request: Request, tokens: int) -> int:
-        size = self.pool.block_tokens
-        after = blocks_for(request.computed_tokens + tokens, size)
-        return after - blocks_for(request.computed_tokens, size)
+        after = self._held(request.computed_tokens + tokens)
+        return after - self._held(request.computed_tokens)
 
-    def _continue_prefill(self, request: Request, stretch: Stretch) -> None:
-        tokens = self._chunk(request)
-        if tokens:
-            self._compute(request, tokens, stretch)
+    def _held(self, tokens: int) -> int:
+        """KV blocks of a sequence with so many tokens in the cache."""
+        return self.blocks.held(tokens, self.pool.block_tokens, self.window_tokens)
 
     def _admit(self, stretch: Stretch, tick: int) -> None:
         waiting, limits = self.waiting, self.limits
@@ -241,14 +259,14 @@ class Scheduler:
         while waiting and budget > 0 and places > 0:
             request = waiting[0]
             wanted = request.input_tokens + request.generated_tokens
-            tokens = wanted if wanted < budget else budget
-            if blocks_for(tokens, self.pool.block_tokens) > self.pool.free_blocks:
+            tokens = min(wanted, budget, self._max_chunk_tokens)
+            if self._held(tokens) > self.pool.free_blocks:
                 return
             waiting.popleft()
             if request.admit_tick < 0:
                 request.admit_tick = tick
             if tokens < wanted:
-                self.prefilling = request
+                self.prefilling.append(request)
             self._compute(request, tokens, stretch)
             budget -= tokens
             places -= 1
@@ -268,6 +286,7 @@ class Scheduler:
         if not batch.size:
             raise InternalError(f"nothing to run with {len(self.waiting)} requests waiting")
         limit = batch.steps_to_next_change()
-        if limit * batch.size <= self.pool.free_blocks:  # a bound that spares the exact count
+        most = limit * batch.size * (self.blocks.growing + self.blocks.windowed)
+        if most <= self.pool.free_blocks:  # a bound that spares the exact count
             return limit
         return batch.steps_within(self.pool.free_blocks + first_step_blocks, limit)

@@ -6,6 +6,7 @@ after. The moment it fills is known when the sequence starts, so it is one more 
 
 from heapq import heappop, heappush
 
+from sim.engine.kv import BlockPhases
 from sim.engine.requests import Request
 
 
@@ -16,10 +17,14 @@ class WindowSums:
     ----------
     window_tokens : int
         Keys that a query sees at most, itself included.
+    block_tokens : int
+        Tokens that one KV block holds.
     """
 
-    def __init__(self, window_tokens: int) -> None:
+    def __init__(self, window_tokens: int, block_tokens: int = 1) -> None:
         self.window_tokens = window_tokens
+        self.phases = BlockPhases(block_tokens)
+        """When the sequences that have not filled the window take blocks for it."""
         self._growing: dict[int, int] = {}
         """Base of each sequence whose context is still shorter than the window."""
         self._growing_sum = 0
@@ -34,6 +39,7 @@ class WindowSums:
             return
         self._growing[request.request_id] = request.base_tokens
         self._growing_sum += request.base_tokens
+        self.phases.count(request.base_tokens, 1)
         heappush(self._filling, (filled_at, request.request_id))
 
     def remove(self, request: Request) -> None:
@@ -43,6 +49,7 @@ class WindowSums:
             self._full -= 1
         else:
             self._growing_sum -= base
+            self.phases.count(base, -1)
 
     def advance(self, step: int) -> None:
         """Move the sequences whose context has filled the window by this step count."""
@@ -50,7 +57,9 @@ class WindowSums:
         while filling and filling[0][0] <= step:
             filled_at, request_id = heappop(filling)
             if self._growing.get(request_id) == self.window_tokens - filled_at:
-                self._growing_sum -= self._growing.pop(request_id)
+                base = self._growing.pop(request_id)
+                self._growing_sum -= base
+                self.phases.count(base, -1)
                 self._full += 1
 
     def steps_to_next_fill(self, step: int) -> int | None:

@@ -1,14 +1,12 @@
-"""The operator table behind a step time."""
+"""What a step is made of: the operators behind its time, each beside its speed-of-light time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rich.table import Table
-
-from sim.cost.timer import OperatorTime
+from sim.cost.timer import BUBBLE, Bound, OperatorTime
 from sim.cost.work import StepShape, prefill_pairs
 from sim.deployment import Deployment
 from sim.errors import InputError
-from sim.units import GIGA, MICROSECOND_S, MILLISECOND_S
+from sim.parallelism import Parallelism
 
 
 @dataclass(frozen=True)
@@ -16,12 +14,26 @@ class ExplainedOperator:
     """One row of the table; FLOP and bytes are per step and chip."""
 
     name: str
-    calls: int
+    calls: float
+    """Per step; not whole where the layers of a pipeline stage are not."""
     flop: float
     bytes: float
+    """Memory traffic; of an operator that is bound by the network, its messages."""
     seconds: float
     share_fraction: float
-    bound: str
+    """Of the step's time."""
+    light_s: float
+    """Speed-of-light time: the larger of its arithmetic and its memory traffic at the datasheet
+    peaks. Messages and overhead have none; a bubble has that of the stages it waits for."""
+    compute_s: float
+    memory_s: float
+    mfu_fraction: float
+    """Share of the peak of its number format that it reaches while it runs."""
+    mbu_fraction: float
+    """Share of the peak memory bandwidth that it reaches while it runs."""
+    effective_bytes_per_s: float | None
+    """Its bytes over its time; none where it moves nothing."""
+    bound: Bound
     source: str
 
 
@@ -32,7 +44,23 @@ class ExplainedStep:
     case: str
     step: str
     """What is in the step, in words."""
+    kind: str
+    """``prefill`` or ``decode``."""
+    model: str
+    system: str
+    accelerator: str
+    calibrated: bool
+    """Whether anything was measured on the chip."""
+    split: str
+    """How the replica is cut: every axis."""
+    cut: str
+    """The same in short: the axes that cut anything."""
+    notes: tuple[str, ...]
+    """What a reader of the table must know."""
     seconds: float
+    light_s: float
+    """Sum of the speed-of-light times: what the step would take if every operator ran at the
+    peaks, messages cost nothing and the engine did neither."""
     operators: tuple[ExplainedOperator, ...]
 
 
@@ -64,10 +92,37 @@ def explanation(
         decode_context_tokens=batch * context,
         decode_window_tokens=0 if window is None else batch * min(context, window),
     )
+    words = f"decode of {batch:,} sequence{'' if batch == 1 else 's'}, {context:,} keys each"
     return (
-        _step(deployment, f"prefill of {prompt:,} tokens", prefill),
-        _step(deployment, f"decode of {batch} sequences, {context:,} keys each", decode),
+        _step(deployment, "prefill", f"prefill of {prompt:,} tokens", prefill),
+        _step(deployment, "decode", words, decode),
     )
+
+
+def split_in_words(parallelism: Parallelism) -> str:
+    """Say how a replica is cut.
+
+    >>> split_in_words(Parallelism(tp=4, attention_dp=2, ep=8))
+    'tp 4 x pp 1 x attention_dp 2 x cp 1 = 8 chips, experts over ep 8'
+    """
+    cut = parallelism
+    chips = "1 chip" if cut.chips == 1 else f"{cut.chips} chips"
+    return (
+        f"tp {cut.tp} x pp {cut.pp} x attention_dp {cut.attention_dp} x cp {cut.cp} = {chips}, "
+        f"experts over ep {cut.ep}"
+    )
+
+
+def cut_in_words(parallelism: Parallelism) -> str:
+    """Name the axes along which a replica is cut.
+
+    >>> cut_in_words(Parallelism(tp=4, attention_dp=2, ep=8)), cut_in_words(Parallelism(tp=1))
+    ('tp 4 x attention_dp 2, ep 8', 'one chip')
+    """
+    cut = parallelism
+    axes = (("tp", cut.tp), ("pp", cut.pp), ("attention_dp", cut.attention_dp), ("cp", cut.cp))
+    chips = " x ".join(f"{axis} {ranks}" for axis, ranks in axes if ranks > 1) or "one chip"
+    return chips if cut.ep == 1 else f"{chips}, ep {cut.ep}"
 
 
 def _check_limits(deployment: Deployment, batch: int, prompt: int) -> None:
@@ -78,65 +133,97 @@ def _check_limits(deployment: Deployment, batch: int, prompt: int) -> None:
     InputError
         Naming the setting that limits it.
     """
-    engine = deployment.case.engine
-    for asked, limit, name in (
-        (batch, engine.max_num_seqs, "max_num_seqs"),
-        (prompt, engine.max_num_batched_tokens, "max_num_batched_tokens"),
+    engine, ranks = deployment.case.engine, deployment.case.parallelism.attention_dp
+    batches = deployment.timer.shares.micro_batches
+    for asked, limit, times, what in (
+        (batch, engine.max_num_seqs, ranks, "max_num_seqs"),
+        (prompt, engine.max_num_batched_tokens, batches, "max_num_batched_tokens"),
     ):
-        if asked > limit:
+        if asked > limit * times:
+            each = "attention ranks" if what == "max_num_seqs" else "micro-batches"
+            many = "" if times == 1 else f" in each of {times} {each}"
             raise InputError(
-                f"a step of {asked} is beyond engine.{name} = {limit} of case "
-                f"{deployment.case.name!r}; ask for less, or raise it with --set engine.{name}=..."
+                f"a step of {asked} is beyond engine.{what} = {limit}{many} of case "
+                f"{deployment.case.name!r}; ask for less, or raise it with --set engine.{what}=..."
             )
 
 
-def operator_table(step: ExplainedStep) -> Table:
-    """Lay out one explained step for the terminal."""
-    table = Table(title=f"{step.case}: {step.step}", title_justify="left", show_footer=True)
-    table.add_column("operator", footer="step")
-    table.add_column("calls", justify="right")
-    table.add_column("GFLOP", justify="right", footer=_total(step, "flop"))
-    table.add_column("GB", justify="right", footer=_total(step, "bytes"))
-    table.add_column("us/call", justify="right")
-    table.add_column("ms", justify="right", footer=f"{step.seconds / MILLISECOND_S:.3f}")
-    table.add_column("share", justify="right", footer="100%")
-    table.add_column("bound by")
-    table.add_column("efficiency from", overflow="fold")
-    for row in step.operators:
-        table.add_row(
-            row.name,
-            str(row.calls),
-            f"{row.flop / GIGA:,.2f}",
-            f"{row.bytes / GIGA:,.4f}",
-            f"{row.seconds / row.calls / MICROSECOND_S:,.1f}",
-            f"{row.seconds / MILLISECOND_S:,.3f}",
-            f"{row.share_fraction:.1%}",
-            row.bound,
-            row.source,
-        )
-    return table
-
-
-def _step(deployment: Deployment, words: str, shape: StepShape) -> ExplainedStep:
+def _step(deployment: Deployment, kind: str, words: str, shape: StepShape) -> ExplainedStep:
     rows = deployment.explain(shape)
-    total = sum(float(row.seconds) for row in rows)
+    total_s = sum(float(row.seconds) for row in rows)
+    operators = _with_waiting(deployment, shape, [_operator(row, total_s) for row in rows])
     return ExplainedStep(
-        deployment.case.name, words, total, tuple(_operator(row, total) for row in rows)
+        case=deployment.case.name,
+        step=words,
+        kind=kind,
+        model=deployment.model.name,
+        system=deployment.case.system,
+        accelerator=deployment.accelerator.name,
+        calibrated=deployment.calibration is not None,
+        split=split_in_words(deployment.case.parallelism),
+        cut=cut_in_words(deployment.case.parallelism),
+        notes=tuple(_notes(deployment)),
+        seconds=total_s,
+        light_s=sum(row.light_s for row in operators),
+        operators=operators,
     )
+
+
+def _with_waiting(
+    deployment: Deployment, shape: StepShape, rows: list[ExplainedOperator]
+) -> tuple[ExplainedOperator, ...]:
+    """Give a bubble its ideal time: that of the stages which a perfect chip would wait for too."""
+    timer = deployment.timer
+    dealt = timer.shares.counts(
+        shape.decode_sequences, shape.prefill_sequences, shape.prefill_tokens
+    )
+    in_stage = {operator.name for operator in timer.operators if operator.scope != "head"}
+    stage_s = sum(row.light_s for row in rows if row.name in in_stage)
+    waiting_s = stage_s * float(dealt.runs - dealt.micro_batches) / float(dealt.micro_batches)
+    return tuple(replace(row, light_s=waiting_s) if row.source == BUBBLE else row for row in rows)
+
+
+def _notes(deployment: Deployment) -> list[str]:
+    """Say what the figures of the table rest on and whose they are."""
+    notes, split = [], deployment.case.parallelism
+    if deployment.calibration is None:
+        notes.append(
+            f"{deployment.accelerator.name} has no calibration: nothing was measured on it, and "
+            f"times follow laws of other chips ({deployment.accelerator.family})."
+        )
+    if deployment.accelerator.speculative:
+        notes.append(f"The figures of {deployment.accelerator.name} are not the vendor's.")
+    if deployment.model.estimate:
+        notes.append(f"The shape of {deployment.model.name} is an estimate, not published.")
+    if split.pp > 1:
+        notes.append(
+            f"pp: the figures are those of one chip of the slowest of {split.pp} stages, over all "
+            "micro-batches; pipeline_bubble is the time in which it waits for the others, and "
+            "its ideal that of perfect stages."
+        )
+    if split.attention_dp > 1:
+        notes.append(
+            f"attention_dp: the figures are those of the fullest of {split.attention_dp} ranks."
+        )
+    return notes
 
 
 def _operator(row: OperatorTime, total_s: float) -> ExplainedOperator:
+    seconds, moved = float(row.seconds), float(row.bytes)
+    compute_s, memory_s = float(row.compute_s), float(row.memory_s)
     return ExplainedOperator(
         name=row.name,
-        calls=row.calls,
+        calls=float(row.calls),
         flop=float(row.flop),
-        bytes=float(row.bytes),
-        seconds=float(row.seconds),
-        share_fraction=float(row.seconds) / total_s,
+        bytes=moved,
+        seconds=seconds,
+        share_fraction=seconds / total_s,
+        light_s=max(compute_s, memory_s),
+        compute_s=compute_s,
+        memory_s=memory_s,
+        mfu_fraction=compute_s / seconds if seconds > 0 else 0.0,
+        mbu_fraction=memory_s / seconds if seconds > 0 else 0.0,
+        effective_bytes_per_s=moved / seconds if moved > 0 and seconds > 0 else None,
         bound=row.bound,
         source=row.source,
     )
-
-
-def _total(step: ExplainedStep, what: str) -> str:
-    return f"{sum(getattr(row, what) for row in step.operators) / GIGA:,.2f}"

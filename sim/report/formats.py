@@ -101,3 +101,14 @@ def percent(fraction: float) -> str:
     if 0 < fraction < 0.0005:
         return "<0.1 %"
     return f"{fraction * 100:.1f} %"
+
+
+def whole_percent(fraction: float) -> str:
+    """Write a fraction in whole percent, for narrow columns.
+
+    >>> [whole_percent(x) for x in (0.7134, 0.0034, 0.0, 1.0, math.nan)]
+    ['71%', '<1%', '0%', '100%', '–']
+    """
+    if not math.isfinite(fraction):
+        return UNDEFINED
+    return "<1%" if 0 < fraction < 0.005 else f"{fraction * 100:.0f}%"

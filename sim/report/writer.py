@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sim.errors import InputError
-from sim.report.charts import CHART_NAMES, draw_charts
+from sim.report.charts import CHART_NAMES, draw_charts, draw_steps
 from sim.report.data import (
     BILL_COLUMNS,
     CURVE_COLUMNS,
@@ -29,6 +29,7 @@ from sim.report.data import (
     ordered_summary,
 )
 from sim.report.document import summary_document
+from sim.report.explanation import ExplainedStep
 from sim.report.html import report_page
 
 MANIFEST = "manifest.json"
@@ -78,6 +79,34 @@ def write_run(tables: RunTables, out: Path) -> Path:
     except OSError as error:
         raise InputError(f"cannot write the run to {out}: {error.strerror or error}") from error
     return out / REPORT
+
+
+def write_steps(steps: Sequence[ExplainedStep], version: str, out: Path) -> tuple[Path, ...]:
+    """Write a chart of each explained step, as PNG and SVG, and return the paths of the PNGs.
+
+    Parameters
+    ----------
+    steps : sequence of ExplainedStep
+    version : str
+        Of Rackcast, for the source line.
+    out : Path
+        The folder; made if it is not there.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be written.
+    """
+    pictures = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for chart in draw_steps(steps, version):
+            (out / f"{chart.name}.svg").write_bytes(chart.svg)
+            pictures.append(out / f"{chart.name}.png")
+            pictures[-1].write_bytes(chart.png)
+    except OSError as error:
+        raise InputError(f"cannot write the charts to {out}: {error.strerror or error}") from error
+    return tuple(pictures)
 
 
 def _write_files(tables: RunTables, folder: Path) -> None:

@@ -112,17 +112,23 @@ class Shape(NamedTuple):
 
     def model(self) -> Model:
         """Build a model of this width; its depth and heads do not matter here."""
-        experts = {"experts": 64, "experts_per_token": self.experts_per_token}
         return Model(
             name="Shape",
             family="of the log",
             source="config.json of the model",
             layers=1,
             hidden=self.hidden,
-            attention=GroupedQueryAttention(kind="gqa", heads=8, kv_heads=8, head_dim=64),
-            dense_intermediate=self.inner,
+            attention=(
+                GroupedQueryAttention(kind="gqa", layers=1, heads=8, kv_heads=8, head_dim=64),
+            ),
+            mlp_intermediate=self.inner,
             moe=(
-                MixtureOfExperts(intermediate=self.inner, **experts)
+                MixtureOfExperts(
+                    layers=1,
+                    intermediate=self.inner,
+                    experts=64,
+                    experts_per_token=self.experts_per_token,
+                )
                 if self.experts_per_token
                 else None
             ),

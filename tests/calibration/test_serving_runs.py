@@ -24,6 +24,7 @@ PUBLISHED = Path(__file__).with_name("published_points.csv")
 SHARED = Path(os.environ.get("RACKCAST_SHARED", ROOT.parent / "shared"))
 SERVING = SHARED / "measured" / "serving.csv"
 
+CATALOG = open_catalog()
 CHIPS = ("H100-SXM-80GB", "H200-SXM-141GB", "B200-SXM-180GB")
 LIMIT = 0.15
 """Median error of TPOT that a forecast may have."""
@@ -37,7 +38,7 @@ class TestPublishedPoints:
     @pytest.fixture(scope="class")
     @staticmethod
     def runs() -> list[MeasuredRun]:
-        runs = list(read_runs(PUBLISHED))
+        runs = list(read_runs(PUBLISHED, CATALOG))
         return [run for run in runs if isinstance(run, MeasuredRun)]
 
     @pytest.fixture(scope="class")
@@ -99,7 +100,7 @@ class TestAllMeasuredRuns:
         split = pd.read_csv(SERVING, dtype=str).set_index("row_id")["split"]
         runs = [
             run
-            for run in read_runs(SERVING)
+            for run in read_runs(SERVING, CATALOG)
             if isinstance(run, MeasuredRun)
             and run.case.model == "llama_3_1_70b"
             and run.hardware in CHIPS

@@ -72,7 +72,10 @@ def tables(request: pytest.FixtureRequest, run_of: Callable[[str], RunTables]) -
 
 
 def test_none_is_forgotten() -> None:
-    assert set(CATALOG.names("scenarios")) == set(MADE_SMALL)
+    """Those of a folder that has tests of its own are run there."""
+    elsewhere = ("catalogue/", "published/")
+    names = {name for name in CATALOG.names("scenarios") if not name.startswith(elsewhere)}
+    assert names == set(MADE_SMALL)
 
 
 class TestLaws:

@@ -10,6 +10,7 @@ from naive_engine import Limits, NaiveRun, StepSums
 
 from sim.engine.clock import TICKS_PER_S
 from sim.engine.cluster import Cluster, ReplicaPlan, RunRecord
+from sim.engine.kv import SequenceBlocks
 from sim.engine.requests import Request
 from sim.engine.scheduler import BatchLimits, Stretch
 
@@ -80,12 +81,17 @@ class Config:
 def cluster_of(config: Config, *, every_step: bool) -> Cluster:
     limits = config.limits
     plan = ReplicaPlan(
-        limits=BatchLimits(limits.max_num_seqs, limits.max_num_batched_tokens),
+        limits=BatchLimits(
+            limits.max_num_seqs, limits.max_num_batched_tokens, limits.max_chunk_tokens
+        ),
         kv_blocks=limits.kv_blocks,
         block_tokens=limits.block_tokens,
         window_tokens=limits.window_tokens,
         pace=config.pace,
         max_model_len=limits.max_model_len,
+        sequence_blocks=SequenceBlocks(
+            limits.growing_blocks, limits.windowed_blocks, limits.fixed_blocks
+        ),
     )
     return Cluster(plan, limits.replicas, limits.router, every_step=every_step)
 
@@ -143,18 +149,30 @@ def limits_for(draw: st.DrawFn, traffic: Sequence[tuple[int, int, int]]) -> Limi
     """Room for little more than one request, so that preemption is the rule."""
     block_tokens = draw(st.sampled_from([1, 2, 3, 4, 16]))
     longest = max(inputs + outputs - 1 for _, inputs, outputs in traffic)
-    spare_blocks = draw(st.integers(0, 6) | st.integers(-2, 60 // block_tokens))
     max_num_seqs = draw(st.integers(1, 6))
-    return Limits(
+    window_tokens = draw(st.none() | st.integers(1, 40))
+    growing, windowed, fixed = draw(holdings)
+    limits = Limits(
         block_tokens=block_tokens,
-        kv_blocks=max(1, -(-longest // block_tokens) + spare_blocks),
+        kv_blocks=1,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_seqs + draw(st.integers(0, 40)),
         max_model_len=draw(st.sampled_from([1000, 1000, 60])),
-        window_tokens=draw(st.none() | st.integers(1, 40)),
+        window_tokens=window_tokens,
         replicas=draw(st.integers(1, 3)),
         router=draw(st.sampled_from(["round_robin", "least_outstanding"])),
+        max_chunk_tokens=draw(st.none() | st.integers(1, 25)),
+        growing_blocks=growing,
+        windowed_blocks=0 if window_tokens is None else windowed,
+        fixed_blocks=fixed or (growing == 0),  # every sequence holds something
     )
+    each = growing + limits.windowed_blocks
+    spare_blocks = draw(st.integers(0, 6) | st.integers(-2, each * 60 // block_tokens))
+    return replace(limits, kv_blocks=max(1, limits.blocks_of(longest) + spare_blocks))
+
+
+holdings = st.just((1, 0, 0)) | st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 3))
+"""Blocks of a sequence: growing, windowed, fixed."""
 
 
 @st.composite

@@ -22,6 +22,24 @@ class Limits:
     window_tokens: int | None = None
     replicas: int = 1
     router: str = "round_robin"
+    max_chunk_tokens: int | None = None
+    growing_blocks: int = 1
+    windowed_blocks: int = 0
+    fixed_blocks: int = 0
+
+    def blocks_of(self, tokens: int) -> int:
+        """Blocks of a sequence with some tokens in the cache, counted one token at a time."""
+        blocks = self.fixed_blocks if tokens else 0
+        for position in range(tokens):
+            if position % self.block_tokens == 0:
+                blocks += self.growing_blocks
+                if self.window_tokens is None or position < self.window_tokens:
+                    blocks += self.windowed_blocks
+        return blocks
+
+    def chunk(self, missing: int, budget: int) -> int:
+        """Tokens of one sequence in a step."""
+        return min(missing, budget, self.max_chunk_tokens or missing)
 
 
 @dataclass
@@ -100,7 +118,7 @@ class NaiveReplica:
         position = 0
         while position < len(self.running) and budget > 0:
             sequence = self.running[position]
-            new = min(sequence.known - sequence.computed, budget)
+            new = self.limits.chunk(sequence.known - sequence.computed, budget)
             while not self.allocate(sequence, new):
                 self.preempt(self.running.pop())
                 preempted = True
@@ -112,7 +130,7 @@ class NaiveReplica:
                 position += 1
         while self.waiting and not preempted and budget > 0:
             sequence = self.waiting[0]
-            new = min(sequence.known, budget)
+            new = self.limits.chunk(sequence.known, budget)
             if len(self.running) == self.limits.max_num_seqs:
                 self.seen["held back by places"] += 1
                 break
@@ -127,13 +145,11 @@ class NaiveReplica:
             budget -= new
 
     def allocate(self, sequence: Job, new: int) -> bool:
-        held = sequence.blocks
-        while sequence.blocks * self.limits.block_tokens < sequence.computed + new:
-            sequence.blocks += 1
-        missing = sequence.blocks - held
+        wanted = self.limits.blocks_of(sequence.computed + new)
+        missing = wanted - sequence.blocks
         if missing > self.free:
-            sequence.blocks = held
             return False
+        sequence.blocks = wanted
         self.free -= missing
         return True
 
@@ -172,7 +188,9 @@ class NaiveReplica:
             sequence.computed += new
             if sequence.computed < sequence.known:
                 continue
-            sequence.decoding = True
+            if not sequence.decoding:
+                sequence.decoding = True
+                self.move_before_unfinished_prompts(sequence)
             sequence.answered += 1
             tokens += 1
             if sequence.first_token < 0:
@@ -184,6 +202,15 @@ class NaiveReplica:
                 done.append(sequence)
         self.scheduled = []
         return done, tokens
+
+    def move_before_unfinished_prompts(self, sequence: Job) -> None:
+        self.seen["prompt overtook a cut one"] += self.running[0] is not sequence and any(
+            not other.decoding for other in self.running[: self.running.index(sequence)]
+        )
+        self.running.remove(sequence)
+        decoding = [other for other in self.running if other.decoding]
+        unfinished = [other for other in self.running if not other.decoding]
+        self.running = [*decoding, sequence, *unfinished]
 
 
 @dataclass
@@ -238,7 +265,7 @@ class NaiveRun:
             return
         replica = self.route()
         sequence.replica = replica.index
-        if sequence.inputs + sequence.outputs - 1 > limits.kv_blocks * limits.block_tokens:
+        if limits.blocks_of(sequence.inputs + sequence.outputs - 1) > limits.kv_blocks:
             self.reject(sequence, now)
             return
         replica.waiting.append(sequence)

@@ -57,7 +57,7 @@ def test_every_request_completes_or_is_rejected_once(config: Config) -> None:
         _, inputs, outputs = config.requests[number]
         too_long = inputs + outputs > limits.max_model_len
         # the last token of an answer is never put into the cache
-        too_big = inputs + outputs - 1 > limits.kv_blocks * limits.block_tokens
+        too_big = limits.blocks_of(inputs + outputs - 1) > limits.kv_blocks
         assert outcome == ("rejected" if too_long or too_big else "completed")
 
 

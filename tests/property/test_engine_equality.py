@@ -148,6 +148,7 @@ EVENTS = (
     "held back by places",
     "preempted while decoding",
     "preempted while prefilling",
+    "prompt overtook a cut one",
     "rejected",
 )
 

@@ -12,7 +12,7 @@ from sim.catalog import open_catalog
 from sim.cost.timer import ELEMENTWISE_EFFICIENCY, OperatorTime, StepTimer
 from sim.cost.work import StepShape, prefill_pairs
 from sim.deployment import Deployment, deploy
-from sim.efficiency import CollectiveLine, GemmKernel
+from sim.efficiency import Calibration, CollectiveLine, GemmKernel
 from sim.scenario import load_scenario
 
 CATALOG = open_catalog()
@@ -97,6 +97,12 @@ def deployment() -> Deployment:
     return deploy(case, CATALOG)
 
 
+def calibration() -> Calibration:
+    found = CATALOG.calibration("h100_sxm")
+    assert found is not None
+    return found
+
+
 def table(timer: StepTimer, step: str) -> dict[str, OperatorTime]:
     return {row.name: row for row in timer.explain(STEPS[step])}
 
@@ -122,7 +128,7 @@ def gemm_s(kernel: GemmKernel, rows: int, width: int, depth: int, kept_floor: fl
     flop = 2 * rows * width * depth
     moved = width * depth * weight + rows * (depth * read + width * 2)
     bounds = (
-        flop / PEAK[kernel.compute_dtype] / law.compute_efficiency,
+        flop * (1 + law.tile_depth / depth) / PEAK[kernel.compute_dtype] / law.compute_efficiency,
         moved / BANDWIDTH / law.memory_efficiency,
         law.depth_s * depth,
     )
@@ -136,14 +142,14 @@ def test_seconds(deployment: Deployment, step: str) -> None:
     shape = STEPS[step]
     tokens = int(shape.decode_sequences + shape.prefill_tokens)
     sequences = int(shape.decode_sequences + shape.prefill_sequences)
-    kernels = deployment.calibration.kernels["vllm"]
+    kernels = calibration().kernels["vllm"]
     overhead = deployment.timer.overhead
     kept = overhead.floor_fraction
     fp8, bf16 = kernels.gemm["fp8"], kernels.gemm["bf16"]
     lines: list[CollectiveLine] = [
         line
         for library in ("vllm", "nccl")
-        for line in deployment.calibration.collectives["all_reduce"][library][8].law.lines
+        for line in calibration().collectives["all_reduce"][library][8].law.lines
     ]
     message = tokens * HIDDEN * 2
     expected = {
@@ -175,7 +181,11 @@ def test_seconds(deployment: Deployment, step: str) -> None:
             + law.token_slowdown * moved / BANDWIDTH
         )
     else:
-        decode = kernels.decode_attention["fp8"].law
+        (decode,) = [
+            kernel.law
+            for kernel in kernels.decode_attention
+            if (kernel.kv_dtype, kernel.head_dim, kernel.windowed) == ("fp8", HEAD, False)
+        ]
         keys = int(shape.decode_context_tokens)
         bounds = (
             keys * 2 * KV_HEADS * HEAD / BANDWIDTH / decode.memory_efficiency,

@@ -6,10 +6,14 @@ peak, bounds add up, and every call has a floor of 1 us (experts 10 us).
 
 from collections.abc import Mapping
 
+from small_systems import switched, system
+
 from sim.cost.comms import Network
 from sim.cost.kernels import KernelShelf
+from sim.cost.memory import NO_DETOUR, Detour
 from sim.cost.operators import Operator
-from sim.cost.timer import StepTimer
+from sim.cost.shares import Shares
+from sim.cost.timer import Placement, StepTimer
 from sim.efficiency import (
     Calibration,
     Collective,
@@ -32,7 +36,10 @@ from sim.efficiency import (
 from sim.figures import Figure
 from sim.hardware import Accelerator, MemoryTier, Power
 from sim.overhead import NO_OVERHEAD, EngineOverhead
+from sim.parallelism import Parallelism
 
+WHOLE = Shares(Parallelism(tp=2), chunk_tokens=64)
+"""Two chips that cut every layer."""
 FIT = Fit(rows=1, median_ape=0.0, p90_ape=0.0, bias=0.0, ranges={}, source="by hand")
 BANDWIDTH = 1e12
 BF16_PEAK, FP8_PEAK = 100e12, 200e12
@@ -46,8 +53,10 @@ CHIP = Accelerator(
     name="Pocket chip",
     vendor="nobody",
     family="pocket",
-    memory=MemoryTier(
-        kind="HBM", capacity_bytes=figure(100e9), bandwidth_bytes_per_s=figure(BANDWIDTH)
+    memory=(
+        MemoryTier(
+            kind="HBM", capacity_bytes=figure(100e9), bandwidth_bytes_per_s=figure(BANDWIDTH)
+        ),
     ),
     peak_flop_per_s={"bf16": figure(BF16_PEAK), "fp8": figure(FP8_PEAK)},
     power=Power(tdp_w=figure(1000.0), idle_w=figure(100.0)),
@@ -121,9 +130,11 @@ VLLM = EngineKernels(
             skew_slowdown={},
         ),
     },
-    decode_attention={
-        "fp8": DecodeAttentionKernel(compute_dtype="fp8", law=DECODE_LAW, fit=FIT),
-    },
+    decode_attention=(
+        DecodeAttentionKernel(
+            kv_dtype="fp8", head_dim=100, compute_dtype="fp8", law=DECODE_LAW, fit=FIT
+        ),
+    ),
     prefill_attention=(
         PrefillAttentionKernel(
             attention_dtype="bf16",
@@ -175,14 +186,19 @@ def calibration(**changes: Mapping[str, object]) -> Calibration:
 
 
 def timer(
-    *operators: Operator, overhead: EngineOverhead = NO_OVERHEAD, engine: Engine = "vllm"
+    *operators: Operator,
+    overhead: EngineOverhead = NO_OVERHEAD,
+    engine: Engine = "vllm",
+    shares: Shares = WHOLE,
+    detour: Detour = NO_DETOUR,
 ) -> StepTimer:
     """Build the timer of some operators on the pocket chip."""
     measured = calibration()
     return StepTimer(
         operators,
         CHIP,
-        KernelShelf(CHIP, "pocket", measured, engine, "by hand"),
-        Network("pocket", measured, engine),
+        KernelShelf(CHIP, "pocket", measured, None, engine, "by hand"),
+        Network(system(switched(8)), "pocket", measured, engine),
         overhead,
+        Placement(shares, detour),
     )

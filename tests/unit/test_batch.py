@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sim.engine.batch import DecodeBatch
-from sim.engine.kv import blocks_for
+from sim.engine.kv import SequenceBlocks, blocks_for
 from sim.engine.requests import Request
 
 
@@ -146,3 +146,29 @@ def test_a_full_block_needs_the_next_one() -> None:
     batch.add(fresh(0, inputs=32, outputs=100))
     assert [batch.blocks_needed(steps) for steps in (1, 16, 17, 33)] == [1, 1, 2, 3]
     assert batch.steps_within(free_blocks=2, limit=99) == 32
+
+
+@pytest.mark.parametrize("block_tokens", [1, 3, 16])
+def test_blocks_of_windows_and_full_layers(block_tokens: int) -> None:
+    """Steps that a number of free blocks suffice for, against sequences walked one by one."""
+    rng = np.random.default_rng(9)
+    blocks = SequenceBlocks(growing=2, windowed=3, fixed=4)
+    batch = DecodeBatch(block_tokens, window_tokens=50, blocks=blocks)
+    inputs = rng.integers(1, 90, 12).tolist()
+    for number, length in enumerate(inputs):
+        batch.add(fresh(number, inputs=length, outputs=500))
+    limit = batch.steps_to_next_change()  # the first window to fill
+
+    def needed(steps: int) -> int:
+        return sum(
+            blocks.held(length + steps, block_tokens, 50) - blocks.held(length, block_tokens, 50)
+            for length in inputs
+        )
+
+    assert [batch.blocks_needed(steps) for steps in range(1, limit + 1)] == [
+        needed(steps) for steps in range(1, limit + 1)
+    ]
+    for free in (needed(1), needed(limit) - 1, needed(limit), needed(limit) + 9):
+        within = batch.steps_within(free, limit)
+        assert needed(within) <= free
+        assert within == limit or needed(within + 1) > free

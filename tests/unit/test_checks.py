@@ -16,6 +16,7 @@ WORDS: dict[Kind, str] = {
     "accelerators": "accelerator",
     "systems": "system",
     "calibrations": "calibration",
+    "priors": "prior",
     "overheads": "overhead",
     "prices": "prices",
     "models": "model",
@@ -71,13 +72,13 @@ class TestResolve:
 
     def test_a_wrong_name_outranks_what_does_not_fit(self, tmp_path: Path) -> None:
         does_not_fit = ("cases.0.parallelism.tp", "16")
-        with pytest.raises(InfeasibleError, match="case 'H100': tp is 16"):
+        with pytest.raises(InfeasibleError, match="case 'H100': 1 replicas of 16 chips"):
             resolve(self.scenario(tmp_path, does_not_fit, text=FOUR_CASES), CATALOG)
         with pytest.raises(InputError) as caught:
             wrong = ("cases.3.system", "nowhere")
             resolve(self.scenario(tmp_path, does_not_fit, wrong, text=FOUR_CASES), CATALOG)
         first, second = str(caught.value).splitlines()
-        assert first.startswith("case 'H100': tp is 16")
+        assert first.startswith("case 'H100': 1 replicas of 16 chips")
         assert second.startswith("unknown system 'nowhere'")
 
     @pytest.mark.parametrize("workload", ["open", "closed"])
@@ -114,7 +115,11 @@ class TestCatalogue:
         with pytest.raises(InputError) as caught:
             check_catalog(Catalog(files))
         message = str(caught.value)
-        for words in ("layer: unknown key", "license: unknown key", "case 'small': tp is 16"):
+        for words in (
+            "layer: unknown key",
+            "license: unknown key",
+            "case 'small': 1 replicas of 16",
+        ):
             assert words in message
 
 

@@ -6,9 +6,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from small_scenarios import CLOSED_LOOP, FOUR_CASES, ONE_CASE, write
@@ -18,6 +19,7 @@ import sim.checks
 import sim.forecast
 from sim import cli
 from sim.catalog import KINDS, open_catalog
+from sim.report.explanation import ExplainedOperator, ExplainedStep
 
 ROOT = Path(cli.__file__).parents[1]
 MODELS = open_catalog().names("models")
@@ -194,7 +196,6 @@ class TestBadInput:
             ("prices={book: us_2026_11, mode: rent, rent: spot}", "there is no rent of h100_sxm"),
             ("workload.traffic=azure_2023_chat", "unknown lengths 'azure_2023_chat'; did you mean"),
             ("precision.weights=fp9", "--set precision.weights: 'fp9' is not one of: fp32,"),
-            ("precision.weights=nvfp4", "h100_sxm does not compute in nvfp4; it has bf16,"),
             ("workload={kind: trace}", "case 'small': workload.path is not set: give the trace"),
             ("workload={kind: trace, path: no.csv}", "no.csv: no such file"),
             ("model", "'model' is not KEY=VALUE"),
@@ -213,11 +214,11 @@ class TestBadInput:
     def test_all_cases_are_looked_up_before_one_runs(self, rackcast: Rackcast, small: Path) -> None:
         done = rackcast(
             *("run", small, "--set", "cases.2.system=b20", "--set", "cases.3.model=lama"),
-            *("--set", "cases.0.parallelism.tp=16"),
+            *("--set", "cases.0.parallelism.tp=3"),
         )
         assert (done.code, done.out) == (2, "")
         assert [line.split(";")[0].split(".")[0] for line in done.err.splitlines()] == [
-            "rackcast: case 'H100': tp is 16 but the scale-up domain joins 8 chips",
+            "rackcast: case 'H100': 64 query heads cannot be cut over tp = 3 ranks",
             "unknown system 'b20'",
             "unknown model 'lama'",
         ]
@@ -281,7 +282,9 @@ class TestBadInput:
             ["run", "a.yaml", "--frobnicate"],
             ["frobnicate"],
             ["explain", "a.yaml", "--batch", "0"],
-            ["list"],
+            ["list", "models", "systems"],
+            ["model", "export"],
+            ["model", "import"],
         ],
         ids=" ".join,
     )
@@ -297,7 +300,7 @@ class TestInfeasible:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ("tp=16", "tp is 16 but the scale-up domain joins 8 chips"),
+            ("tp=16", "1 replicas of 16 chips need 16 chips, 1 x h100_sxm_x8 has 8: systems >= 2"),
             ("tp=3", "64 query heads cannot be cut over tp = 3 ranks"),
             ("tp=8, ep: 8", "ep is 8 but the model has no experts"),
         ],
@@ -314,13 +317,16 @@ class TestInfeasible:
         assert (done.code, done.out) == (3, "")
         found = re.search(
             r"case 'small': DeepSeek-R1 needs (\d+) GiB of weights per replica.*, "
-            r"8 x h100_sxm has (\d+) GiB usable: a system with more memory",
+            r"8 x h100_sxm has (\d+) GiB usable: pp >= 2 with systems >= 2",
             done.err,
         )
         assert found, done.err
         needed, usable = map(int, found.groups())
         assert needed >= 671e9 / 2**30
         assert usable <= 8 * 80 * 0.9
+        way_out = ("--set", "parallelism.pp=2", "--set", "systems=2", "--quiet")
+        path = tmp_path / "small.yaml"
+        assert rackcast("run", path, "--set", "model=deepseek_r1", *way_out).code == 0
 
     def test_the_way_out_is_one(self, rackcast: Rackcast, tmp_path: Path) -> None:
         path = write(tmp_path, ONE_CASE)
@@ -386,7 +392,7 @@ class TestProcess:
         assert len(refused.err.splitlines()) == 4
 
     def test_an_empty_place_far_from_the_checkout(self, tmp_path: Path) -> None:
-        command = [sys.executable, "-m", "sim.cli", "list", "models"]
+        command = [sys.executable, "-m", "sim.cli", "list", "models", "--ids"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         assert done.stdout.split() == list(MODELS)
         assert done.stderr == ""
@@ -395,9 +401,30 @@ class TestProcess:
 class TestCatalogue:
     def test_lists(self, rackcast: Rackcast) -> None:
         for kind in KINDS:
-            done = rackcast("list", kind)
-            assert done.out.split("\n") == [*open_catalog().names(kind), ""]
-            assert json.loads(rackcast("list", kind, "--json").out) == done.out.split()
+            ids = list(open_catalog().names(kind))
+            assert rackcast("list", kind, "--ids") == Outcome(0, "\n".join([*ids, ""]), "")
+            rows = json.loads(rackcast("list", kind, "--json").out)
+            assert sorted(row["id"] for row in rows) == ids
+            shown = rackcast("list", kind).out
+            assert all(f" {entry} " in shown for entry in ids)
+
+    def test_kinds(self, rackcast: Rackcast) -> None:
+        assert rackcast("list", "--ids").out.split() == list(KINDS)
+        rows = json.loads(rackcast("list", "--json").out)
+        assert {row["kind"]: row["entries"] for row in rows} == {
+            kind: len(open_catalog().names(kind)) for kind in KINDS
+        }
+        shown = rackcast("list").out
+        assert all(f" {row['kind']} " in shown and row["about"] in shown for row in rows)
+
+    def test_entries_of_ones_own_are_listed(self, rackcast: Rackcast, tmp_path: Path) -> None:
+        folder = tmp_path / "workloads" / "models"
+        folder.mkdir(parents=True)
+        text = open_catalog().path("models", "llama_3_1_8b").read_text(encoding="utf-8")
+        (folder / "mine.yaml").write_text(text, encoding="utf-8")
+        rows = json.loads(rackcast("list", "models", "--json", "--catalog", tmp_path).out)
+        known = {row["id"]: row for row in rows}
+        assert known["mine"] == known["llama_3_1_8b"] | {"id": "mine"}
 
     def test_a_kind_that_is_not_there(self, rackcast: Rackcast) -> None:
         done = rackcast("list", "modles")
@@ -450,6 +477,77 @@ class TestCatalogue:
         assert (done.code, done.err) == (2, "rackcast: --catalog: there is no folder nowhere\n")
 
 
+class TestModelImport:
+    CONFIG: ClassVar[dict[str, object]] = {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "hidden_size": 512,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 1024,
+        "vocab_size": 1000,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+    }
+
+    def config(self, folder: Path, **more: object) -> Path:
+        path = folder / "Tiny-1B" / "config.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(self.CONFIG | more), encoding="utf-8")
+        return path
+
+    def test_the_entry_goes_to_stdout_and_doubts_to_stderr(
+        self, rackcast: Rackcast, tmp_path: Path
+    ) -> None:
+        """An entry that can be used as it is; the folder gives the name."""
+        done = rackcast("model", "import", self.config(tmp_path, memory_layers=3))
+        assert done.code == 0
+        assert "\nname: Tiny-1B\n" in done.out
+        (doubt,) = done.err.splitlines()
+        assert doubt.startswith("to check: memory_layers (3) was not understood")
+        folder = tmp_path / "mine" / "workloads" / "models"
+        folder.mkdir(parents=True)
+        (folder / "tiny.yaml").write_text(done.out, encoding="utf-8")
+        assert rackcast("check", folder / "tiny.yaml").out.endswith(": valid model\n")
+
+    def test_a_file(self, rackcast: Rackcast, tmp_path: Path) -> None:
+        out = tmp_path / "entry.yaml"
+        options = ("--name", "Our 1B", "--source", "our registry", "--out", out)
+        done = rackcast("model", "import", self.config(tmp_path), *options)
+        assert done == Outcome(0, f"entry: {out}\n", "")
+        written = out.read_text(encoding="utf-8")
+        assert "name: Our 1B\n" in written
+        assert "source: our registry\n" in written
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("{", "is not JSON: Expecting property name"),
+            ("[]", "holds no JSON object"),
+            ("{}", "num_hidden_layers is missing"),
+            (b"\xff\xfe", "is not JSON: 'utf-8' codec"),
+        ],
+    )
+    def test_files_that_are_no_config(
+        self, rackcast: Rackcast, tmp_path: Path, content: str | bytes, message: str
+    ) -> None:
+        path = tmp_path / "config.json"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        done = rackcast("model", "import", path)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith(f"rackcast: {path}: {message}")
+        assert len(done.err.splitlines()) == 1
+
+    def test_files_that_are_not_there(self, rackcast: Rackcast, tmp_path: Path) -> None:
+        missing = rackcast("model", "import", tmp_path / "no.json")
+        assert missing.err.endswith("no.json: cannot be read: No such file or directory\n")
+        unwritable = rackcast(
+            "model", "import", self.config(tmp_path), "--out", tmp_path / "no" / "entry.yaml"
+        )
+        assert (missing.code, unwritable.code, unwritable.out) == (2, 2, "")
+        assert "cannot write" in unwritable.err
+
+
 class TestCheck:
     def test_the_whole_catalogue(self, rackcast: Rackcast) -> None:
         count = sum(len(open_catalog().names(kind)) for kind in KINDS)
@@ -480,7 +578,7 @@ class TestCheck:
             ("us_2026_11}", "us_2026_11, mode: rent, rent: spot}"),
             ("requests: 20", "requests: 20\n  traffic: azure_2024"),
             ("model: llama_3_1_70b", "model: llama_3_1_7b"),
-            ("weights: fp8", "weights: int8"),
+            ("weights: fp8", "weights: fp9"),
         ],
     )
     def test_it_refuses_what_run_would(
@@ -509,6 +607,29 @@ class TestExplain:
         assert (done.code, done.err) == (0, "")
         assert done.out.startswith("H100: prefill of 8,192 tokens")
         assert "attention_decode" in done.out
+
+    def test_json_has_every_field(self, rackcast: Rackcast, small: Path) -> None:
+        for step in json.loads(rackcast("explain", small, "--json").out):
+            assert set(step) == {field.name for field in fields(ExplainedStep)}
+            for row in step["operators"]:
+                assert set(row) == {field.name for field in fields(ExplainedOperator)}
+
+    def test_charts(self, rackcast: Rackcast, small: Path, tmp_path: Path) -> None:
+        out = tmp_path / "steps"
+        done = rackcast("explain", small, "--out", out)
+        assert done.code == 0
+        lines = [f"chart: {out / name}.png" for name in ("prefill", "decode")]
+        assert done.out.splitlines()[-2:] == lines
+        names = {"prefill.png", "prefill.svg", "decode.png", "decode.svg"}
+        assert {path.name for path in out.iterdir()} == names
+        quiet = rackcast("explain", small, "--out", out, "--json")
+        assert len(json.loads(quiet.out)) == 2
+        assert quiet.err.splitlines() == lines
+
+    def test_a_file_is_no_folder_for_charts(self, rackcast: Rackcast, small: Path) -> None:
+        done = rackcast("explain", small, "--out", small)
+        assert (done.code, done.out) == (2, "")
+        assert "it is a file and not a folder" in done.err
 
     def test_a_case_that_is_not_there(self, rackcast: Rackcast, small: Path) -> None:
         done = rackcast("explain", small, "--case", "H300")
@@ -554,14 +675,14 @@ class TestValidate:
         )
         forecast_ms = 100 * (1 + first["tpot"]["bias"])
         row = self.ROW.format(forecast_ms / 2)
-        skipped = row.replace("r1,H100-SXM-80GB", "r2,H20")
+        skipped = row.replace("r1,H100-SXM-80GB", "r2,Abacus")
         done = rackcast(
             *("validate", self.file(tmp_path, row, skipped), "--json", "--by", "tp", "--quiet")
         )
         assert done.err == ""
         document = json.loads(done.out)
         assert (document["runs"], document["covered"]) == (2, 1)
-        assert document["skipped"] == {"no system for H20": 1}
+        assert document["skipped"] == {"no system for Abacus": 1}
         assert document["tpot"]["median_ape"] == pytest.approx(1.0)
         (by_tp,) = document["by"]["tp"]
         assert (by_tp["tp"], by_tp["quantity"]) == ("8", "tpot")
@@ -574,7 +695,7 @@ class TestValidate:
     @pytest.mark.parametrize(
         ("row", "options", "message"),
         [
-            ("r1,H20,8,8,x,fp8,vllm,concurrency,1,1,1,5", [], "no run could be forecast: 1 x no s"),
+            (ROW.replace("H100-SXM-80GB", "Abacus"), [], "no run could be forecast: 1 x no system"),
             (ROW.format(10), ["--select", "tp=3"], "no run could be forecast: none is there"),
             (ROW.format(10), ["--select", "pt=3"], "runs have no column 'pt'; use source, "),
             (ROW.format(10), ["--select", "tp"], "'tp' is not KEY=VALUE"),
@@ -606,5 +727,5 @@ def test_version(rackcast: Rackcast) -> None:
 def test_help_names_every_command(rackcast: Rackcast) -> None:
     done = rackcast("--help")
     assert (done.code, done.err) == (0, "")
-    for command in ("run", "explain", "list", "check", "schema", "validate", "version"):
+    for command in ("run", "explain", "list", "model", "check", "schema", "validate", "version"):
         assert f"\n  {command} " in done.out

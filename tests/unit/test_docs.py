@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pandas as pd
 import pytest
@@ -17,6 +17,7 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from sim.calibration import runs
 from sim.catalog import KINDS, open_catalog
 from sim.checks import MODELS
 from sim.cli import EXIT_INTERRUPTED, app
@@ -27,6 +28,7 @@ from sim.figures import Figure
 from sim.forecast import forecast
 from sim.hardware import Accelerator, System
 from sim.model import Model
+from sim.priors import FamilyPrior
 from sim.report.data import (
     BILL_COLUMNS,
     CURVE_COLUMNS,
@@ -144,7 +146,7 @@ def reachable(*roots: type[BaseModel]) -> dict[str, type[BaseModel]]:
 
 
 SCENARIO_MODELS = reachable(Header, Case)
-CATALOGUE_MODELS = reachable(Accelerator, System, Model, PriceBook)
+CATALOGUE_MODELS = reachable(Accelerator, System, Model, PriceBook, FamilyPrior)
 DOCUMENTED = [
     *((REFERENCE / "scenario.md", name) for name in SCENARIO_MODELS),
     *((REFERENCE / "catalogue.md", name) for name in CATALOGUE_MODELS),
@@ -170,7 +172,7 @@ def test_every_key_stands_in_the_reference_and_no_other(page: Path, model: str) 
 
 def written_default(cell: str) -> Any:
     text = code(cell)
-    named = {"null": None, "false": False, "true": True, "{}": {}}
+    named: dict[str, Any] = {"null": None, "false": False, "true": True, "{}": {}, "[]": []}
     if text in named:
         return named[text]
     try:
@@ -193,11 +195,24 @@ def test_every_default_is_the_one_of_the_code(page: Path, model: str) -> None:
 
 
 def test_every_entry_of_the_catalogue_is_listed() -> None:
-    page = read(REFERENCE / "catalogue.md")
-    (table,) = [rows for mark, _, rows in MARKED_TABLE.findall(page) if mark == "entries"]
-    listed = {code(kind): sorted(CODE.findall(ids)) for kind, ids in rows_of(table)}
+    """Large kinds have a table of their own, the others a row each."""
+    listed: dict[str, list[str]] = {}
+    for kind, rows in marked_tables(REFERENCE / "entries.md", "entries").items():
+        for of, ids in rows:
+            listed.setdefault(kind or code(of), []).extend(CODE.findall(ids))
     catalog = open_catalog()
-    assert listed == {kind: list(catalog.names(kind)) for kind in KINDS}
+    assert {kind: sorted(ids) for kind, ids in listed.items()} == {
+        kind: list(catalog.names(kind)) for kind in KINDS
+    }
+
+
+def test_the_readme_counts_no_more_than_there_is_and_not_much_less() -> None:
+    text = section(ROOT / "README.md", "What is in the catalogue")
+    catalog = open_catalog()
+    kinds = {"chips": "accelerators", "systems": "systems", "models": "models"}
+    for word, kind in kinds.items():
+        (stated,) = re.findall(rf"^\| {word} \| (\d+) and more", text, re.MULTILINE)
+        assert int(stated) <= len(catalog.names(cast("Any", kind))) < int(stated) + 15, word
 
 
 # --- The command line.
@@ -214,22 +229,38 @@ def section(page: Path, heading: str) -> str:
     return rest.partition("\n## ")[0]
 
 
-@pytest.mark.parametrize("command", sorted(group().commands))
+def commands() -> dict[str, Any]:
+    """Every command by its words: those of a group of commands by two."""
+    found: dict[str, Any] = {}
+    for name, command in group().commands.items():
+        below = getattr(command, "commands", None)
+        found |= {name: command} if below is None else {f"{name} {n}": c for n, c in below.items()}
+    return found
+
+
+@pytest.mark.parametrize("command", sorted(commands()))
 def test_every_option_stands_in_the_reference_and_no_other(command: str) -> None:
     text = section(REFERENCE / "command-line.md", f"rackcast {command}")
     documented = re.findall(r"^\| `(--[a-z-]+)` \|", text, re.MULTILINE)
     options = [
         option
-        for parameter in group().commands[command].params
+        for parameter in commands()[command].params
         for option in parameter.opts
         if option.startswith("--")
     ]
     assert sorted(documented) == sorted(options)
 
 
+def test_every_kind_is_named_where_a_command_takes_it() -> None:
+    page = REFERENCE / "command-line.md"
+    for command, words in (("list", KINDS), ("schema", ("scenario", *MODELS))):
+        text = section(page, f"rackcast {command}")
+        assert [word for word in words if f"`{word}`" not in text] == [], command
+
+
 def test_every_section_is_a_command() -> None:
     sections = re.findall(r"^## rackcast (.*)$", read(REFERENCE / "command-line.md"), re.MULTILINE)
-    assert sorted(sections) == sorted(group().commands)
+    assert sorted(sections) == sorted(commands())
 
 
 def exit_codes() -> set[int]:
@@ -265,12 +296,40 @@ def test_every_command_of_the_pages_is_one_that_parses(page: str, line: str) -> 
     if words[0] == "python":
         assert importlib.util.find_spec(words[2]) is not None, page
         return
-    command = group().commands[words[1]]
-    command.make_context(words[1], words[2:])  # a wrong option or a missing argument raises
+    known = commands()
+    name = words[1] if words[1] in known else " ".join(words[1:3])
+    rest = words[1 + len(name.split()) :]
+    known[name].make_context(name, rest)  # a wrong option or a missing argument raises
 
 
 def test_commands_were_found() -> None:
-    assert {line.split()[1] for _, line in COMMANDS} >= set(group().commands)
+    shown = {" ".join(line.split()[1:3]) for _, line in COMMANDS}
+    for name in commands():
+        assert any(f"{words} ".startswith(f"{name} ") for words in shown), name
+
+
+def test_every_command_stands_in_the_readme_and_no_other() -> None:
+    text = section(ROOT / "README.md", "Commands")
+    named = re.findall(r"^\| `rackcast ([a-z ]+)", text, re.MULTILINE)
+    assert sorted(name.strip() for name in named) == sorted(commands())
+
+
+# --- Measured runs.
+
+
+RUNS_PAGE = ROOT / "docs" / "howto" / "check-against-measured-runs.md"
+
+
+def test_every_name_of_hardware_in_measured_runs_stands_in_the_how_to_and_no_other() -> None:
+    (rows,) = marked_tables(RUNS_PAGE, "names").values()
+    assert {code(name): code(entry) for name, entry in rows} == dict(runs.SYSTEMS)
+
+
+def test_the_endings_that_are_dropped_are_those_of_the_how_to() -> None:
+    (sentence,) = re.findall(r"so are\s+the endings (.*)\. Runs of other", read(RUNS_PAGE))
+    assert set(CODE.findall(sentence)) == set(runs._SUFFIXES)
+    known = runs.model_ids(open_catalog())
+    assert known["llama-3.1-70b"] == known["llama_3_1_70b"] == "llama_3_1_70b"
 
 
 # --- Tables of a run.
@@ -399,8 +458,10 @@ def test_the_stated_accuracy_is_that_of_the_fits() -> None:
     catalog = open_catalog()
     engines: tuple[Any, ...] = catalog.names("overheads")
     known = [found for engine in engines for found in catalog.overheads(engine).families.values()]
+    of_tpot = [found.fit.median_ape for found in known if found.fit is not None]
     of_ttft = [found.frontend_fit.median_ape for found in known if found.frontend_fit is not None]
-    assert all(found.fit.median_ape < tpot for found in known)
+    assert of_tpot
+    assert all(error < tpot for error in of_tpot)
     assert of_ttft
     assert all(ttft_low <= error <= ttft_high for error in of_ttft)
 

@@ -96,6 +96,24 @@ class TestByHand:
             compute_s=0.0, memory_s=0.0, depth=8192.0, conversion_s=0.0
         ) == pytest.approx(11.192e-6)
 
+    def test_a_short_inner_product_pays_for_its_tile(self) -> None:
+        # 2 + 10/0.5 * (1 + 256/512) = 32 us; along a k sixteen times as long 2 + 20 * (1 + 1/32).
+        law = GemmLaw(
+            floor_s=2e-6,
+            compute_efficiency=0.5,
+            memory_efficiency=1.0,
+            depth_s=0.0,
+            sharpness=16.0,
+            conversion_slowdown=0.0,
+            tile_depth=256.0,
+        )
+        short_s, long_s = (
+            law.seconds(compute_s=10e-6, memory_s=0.0, depth=depth, conversion_s=0.0)
+            for depth in (512.0, 8192.0)
+        )
+        assert short_s == pytest.approx(32e-6)
+        assert long_s == pytest.approx(22.625e-6)
+
     def test_gemm_of_llama_70b_on_one_h100(self) -> None:
         # w[28672, 8192] in bf16 is 469.8 MB: at 3.35 TB/s 140 us. Its 64-token product cannot be
         # faster than that, and a kernel that reaches 70 % or more of the bandwidth needs < 204 us.
@@ -196,19 +214,30 @@ class TestCommittedFiles:
         self, law: GemmLaw, bounds: tuple[float, ...], more: tuple[float, ...]
     ) -> None:
         less_s, more_s = (
-            law.seconds(compute_s=compute, memory_s=memory, depth=4096.0, conversion_s=conversion)
+            law.seconds(
+                compute_s=compute,
+                memory_s=memory,
+                depth=4096.0,
+                conversion_s=conversion,
+            )
             for compute, memory, conversion in (bounds, np.add(bounds, more).tolist())
         )
         assert more_s >= less_s * ROUNDING
         # And no kernel beats the datasheet.
         assert less_s >= max(bounds[:2]) * ROUNDING
 
-    @given(law=GEMMS, depth=st.floats(0.0, 65536.0), more=st.floats(0.0, 65536.0))
+    @given(law=GEMMS, depth=st.floats(1.0, 65536.0), more=st.floats(0.0, 65536.0))
     def test_a_longer_inner_product_is_never_faster(
         self, law: GemmLaw, depth: float, more: float
     ) -> None:
+        """Arithmetic and weights grow with ``k``; a microsecond each at 4,096."""
         short_s, long_s = (
-            law.seconds(compute_s=1e-6, memory_s=1e-6, depth=each, conversion_s=0.0)
+            law.seconds(
+                compute_s=1e-6 * each / 4096,
+                memory_s=1e-6 * each / 4096,
+                depth=each,
+                conversion_s=0.0,
+            )
             for each in (depth, depth + more)
         )
         assert long_s >= short_s * ROUNDING

@@ -7,7 +7,10 @@ from small_scenarios import ONE_CASE
 from sim.catalog import open_catalog
 from sim.cost.work import StepShape
 from sim.deployment import Deployment, deploy
-from sim.report.explanation import ExplainedStep, explanation, operator_table
+from sim.errors import InputError
+from sim.hardware import Accelerator
+from sim.report.explanation import ExplainedOperator, ExplainedStep, explanation
+from sim.report.operator_table import operator_table
 from sim.scenario import scenario_of
 from sim.schema import load_yaml
 
@@ -109,16 +112,146 @@ class TestWork:
         assert long["attention_decode"] == pytest.approx(32 * short["attention_decode"])
 
 
+class TestLight:
+    """Times at the peaks of the datasheet, and how far the operators stay from them."""
+
+    CHIP: Accelerator = TP8.accelerator
+
+    def rows(self, index: int) -> dict[str, ExplainedOperator]:
+        step = explanation(TP8, batch=32, context=700, prompt=2048)[index]
+        return {row.name: row for row in step.operators}
+
+    def test_of_a_product_in_prefill_it_is_its_arithmetic(self) -> None:
+        """2 flop for each of 2048 tokens and 8192 x 7168 weights, 80 times, at 1,979 TFLOP/s."""
+        row = self.rows(0)["mlp_gate_up"]
+        flop = 80 * 2 * 2048 * 8192 * (2 * INNER // 8)
+        assert row.light_s == row.compute_s == pytest.approx(flop / 1979e12)
+        assert row.mfu_fraction == pytest.approx(flop / 1979e12 / row.seconds)
+        assert row.bound == "compute"
+
+    def test_of_decode_attention_it_is_its_memory(self) -> None:
+        """32 x 700 keys and values of 128 bytes in 80 layers, at 3.35 TB/s."""
+        row = self.rows(1)["attention_decode"]
+        moved = 80 * 32 * 700 * 2 * 128
+        assert row.light_s == row.memory_s == pytest.approx(moved / 3.35e12)
+        assert row.mbu_fraction == pytest.approx(moved / 3.35e12 / row.seconds)
+        assert row.effective_bytes_per_s == pytest.approx(moved / row.seconds)
+
+    @pytest.mark.parametrize("index", [0, 1], ids=["prefill", "decode"])
+    def test_nothing_is_faster_and_the_step_is_the_sum(self, index: int) -> None:
+        step = explanation(TP8, batch=32, context=700, prompt=2048)[index]
+        assert step.light_s == pytest.approx(sum(row.light_s for row in step.operators))
+        assert 0 < step.light_s < step.seconds
+        for row in step.operators:
+            assert row.light_s == max(row.compute_s, row.memory_s) <= row.seconds
+            assert 0 <= row.mfu_fraction <= 1
+            assert 0 <= row.mbu_fraction <= 1
+
+    def test_messages_have_a_rate_and_no_light(self) -> None:
+        """Two all-reduces of 32 x 8192 16-bit numbers in each of 80 layers."""
+        row = self.rows(1)["tensor_all_reduce"]
+        assert (row.bound, row.light_s) == ("network", 0.0)
+        assert row.bytes == 160 * 32 * 8192 * 2
+        assert row.effective_bytes_per_s == pytest.approx(row.bytes / row.seconds)
+
+    def test_the_engine_moves_nothing(self) -> None:
+        row = self.rows(1)["engine_overhead"]
+        assert (row.bound, row.light_s, row.effective_bytes_per_s) == ("overhead", 0.0, None)
+
+
+class TestAbout:
+    """What stands above and below the table."""
+
+    def test_the_split(self) -> None:
+        step, _ = explanation(TP8, batch=32, context=700, prompt=2048)
+        wanted = "tp 8 x pp 1 x attention_dp 1 x cp 1 = 8 chips, experts over ep 1"
+        assert (step.split, step.cut) == (wanted, "tp 8")
+        assert (step.system, step.model) == ("h100_sxm_x8", TP8.model.name)
+
+    def test_a_calibrated_chip_on_one_stage_needs_no_note(self) -> None:
+        step, _ = explanation(TP8, batch=32, context=700, prompt=2048)
+        assert step.notes == ()
+
+    def test_a_chip_without_calibration_says_so(self) -> None:
+        chip = deployed(("h100_sxm_x8", "mi300x_x8"))
+        assert "mi300x" not in CATALOG.names("calibrations")
+        step, _ = explanation(chip, batch=4, context=700, prompt=512)
+        (note,) = step.notes
+        assert note.startswith(f"{chip.accelerator.name} has no calibration: nothing was measured")
+        assert any(row.source.startswith("assumed") for row in step.operators)
+
+    def test_stages_of_a_pipeline(self) -> None:
+        """One prompt goes through two stages one after the other: half the time is a bubble."""
+        prefill, decode = explanation(
+            deployed(("tp: 8", "tp: 4, pp: 2")), batch=32, context=700, prompt=512
+        )
+        assert prefill.cut == "tp 4 x pp 2"
+        assert any(note.startswith("pp: ") and "2 stages" in note for note in prefill.notes)
+        bubble = {row.name: row for row in prefill.operators}["pipeline_bubble"]
+        busy_s = sum(
+            row.seconds
+            for row in prefill.operators
+            if row.name not in ("pipeline_bubble", "engine_overhead", "lm_head")
+        )
+        assert bubble.seconds == pytest.approx(busy_s, rel=0.01)
+        light_s = sum(row.light_s for row in prefill.operators if row.name != "lm_head")
+        assert bubble.light_s == pytest.approx(light_s / 2)
+        assert "pipeline_bubble" not in [row.name for row in decode.operators]
+
+    @pytest.mark.parametrize(
+        ("batch", "prompt", "words"),
+        [
+            (65, 512, "a step of 65 is beyond engine.max_num_seqs = 64 of case 'small'"),
+            (1, 8193, "a step of 8193 is beyond engine.max_num_batched_tokens = 8192 of case"),
+        ],
+    )
+    def test_steps_that_the_engine_would_never_run(
+        self, batch: int, prompt: int, words: str
+    ) -> None:
+        with pytest.raises(InputError, match=words):
+            explanation(TP8, batch=batch, context=700, prompt=prompt)
+
+    def test_each_attention_rank_has_sequences_of_its_own(self) -> None:
+        ranks = deployed(
+            ("llama_3_1_70b", "gpt_oss_120b"),
+            ("{weights: fp8, kv_cache: fp8}", "{weights: mxfp4, kv_cache: bf16}"),
+            ("tp: 8", "tp: 2, attention_dp: 4, ep: 8, expert_exchange: all_to_all"),
+        )
+        _, decode = explanation(ranks, batch=4 * 64, context=700, prompt=512)
+        assert any("fullest of 4 ranks" in note for note in decode.notes)
+        with pytest.raises(InputError, match="= 64 in each of 4 attention ranks of case"):
+            explanation(ranks, batch=4 * 64 + 1, context=700, prompt=512)
+
+
 class TestTable:
     def text(self, step: ExplainedStep) -> str:
-        console = Console(width=160)
+        console = Console(width=120)
         with console.capture() as captured:
             console.print(operator_table(step))
         return captured.get()
 
     def test_every_operator_has_a_line_and_the_foot_is_the_sum(self) -> None:
         _, decode = explanation(TP8, batch=32, context=700, prompt=2048)
-        text = self.text(decode)
-        assert text.startswith("small: decode of 32 sequences, 700 keys each")
-        assert all(row.name in text for row in decode.operators)
-        assert f"{decode.seconds * 1e3:.3f}" in text.splitlines()[-2]
+        lines = self.text(decode).splitlines()
+        assert lines[0].strip() == "small: decode of 32 sequences, 700 keys each"
+        assert lines[2].strip() == f"split: {decode.split}"
+        for row in decode.operators:
+            (line,) = [line for line in lines if line.startswith(f" {row.name} ")]
+            assert f" {row.seconds * 1e3:.3f} " in line
+            assert f" {row.bound} " in line
+        (foot,) = [line for line in lines if line.startswith(" step ")]
+        assert foot.split()[-5:-3] == [f"{decode.seconds * 1e3:.3f}", f"{decode.light_s * 1e3:.3f}"]
+        assert "100%" in foot
+
+    def test_every_source_is_listed_once(self) -> None:
+        _, decode = explanation(TP8, batch=32, context=700, prompt=2048)
+        text = " ".join(self.text(decode).split())
+        sources = dict.fromkeys(row.source for row in decode.operators)
+        for number, source in enumerate(sources, 1):
+            assert text.count(f"({number}) {source}") == 1
+
+    def test_nothing_is_cut_off(self) -> None:
+        for step in explanation(TP8, batch=32, context=700, prompt=8192):
+            text = self.text(step)
+            assert "…" not in text
+            assert max(map(len, text.splitlines())) <= 120

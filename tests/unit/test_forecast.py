@@ -189,7 +189,11 @@ class TestBefore:
         ("settings", "error", "words"),
         [
             ([("cases.4.system", "h101")], InputError, "unknown system 'h101'"),
-            ([("cases.4.parallelism.tp", "16")], InfeasibleError, "case 'closed': tp is 16"),
+            (
+                [("cases.4.parallelism.tp", "16")],
+                InfeasibleError,
+                "case 'closed': 1 replicas of 16",
+            ),
             (
                 [("cases.4.prices", "{book: us_2026_11, mode: rent, rent: spot}")],
                 InputError,
@@ -246,6 +250,7 @@ class TestManifest:
             *(f"systems/{chip}_sxm_x8" for chip in ("h100", "h200", "b200")),
             *(f"accelerators/{chip}_sxm" for chip in ("h100", "h200", "b200")),
             *(f"calibrations/{chip}_sxm" for chip in ("h100", "h200", "b200")),
+            *(f"priors/{family}" for family in ("hopper", "blackwell")),
             "overheads/vllm",
             "models/llama_3_1_70b",
             "prices/us_2026_11",

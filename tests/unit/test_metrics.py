@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sim.cost.timer import StepTable
+from sim.cost.table import Array, StepTable
+from sim.cost.timer import ONE_CHIP
 from sim.economics import Purchase, Rental
 from sim.engine.clock import to_ticks
 from sim.engine.cluster import Cluster, ReplicaPlan, RunRecord
@@ -383,8 +384,10 @@ def test_a_window_in_which_nothing_completes() -> None:
 
 
 def table_of(**terms: Any) -> StepTable:
-    zeros = {name: np.zeros(ROWS) for name in StepTable.__annotations__}
-    return StepTable(**{**zeros, "per_pair": 0.0, "per_window_pair": 0.0, **terms})
+    arrays = [name for name, kind in StepTable.__annotations__.items() if kind is Array]
+    zeros = {name: np.zeros(ROWS) for name in arrays}
+    slopes = {"per_pair": 0.0, "per_window_pair": 0.0}
+    return StepTable(**{**zeros, **slopes, "shares": ONE_CHIP, **terms})
 
 
 COUNTS = np.arange(float(ROWS))

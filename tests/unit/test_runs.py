@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sim.calibration.replay import replay
 from sim.calibration.runs import (
     MAX_NUM_SEQS,
     RANDOM_LOW_FRACTION,
@@ -15,7 +16,7 @@ from sim.calibration.runs import (
     read_runs,
     selected,
 )
-from sim.calibration.validate import document, error_table, forecast, validate_runs
+from sim.calibration.validate import document, error_table, validate_runs
 from sim.catalog import open_catalog
 from sim.errors import InputError
 from sim.scenario import ClosedLoopWorkload, OpenLoopWorkload
@@ -56,7 +57,7 @@ def read(folder: Path, *changes: dict[str, str]) -> list[MeasuredRun | Skipped]:
     path = folder / "runs.csv"
     lines = [",".join(ROW)] + [",".join((ROW | change).values()) for change in changes]
     path.write_text("\n".join(lines), encoding="utf-8")
-    return list(read_runs(path))
+    return list(read_runs(path, CATALOG))
 
 
 def read_one(folder: Path, **change: str) -> MeasuredRun:
@@ -229,20 +230,20 @@ class TestSkipped:
 class TestFiles:
     def test_a_missing_one(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"no\.csv: cannot be read: No such file or directory"):
-            list(read_runs(tmp_path / "no.csv"))
+            list(read_runs(tmp_path / "no.csv", CATALOG))
 
     @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'a,b\n"1,2\n'])
     def test_no_csv(self, tmp_path: Path, content: bytes) -> None:
         path = tmp_path / "bad.csv"
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"bad\.csv"):
-            list(read_runs(path))
+            list(read_runs(path, CATALOG))
 
     def test_missing_columns(self, tmp_path: Path) -> None:
         path = tmp_path / "bad.csv"
         path.write_text("row_id,hardware,tp,model,engine,osl\n", encoding="utf-8")
         with pytest.raises(InputError, match=r"bad\.csv:1: columns are missing: isl, num_chips$"):
-            list(read_runs(path))
+            list(read_runs(path, CATALOG))
 
 
 class TestSelected:
@@ -272,7 +273,7 @@ class TestValidation:
         found = []
         for run, factor in zip(read(tmp_path, *changes), self.FACTORS, strict=True):
             assert isinstance(run, MeasuredRun)
-            told = forecast(run, CATALOG, seed=1)["tpot_s_p50"]
+            told = replay(run.case, CATALOG, seed=1)["tpot_s_p50"]
             found.append(replace(run, measured={"tpot": told * factor}))
         return found
 
@@ -317,12 +318,12 @@ class TestValidation:
     def test_a_closed_loop_keeps_littles_law(self, tmp_path: Path) -> None:
         """Clients = requests/s times the time that each request is in the system."""
         run = read_one(tmp_path, concurrency="32", isl="500", osl="100")
-        told = forecast(run, CATALOG, seed=1)
+        told = replay(run.case, CATALOG, seed=1)
         request_s = told["ttft_s_mean"] + 99 * told["tpot_s_mean"]
         assert told["output_tokens_per_s"] / 100 * request_s == pytest.approx(32, rel=0.05)
 
     def test_an_open_loop_that_keeps_up_serves_what_comes(self, tmp_path: Path) -> None:
         """500 requests of 20 tokens at 2/s; a Poisson rate is off by 1/sqrt(500) = 4.5 %."""
         run = read_one(tmp_path, scenario="server", concurrency="", request_rate_qps="2")
-        told = forecast(run, CATALOG, seed=1)
+        told = replay(run.case, CATALOG, seed=1)
         assert told["output_tokens_per_s"] == pytest.approx(2 * 20, rel=3 * 0.045)

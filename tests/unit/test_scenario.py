@@ -306,7 +306,11 @@ class TestJsonSchema:
             ("max_num_seqs: 64", "max_num_seq: 64", "max_num_seq is unknown"),
             ("- {name: H200, ", "- {", "name is missing"),
             ("question: Does a small scenario run?\n", "", "question is missing"),
-            ("name: vllm", "name: llama", "'llama' is none of ['trtllm', 'vllm', 'sglang']"),
+            (
+                "name: vllm",
+                "name: llama",
+                "'llama' is none of ['trtllm', 'vllm', 'sglang', 'native']",
+            ),
             ("requests: 20", "requests: many", "'many' is no integer"),
         ],
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sim.engine.kv import BlockPool
+from sim.engine.kv import BlockPool, SequenceBlocks
 from sim.engine.requests import Request
 from sim.engine.scheduler import BatchLimits, Scheduler, Stretch
 from sim.errors import InternalError
@@ -52,7 +52,7 @@ def test_prompts_share_a_step_in_the_order_of_arrival() -> None:
     scheduler.finish(stretch, 1, 9)
     assert stretch.first_tokens == 2
     assert [request.first_token_tick for request in (first, second, third)] == [9, 9, -1]
-    assert scheduler.prefilling is third
+    assert scheduler.prefilling == [third]
     assert (scheduler.running_requests, scheduler.outstanding_requests) == (3, 3)
 
 
@@ -225,3 +225,40 @@ def test_sums_over_the_steps_of_a_stretch() -> None:
     stretch = Stretch(2, 10, window_tokens=7, window_growing=1, first_step_blocks=0)
     assert [stretch.context_sum(steps) for steps in (1, 2, 3)] == [12, 26, 42]
     assert [stretch.window_sum(steps) for steps in (1, 2, 3)] == [8, 17, 27]
+
+
+def test_a_limit_of_its_own_leaves_room_for_other_prompts() -> None:
+    """As with ``long_prefill_token_threshold``: long prompts advance side by side."""
+    scheduler = Scheduler(BatchLimits(8, 100, max_chunk_tokens=40), BlockPool(1000, 16))
+    with_requests(scheduler, (90, 5), (30, 5), (70, 5))
+    assert chunks(pass_step(scheduler, 0)) == [(0, 40), (1, 30), (2, 30)]
+    # the second decodes; 99 are left for the two that are unfinished, 40 for each
+    stretch = pass_step(scheduler, 1)
+    assert stretch.decode_sequences == 1
+    assert chunks(stretch) == [(0, 40), (2, 40)]
+    assert chunks(pass_step(scheduler, 2)) == [(0, 10)]
+    assert scheduler.prefilling == []
+
+
+def test_states_are_taken_at_admission_and_come_back() -> None:
+    blocks = SequenceBlocks(growing=1, windowed=0, fixed=7)
+    scheduler = Scheduler(BatchLimits(8, 100), BlockPool(18, 16), None, blocks)
+    with_requests(scheduler, (16, 2), (17, 1), (1, 1))
+    stretch = scheduler.plan(0)
+    # 7 + 1 and 7 + 2 blocks are in use, one is free: the third has to wait for a state's eight
+    assert chunks(stretch) == [(0, 16), (1, 17)]
+    assert scheduler.pool.used_blocks == 17
+    scheduler.finish(stretch, 1, 1)
+    assert scheduler.pool.used_blocks == 8
+
+
+def test_a_window_takes_no_more_blocks_once_it_is_full() -> None:
+    blocks = SequenceBlocks(growing=0, windowed=1, fixed=0)
+    scheduler = Scheduler(BatchLimits(8, 100), BlockPool(3, 16), 40, blocks)
+    with_requests(scheduler, (80, 900))
+    assert scheduler.can_ever_run(scheduler.waiting[0])
+    pass_step(scheduler, 0)
+    stretch = scheduler.plan(1)
+    assert stretch.max_steps == 899
+    scheduler.finish(stretch, 899, 2)
+    assert scheduler.pool.free_blocks == 3

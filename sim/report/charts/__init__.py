@@ -6,8 +6,9 @@ marker in all of them. A number that is not defined is said to be so, never draw
 """
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 from sim.report.charts.bars import cost_chart, energy_chart
@@ -15,7 +16,9 @@ from sim.report.charts.curves import cost_curve_chart, throughput_chart
 from sim.report.charts.drawing import Drawing
 from sim.report.charts.latency import latency_chart
 from sim.report.charts.timeline import timeline_chart
+from sim.report.charts.waterfall import waterfall_chart
 from sim.report.data import RunTables
+from sim.report.explanation import ExplainedStep
 from sim.report.style import chart_settings
 
 PNG_DOTS_PER_IN = 200
@@ -54,15 +57,20 @@ def draw_charts(tables: RunTables) -> tuple[Chart, ...]:
     """Draw every chart the run has data for, in the order of the report."""
     has_curve = tables.curve is not None and not tables.curve.empty
     return tuple(
-        _render(name, painter, tables)
+        _render(name, partial(painter, tables))
         for name, painter in PAINTERS.items()
         if has_curve or not name.endswith("_interactivity")
     )
 
 
-def _render(name: str, painter: Callable[[RunTables], Drawing], tables: RunTables) -> Chart:
+def draw_steps(steps: Sequence[ExplainedStep], version: str) -> tuple[Chart, ...]:
+    """Draw where the time of explained steps goes, a chart for each, named after its kind."""
+    return tuple(_render(step.kind, partial(waterfall_chart, step, version)) for step in steps)
+
+
+def _render(name: str, paint: Callable[[], Drawing]) -> Chart:
     with chart_settings(salt=name):
-        drawing = painter(tables)
+        drawing = paint()
         svg, png = io.BytesIO(), io.BytesIO()
         figure = drawing.sheet.figure
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}

@@ -1,0 +1,68 @@
+"""Do in simulation what a benchmark did, and count what it counted."""
+
+import pandas as pd
+
+from sim.catalog import Catalog
+from sim.deployment import deploy
+from sim.errors import InfeasibleError
+from sim.metrics import request_table
+from sim.scenario import Case
+from sim.simulate import simulate
+
+STEADY = (0.2, 0.8)
+"""Share of the completions, by time, that a closed loop's throughput is counted over."""
+
+
+def replay(case: Case, catalog: Catalog, seed: int) -> dict[str, float]:
+    """Simulate a case and return the statistics that benchmarks publish.
+
+    Returns
+    -------
+    statistics : dict
+        ``tpot_s_p50, tpot_s_mean, ttft_s_p50, ttft_s_mean, output_tokens_per_s,
+        total_tokens_per_s`` and the last two ``_per_chip``.
+
+    Raises
+    ------
+    InfeasibleError
+        The case does not fit, or none of its requests does.
+    """
+    deployment = deploy(case, catalog)
+    record = simulate(deployment, catalog, seed).record
+    requests = request_table(record, deployment.timer.overhead)
+    completed = requests[requests["outcome"] == "completed"]
+    if completed.empty:
+        raise InfeasibleError(f"case {case.name!r}: no request fits into the KV cache")
+    counted = _counted(case, completed)
+    output_tokens_per_s = float(counted["output_tokens"].sum()) / counted.attrs["span_s"]
+    input_tokens_per_s = float(counted["input_tokens"].sum()) / counted.attrs["span_s"]
+    total_tokens_per_s = output_tokens_per_s + input_tokens_per_s
+    return {
+        "tpot_s_p50": float(completed["tpot_s"].median()),
+        "tpot_s_mean": float(completed["tpot_s"].mean()),
+        "ttft_s_p50": float(completed["ttft_s"].median()),
+        "ttft_s_mean": float(completed["ttft_s"].mean()),
+        "output_tokens_per_s": output_tokens_per_s,
+        "total_tokens_per_s": total_tokens_per_s,
+        "output_tokens_per_s_per_chip": output_tokens_per_s / deployment.chips,
+        "total_tokens_per_s_per_chip": total_tokens_per_s / deployment.chips,
+    }
+
+
+def _counted(case: Case, completed: pd.DataFrame) -> pd.DataFrame:
+    """Keep the requests that a benchmark's throughput counts, with the ``span_s`` they took.
+
+    A closed loop counts its steady part, if it has one; an open loop everything from the first
+    arrival to the last completion.
+    """
+    ordered = completed.sort_values("done_s")
+    done = ordered["done_s"].to_numpy()
+    counted = ordered
+    span_s = float(done[-1] - ordered["arrival_s"].min())
+    if case.workload.kind == "closed_loop":
+        first, last = (int(share * (len(ordered) - 1)) for share in STEADY)
+        steady_s = float(done[last] - done[first])
+        if steady_s > 0:
+            counted, span_s = ordered.iloc[first + 1 : last + 1], steady_s
+    counted.attrs["span_s"] = span_s
+    return counted

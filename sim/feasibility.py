@@ -1,0 +1,175 @@
+"""Whether a case can run at all: legal splits, enough chips, enough memory, and the ways out."""
+
+from collections.abc import Callable, Iterator
+
+from sim.cost.memory import EngineShare, MemoryUse, engine_bytes, memory_use, slower_tiers
+from sim.errors import InfeasibleError
+from sim.hardware import Accelerator, System
+from sim.model import Model
+from sim.parallelism import Parallelism, problems
+from sim.precision import Precision
+from sim.scenario import Case, ServingEngine
+from sim.units import DTYPE_BYTES, GIB, Dtype
+
+_POWERS_OF_TWO = (1, 2, 4, 8, 16, 32, 64)
+
+Fits = Callable[[Case], bool]
+"""Whether a changed case would be legal and fit."""
+
+
+def check_split(case: Case, model: Model, system: System) -> None:
+    """Refuse a split that breaks a rule.
+
+    Raises
+    ------
+    InfeasibleError
+        With every rule that is broken, and the tensor-parallel splits that are legal.
+    """
+    broken = problems(case.parallelism, model, system, case.routing.redundant_experts)
+    if broken:
+        splits = (Parallelism(tp=tp) for tp in _POWERS_OF_TWO if tp <= system.domain_chips)
+        legal = [str(split.tp) for split in splits if not problems(split, model, system)]
+        way_out = f"; legal are tp = {', '.join(legal)}" if legal else ""
+        raise InfeasibleError(f"case {case.name!r}: " + "; ".join(broken) + way_out)
+
+
+def count_replicas(case: Case, system: System) -> int:
+    """Count the replicas that run: those asked for, or as many as the chips allow.
+
+    A replica may span systems.
+
+    Raises
+    ------
+    InfeasibleError
+        There are too few chips.
+    """
+    chips = system.chips * case.systems
+    fitting = chips // case.parallelism.chips
+    wanted = fitting if case.replicas is None else case.replicas
+    if wanted > fitting or fitting == 0:
+        raise InfeasibleError(
+            f"case {case.name!r}: {wanted or 1} replicas of {case.parallelism.chips} chips need "
+            f"{(wanted or 1) * case.parallelism.chips} chips, {case.systems} x {case.system} has "
+            f"{chips}: systems >= {-(-(wanted or 1) * case.parallelism.chips // system.chips)}"
+        )
+    return wanted
+
+
+def fitted_memory(case: Case, model: Model, accelerator: Accelerator, system: System) -> MemoryUse:
+    """Divide the memory of one chip of a case.
+
+    Raises
+    ------
+    InfeasibleError
+        The weights leave no room for KV cache, or more is to be offloaded than slower memory
+        holds; with the numbers and a way out.
+    """
+    memory = _memory(case, model, accelerator)
+    offloaded = memory.offloaded_weights_bytes + memory.offloaded_kv_bytes
+    room = sum(tier.capacity_bytes.value for tier in slower_tiers(accelerator, system))
+    if offloaded > room:
+        known = f"{room / GIB:.0f} GiB" if room else "no slower memory that is known"
+        raise InfeasibleError(
+            f"case {case.name!r}: {offloaded / GIB:.0f} GiB are to be offloaded "
+            f"(engine.offload_weights_bytes, offload_kv_bytes) but each {system.accelerator} of "
+            f"{case.system} has {known} beside its fastest"
+        )
+    if not _holds_a_sequence(case, memory):
+        raise _does_not_fit(case, system, model, accelerator)
+    return memory
+
+
+def _memory(case: Case, model: Model, accelerator: Accelerator) -> MemoryUse:
+    engine, reserved = case.engine, case.engine.reserved_bytes
+    if reserved is None:  # of the vendors' own engines nothing is known beside the fraction
+        reserved = 0.0 if engine.name == "native" else engine_bytes(case.parallelism)
+    share = EngineShare(
+        engine.memory_fraction,
+        reserved,
+        engine.max_num_batched_tokens,
+        engine.max_num_seqs,
+        engine.offload_weights_bytes,
+        engine.offload_kv_bytes,
+    )
+    return memory_use(model, case.parallelism, case.precision, accelerator, share, case.routing)
+
+
+def _holds_a_sequence(case: Case, memory: MemoryUse) -> bool:
+    """Tell whether the cache of an attention rank holds the shortest sequence."""
+    cp, blocks = case.parallelism.cp, memory.blocks(case.engine.block_tokens)
+    least = blocks.growing + blocks.windowed + blocks.fixed * cp
+    return 0 < least <= blocks.total * cp
+
+
+def _does_not_fit(
+    case: Case, system: System, model: Model, accelerator: Accelerator
+) -> InfeasibleError:
+    """Say by how much a model misses the memory, and which changes would make it fit."""
+    memory, chips = _memory(case, model, accelerator), case.parallelism.chips
+    usable = memory.budget_bytes - memory.activations_bytes - memory.engine_bytes
+    weights = memory.weights_bytes - memory.offloaded_weights_bytes
+    weights_gib, usable_gib = weights * chips / GIB, chips * usable / GIB
+    return InfeasibleError(
+        f"case {case.name!r}: {model.name} needs {weights_gib:.0f} GiB of weights per replica and "
+        f"room for KV cache, {chips} x {system.accelerator} has {usable_gib:.0f} GiB usable: "
+        + " or ".join(_ways_to_fit(case, system, model, accelerator))
+    )
+
+
+def _ways_to_fit(
+    case: Case, system: System, model: Model, accelerator: Accelerator
+) -> Iterator[str]:
+    """Try wider splits, narrower weights and slower memory; name the first of each that fits."""
+
+    def fits(changed: Case) -> bool:
+        if problems(changed.parallelism, model, system, case.routing.redundant_experts):
+            return False
+        return _holds_a_sequence(changed, _memory(changed, model, accelerator))
+
+    yield from _wider_splits(case, system, model, fits)
+    narrower: tuple[Dtype, ...] = ("fp8", "nvfp4")
+    for weights in narrower:
+        known = weights in accelerator.peak_flop_per_s
+        smaller = DTYPE_BYTES[weights] < DTYPE_BYTES[case.precision.weights]
+        if known and smaller and fits(_with_weights(case, weights)):
+            yield f"{weights} weights"
+            break
+    yield from _offloads(case, system, model, accelerator)
+    usual = case.model_copy(update={"engine": ServingEngine()})
+    if fits(usual):
+        yield "the default engine.memory_fraction, reserved_bytes and token budget"
+    else:
+        yield "a system with more memory per scale-up domain"
+
+
+def _wider_splits(case: Case, system: System, model: Model, fits: Fits) -> Iterator[str]:
+    """Find more tensor ranks inside a domain, else more pipeline stages."""
+    inside = (tp for tp in _POWERS_OF_TWO if case.parallelism.tp < tp <= system.domain_chips)
+    tp = next((tp for tp in inside if fits(_with_split(case, Parallelism(tp=tp)))), None)
+    if tp is not None:
+        yield f"tp >= {tp}"
+        return
+    for pp in range(case.parallelism.pp + 1, model.layers + 1):
+        wider = case.parallelism.model_copy(update={"pp": pp})
+        if fits(_with_split(case, wider)):
+            yield f"pp >= {pp} with systems >= {-(-wider.chips // system.chips)}"
+            return
+
+
+def _offloads(case: Case, system: System, model: Model, accelerator: Accelerator) -> Iterator[str]:
+    """Find how much of the weights has to lie in slower memory, where there is any."""
+    tiers = slower_tiers(accelerator, system)
+    memory = _memory(case, model, accelerator)
+    missing = memory.offloaded_weights_bytes - memory.local_kv_bytes
+    wanted = (int(missing / GIB) + 1) * GIB
+    if wanted <= min(sum(tier.capacity_bytes.value for tier in tiers), memory.weights_bytes):
+        yield f"engine.offload_weights_bytes >= {wanted / GIB:.0f} GiB ({tiers[0].kind})"
+
+
+def _with_split(case: Case, parallelism: Parallelism) -> Case:
+    return case.model_copy(update={"parallelism": parallelism})
+
+
+def _with_weights(case: Case, weights: Dtype) -> Case:
+    precision: Precision = case.precision.model_copy(update={"weights": weights})
+    return case.model_copy(update={"precision": precision})

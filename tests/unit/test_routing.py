@@ -1,0 +1,225 @@
+"""Routers by the laws of probability, by drawing tokens, and against what others computed."""
+
+import itertools
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from sim.routing import (
+    BALANCED,
+    POWER_LAW_DEEPSEEK,
+    POWER_LAW_QWEN3_235B,
+    Routing,
+    inclusion_probabilities,
+    power_law_inclusion,
+    rank_loads,
+    sampling_imbalance,
+)
+
+
+def gumbel_picks(weights: np.ndarray, picks: int, tokens: int, seed: int = 3) -> np.ndarray:
+    """Draw the experts of tokens one by one without replacement: Gumbel top-k."""
+    noise = np.random.default_rng(seed).gumbel(size=(tokens, weights.size))
+    return np.argpartition(-(np.log(weights) + noise), picks, axis=1)[:, :picks]
+
+
+class TestBalanced:
+    @pytest.mark.parametrize(("experts", "picks"), [(8, 2), (128, 4), (256, 8)])
+    @pytest.mark.parametrize("ranks", [1, 4])
+    def test_is_uniform_independent_routing_to_the_last_bit(
+        self, experts: int, picks: int, ranks: int
+    ) -> None:
+        tokens = np.array([0.0, 1.0, 8.0, 32.0, 128.0, 512.0])
+        held = experts // ranks
+        expected = held * (1 - (1 - picks / experts) ** tokens)
+        assert (
+            np.asarray(BALANCED.touched(tokens, experts, picks, ranks)).tolist()
+            == expected.tolist()
+        )
+        expected = tokens * (picks * held / experts)
+        assert (
+            np.asarray(BALANCED.visits(tokens, experts, picks, ranks)).tolist() == expected.tolist()
+        )
+
+    def test_every_rank_is_the_mean_rank(self) -> None:
+        assert BALANCED.hottest_over_mean(256, 8, 32) == pytest.approx(1.0, rel=1e-12)
+
+    def test_a_vanishing_skew_is_none(self) -> None:
+        faint = Routing(skew=1e-9)
+        for tokens in (1, 8, 512):
+            ours, theirs = (r.touched(tokens, 256, 8, 8) for r in (faint, BALANCED))
+            assert ours == pytest.approx(theirs, rel=1e-6)
+            ours, theirs = (r.visits(tokens, 256, 8, 8) for r in (faint, BALANCED))
+            assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+class TestInclusion:
+    @pytest.mark.parametrize("skew", [0.0, 0.3, 1.0, 3.0])
+    @pytest.mark.parametrize(("experts", "picks"), [(8, 2), (128, 8), (4, 4)])
+    def test_probabilities_add_up_to_the_picks(self, experts: int, picks: int, skew: float) -> None:
+        chances = Routing(skew=skew).inclusion(experts, picks)
+        assert chances.sum() == pytest.approx(picks, rel=1e-9)
+        assert chances.max() <= 1.0
+        assert (np.diff(chances) <= 0).all()
+
+    @pytest.mark.parametrize("skew", [0.5, 1.0])
+    def test_draws_one_by_one_without_replacement(self, skew: float) -> None:
+        weights = np.arange(1, 65, dtype=float) ** -skew
+        drawn = gumbel_picks(weights, 4, 40_000)
+        shares = np.bincount(drawn.ravel(), minlength=64) / 40_000
+        # the approximation within 3 %, the draws within four standard deviations
+        allowed = 0.03 * shares + 4 * np.sqrt(shares / 40_000)
+        assert (np.abs(inclusion_probabilities(weights, 4) - shares) <= allowed).all()
+
+    def test_two_of_three_by_hand(self) -> None:
+        """Exact: an expert of weight 2 beside two of weight 1 is missed in 2 * 1/4 * 1/3."""
+        chances = inclusion_probabilities(np.array([2.0, 1.0, 1.0]), 2)
+        assert chances[0] == pytest.approx(1 - 2 * (1 / 4) * (1 / 3), rel=0.02)
+
+    def test_an_expert_is_never_picked_twice(self) -> None:
+        chances = power_law_inclusion(8, 6, POWER_LAW_QWEN3_235B)
+        assert chances.max() == 1.0
+        assert chances.sum() == pytest.approx(6.0, rel=1e-12)
+
+    def test_all_experts_picked(self) -> None:
+        assert power_law_inclusion(4, 4, 1.2).tolist() == [1.0] * 4
+
+
+class TestTouched:
+    @pytest.mark.parametrize(
+        ("experts", "skew", "expected"),
+        [
+            (256, 0.0, (57.4, 163, 252, 256)),
+            (256, 0.5, (54.6, 148, 243, 256)),
+            (256, 1.0, (41.8, 106, 202, 253)),
+            (128, 0.5, (48.0, 104, 128, 128)),
+            (128, 1.0, (37.8, 82, 122, 128)),
+        ],
+    )
+    def test_as_simulated_with_gumbel_top_k(
+        self, experts: int, skew: float, expected: tuple[float, ...]
+    ) -> None:
+        """Top 8 with weights ``i^-skew``, 8 to 512 tokens: simulated elsewhere, within 1.5 %."""
+        touched = Routing(skew=skew).touched(np.array([8.0, 32.0, 128.0, 512.0]), experts, 8, 1)
+        assert touched == pytest.approx(expected, rel=0.015)
+
+    def test_as_drawn(self) -> None:
+        weights = np.arange(1, 65, dtype=float) ** -0.8
+        drawn = gumbel_picks(weights, 4, 16 * 2000).reshape(2000, -1)
+        distinct = np.mean([np.unique(row).size for row in drawn])
+        assert Routing(skew=0.8).touched(16, 64, 4, 1) == pytest.approx(distinct, rel=0.01)
+
+    def test_skew_touches_fewer(self) -> None:
+        tokens = np.arange(1.0, 300.0)
+        by_skew = [Routing(skew=s).touched(tokens, 128, 8, 1) for s in (0.0, 0.4, 0.8, 1.6)]
+        for less, more in itertools.pairwise(by_skew):
+            # a single token always touches its 8 picks, and nobody touches more than there are
+            assert np.all(more <= less * (1 + 1e-9))
+
+    def test_one_token_touches_its_picks(self) -> None:
+        assert Routing(skew=1.0).touched(1, 128, 8, 1) == pytest.approx(8.0, rel=1e-9)
+
+    def test_no_token_touches_nothing(self) -> None:
+        for routing in (Routing(skew=1.0), Routing(power_law=1.2, redundant_experts=8)):
+            assert routing.touched(0, 128, 8, 8) == 0.0
+            assert routing.visits(0, 128, 8, 8) == 0.0
+
+
+NAIVE = {
+    (256, POWER_LAW_DEEPSEEK): (1.19, 1.42, 1.76, 2.36, 3.35),
+    (256, POWER_LAW_QWEN3_235B): (1.28, 1.54, 2.05, 2.89, 4.39),
+    (128, POWER_LAW_DEEPSEEK): (1.28, 1.58, 2.09, 3.09, 4.45),
+    (128, POWER_LAW_QWEN3_235B): (1.38, 1.80, 2.51, 3.80, 6.14),
+}
+"""Busiest over mean of 4 to 64 ranks, top 8, loads drawn by AIConfigurator's sampler."""
+
+
+class TestHottestRank:
+    @pytest.mark.parametrize(("experts", "alpha"), NAIVE)
+    def test_naive_placement_as_simulated(self, experts: int, alpha: float) -> None:
+        """Loads are drawn there and quantiles here: within 5 %."""
+        routing = Routing(power_law=alpha)
+        ours = [routing.hottest_over_mean(experts, 8, ranks) for ranks in (4, 8, 16, 32, 64)]
+        assert ours == pytest.approx(NAIVE[experts, alpha], rel=0.05)
+
+    @pytest.mark.parametrize(
+        ("experts", "expected"),
+        [(256, (1.00, 1.00, 1.00, 1.00, 1.02)), (128, (1.00, 1.00, 1.00, 1.03, 1.17))],
+    )
+    def test_replicas_packed_by_exact_loads(
+        self, experts: int, expected: tuple[float, ...]
+    ) -> None:
+        """Alpha 1.2, 64 replicas: as simulated elsewhere with 32 to 64, within 0.03."""
+        routing = Routing(power_law=POWER_LAW_QWEN3_235B, redundant_experts=64)
+        ours = [routing.hottest_over_mean(experts, 8, ranks) for ranks in (4, 8, 16, 32, 64)]
+        assert ours == pytest.approx(expected, abs=0.03)
+
+    def test_typical_of_random_placements(self) -> None:
+        """The placement that stands for all is as hot as others drawn at random, on the mean."""
+        chances = Routing(skew=0.7).inclusion(128, 8)
+        random = np.random.default_rng(11)
+        hottest = [rank_loads(random.permutation(chances), 16).max() for _ in range(2000)]
+        expected = np.mean(hottest) * 16 / 8
+        assert Routing(skew=0.7).hottest_over_mean(128, 8, 16) == pytest.approx(expected, rel=0.03)
+
+    def test_all_tokens_are_computed_somewhere(self) -> None:
+        """With one rank nothing can be uneven: all visits are its own."""
+        for routing in (Routing(skew=1.0), Routing(power_law=1.2, redundant_experts=7)):
+            assert routing.visits(100, 128, 8, 1) == pytest.approx(800)
+
+    def test_a_rank_computes_a_token_at_most_once_per_expert(self) -> None:
+        hot = Routing(skew=6.0)  # nearly every token picks the same experts
+        assert hot.visits(100, 16, 4, 8) <= 100 * 2
+        # a rank with two experts that everybody picks
+        assert hot.hottest_over_mean(16, 4, 8) <= 2 * 8 / 4
+
+    def test_replicas_never_make_it_worse(self) -> None:
+        for replicas in (32, 64, 128):
+            balanced = Routing(skew=1.0, redundant_experts=replicas)
+            naive = Routing(skew=1.0)
+            assert balanced.hottest_over_mean(256, 8, 32) < naive.hottest_over_mean(256, 8, 32)
+
+    def test_deepseek_holds_nine_experts_per_chip(self) -> None:
+        """256 experts and 32 replicas: 9 on each of 32 chips, 2 on each of 144."""
+        routing = Routing(redundant_experts=32)
+        assert (routing.slots(256, 32), routing.slots(256, 144)) == (9, 2)
+
+
+class TestSamplingNoise:
+    @pytest.mark.parametrize(
+        ("experts", "picks", "expected"),
+        [
+            (8, 2, (1.48, 1.23, 1.12)),
+            (128, 8, (1.25, 1.12, 1.06)),
+            (256, 8, (1.25, 1.12, 1.06)),
+        ],
+    )
+    def test_as_simulated(self, experts: int, picks: int, expected: tuple[float, ...]) -> None:
+        """Busiest of 8 ranks over the mean with 32, 128 and 512 tokens, simulated elsewhere."""
+        ours = sampling_imbalance(np.array([32.0, 128.0, 512.0]), experts, picks, 8)
+        assert ours == pytest.approx(expected, abs=0.02)
+
+    def test_as_drawn(self) -> None:
+        drawn = gumbel_picks(np.ones(64), 4, 24 * 2000).reshape(2000, -1) // 16
+        busiest = np.mean([np.bincount(row, minlength=4).max() for row in drawn])
+        assert sampling_imbalance(24, 64, 4, 4) == pytest.approx(busiest / 24, rel=0.02)
+
+    def test_is_asked_for(self) -> None:
+        lucky, real = Routing(), Routing(sampling_noise=True)
+        assert lucky.visits(32, 256, 8, 8) == 32
+        assert real.visits(32, 256, 8, 8) == pytest.approx(32 * 1.25, rel=0.01)
+
+    def test_fades_with_tokens(self) -> None:
+        noisy, smooth = Routing(skew=0.5, sampling_noise=True), Routing(skew=0.5)
+        many = 1e8
+        ours, expected = (r.visits(many, 256, 8, 8) for r in (noisy, smooth))
+        assert ours == pytest.approx(expected, rel=1e-3)
+
+    def test_one_rank_has_no_luck(self) -> None:
+        assert sampling_imbalance(3, 8, 2, 1) == 1.0
+
+
+def test_two_laws_are_one_too_many() -> None:
+    with pytest.raises(ValidationError, match="give one law"):
+        Routing(skew=0.5, power_law=1.2)
