@@ -17,6 +17,7 @@ from sim.economics import PriceBook
 from sim.efficiency import Calibration, Engine
 from sim.errors import InputError, InternalError
 from sim.hardware import Accelerator, System
+from sim.measured import Published
 from sim.model import Model
 from sim.overhead import EngineOverhead, EngineOverheads
 from sim.priors import FamilyPrior, Prior
@@ -33,6 +34,7 @@ Kind = Literal[
     "prices",
     "models",
     "lengths",
+    "measured",
     "scenarios",
 ]
 """A folder of the catalogue; also the word that ``rackcast list`` takes."""
@@ -49,6 +51,7 @@ _FOLDERS: Mapping[Kind, str] = {
     "prices": "hardware/prices",
     "models": "workloads/models",
     "lengths": "workloads/lengths",
+    "measured": "hardware/measured",
     "scenarios": "scenarios",
 }
 
@@ -62,6 +65,7 @@ _SCHEMAS: Mapping[Kind, type[StrictModel]] = {
     "overheads": EngineOverheads,
     "prices": PriceBook,
     "models": Model,
+    "measured": Published,
 }
 
 
@@ -280,7 +284,7 @@ def _files(roots: Sequence[Path], folder: str) -> dict[str, Path]:
 def _unknown(kind: Kind, entry_id: str, names: Sequence[str]) -> str:
     listed = ", ".join(names) or "none"
     hint = did_you_mean(entry_id, names) or "."
-    noun = kind if kind in ("prices", "lengths") else kind.removesuffix("s")
+    noun = kind if kind in ("prices", "lengths", "measured") else kind.removesuffix("s")
     return f"unknown {noun} {entry_id!r}{hint} There are: {listed}"
 
 

@@ -12,6 +12,7 @@ from sim.economics import PriceBook, Purchase, Rental, purchase, rental
 from sim.efficiency import Calibration
 from sim.errors import InfeasibleError, InputError, RackcastError
 from sim.hardware import Accelerator, System
+from sim.measured import Published
 from sim.model import Model
 from sim.overhead import EngineOverheads
 from sim.priors import FamilyPrior
@@ -34,6 +35,7 @@ MODELS: Mapping[str, type[StrictModel]] = {
     "prices": PriceBook,
     "model": Model,
     "lengths": TrafficLaw,
+    "measured": Published,
 }
 """Kinds of files beside scenarios."""
 
@@ -47,6 +49,7 @@ _TELLING_KEYS: tuple[tuple[str, str], ...] = (
     ("ownership", "prices"),
     ("layers", "model"),
     ("lengths", "lengths"),
+    ("comparisons", "measured"),
 )
 """A key that only one kind of file has; a calibration names peaks too, so order matters."""
 
@@ -59,6 +62,7 @@ _FOLDERS: Mapping[str, str] = {
     "prices": "prices",
     "models": "model",
     "lengths": "lengths",
+    "measured": "measured",
     "scenarios": "scenario",
 }
 

@@ -36,9 +36,11 @@ POWER_LAW_DEEPSEEK = 1.01
 POWER_LAW_QWEN3_235B = 1.2
 """`Routing.power_law` of Qwen3-235B-A22B (AIConfigurator, matched by latency)."""
 
-POWER_LAW_SPAN = 0.8 * 1024
-"""Largest over smallest load of the power law: AIConfigurator draws from 1 to 0.8 times the
-tokens, here of its batches of 1,024 tokens."""
+POWER_LAW_TOKENS = 1024
+"""Tokens of the batches in which AIConfigurator draws the loads of experts."""
+
+POWER_LAW_SPAN = 0.8 * POWER_LAW_TOKENS
+"""Largest over smallest load of the power law: loads are drawn from 1 to 0.8 times the tokens."""
 
 _PLACEMENTS = 200
 """Random placements of experts on ranks from which a typical one is taken."""

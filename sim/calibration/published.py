@@ -15,34 +15,10 @@ from sim.calibration.replay import replay
 from sim.catalog import Catalog, open_catalog
 from sim.errors import InputError, exit_on_error
 from sim.figures import Figure
+from sim.measured import Published, Statistic
 from sim.scenario import Case, load_scenario
-from sim.schema import StrictModel, load_yaml, validate
+from sim.schema import load_yaml, validate
 from sim.units import MILLISECOND_S
-
-
-class PublishedFigure(StrictModel):
-    """One figure of one case."""
-
-    case: str
-    """Name of a case of the scenario."""
-    column: str
-    """Which statistic of `sim.calibration.replay.replay` was published."""
-    measured: Figure[float]
-
-
-class PublishedScenario(StrictModel):
-    """The published figures that one scenario forecasts."""
-
-    scenario: str
-    """Id of a file in ``scenarios``."""
-    figures: tuple[PublishedFigure, ...]
-
-
-class Published(StrictModel):
-    """A file of published results."""
-
-    about: str
-    scenarios: tuple[PublishedScenario, ...]
 
 
 @dataclass(frozen=True)
@@ -50,7 +26,7 @@ class Comparison:
     """A forecast beside a published figure."""
 
     case: Case
-    column: str
+    statistic: Statistic
     forecast: float
     measured: Figure[float]
 
@@ -66,23 +42,22 @@ def compare(published: Published, catalog: Catalog) -> Iterator[Comparison]:
     Raises
     ------
     InputError
-        A scenario has no such case, or a case no such statistic.
+        A scenario has no such case.
     """
-    for entry in published.scenarios:
+    for entry in published.comparisons:
         path = catalog.path("scenarios", entry.scenario)
         scenario = load_scenario(path)
         cases = {case.name: case for case in scenario.cases}
-        found: dict[str, dict[str, float]] = {}
+        found: dict[str, dict[Statistic, float]] = {}
         for figure in entry.figures:
             if figure.case not in cases:
                 raise InputError(f"{path}: there is no case {figure.case!r}")
             case = cases[figure.case]
             if case.name not in found:
                 found[case.name] = replay(case, catalog, scenario.header.seed)
-            if figure.column not in found[case.name]:
-                known = ", ".join(found[case.name])
-                raise InputError(f"{figure.case}: no statistic {figure.column!r}; use {known}")
-            yield Comparison(case, figure.column, found[case.name][figure.column], figure.measured)
+            yield Comparison(
+                case, figure.statistic, found[case.name][figure.statistic], figure.measured
+            )
 
 
 def table(comparisons: list[Comparison]) -> str:
@@ -97,18 +72,18 @@ def table(comparisons: list[Comparison]) -> str:
         if item.measured.note is not None:
             text += f". {item.measured.note}"
         number = sources.setdefault(text, len(sources) + 1)
-        unit, scale = _unit(item.column)
+        unit, scale = _unit(item.statistic)
         lines.append(
-            f"| {item.case.name} | {item.column} ({unit}) | {item.forecast / scale:,.4g} "
+            f"| {item.case.name} | {item.statistic} ({unit}) | {item.forecast / scale:,.4g} "
             f"| {item.measured.value / scale:,.4g} | {item.ratio:.2f} | [{number}] |"
         )
     lines += ["", *(f"{number}. {text}" for text, number in sources.items())]
     return "\n".join(lines)
 
 
-def _unit(column: str) -> tuple[str, float]:
+def _unit(statistic: str) -> tuple[str, float]:
     """Give the unit that people read a statistic in, and its size."""
-    return ("ms", MILLISECOND_S) if "_s_p50" in column or "_s_mean" in column else ("tokens/s", 1.0)
+    return ("ms", MILLISECOND_S) if statistic.endswith(("_s_p50", "_s_mean")) else ("tokens/s", 1.0)
 
 
 def main(

@@ -5,6 +5,7 @@ import pandas as pd
 from sim.catalog import Catalog
 from sim.deployment import deploy
 from sim.errors import InfeasibleError
+from sim.measured import Statistic
 from sim.metrics import request_table
 from sim.scenario import Case
 from sim.simulate import simulate
@@ -13,14 +14,12 @@ STEADY = (0.2, 0.8)
 """Share of the completions, by time, that a closed loop's throughput is counted over."""
 
 
-def replay(case: Case, catalog: Catalog, seed: int) -> dict[str, float]:
+def replay(case: Case, catalog: Catalog, seed: int) -> dict[Statistic, float]:
     """Simulate a case and return the statistics that benchmarks publish.
 
     Returns
     -------
     statistics : dict
-        ``tpot_s_p50, tpot_s_mean, ttft_s_p50, ttft_s_mean, output_tokens_per_s,
-        total_tokens_per_s`` and the last two ``_per_chip``.
 
     Raises
     ------

@@ -11,6 +11,7 @@ import pandas as pd
 from sim.catalog import Catalog
 from sim.efficiency import Engine
 from sim.errors import InputError
+from sim.measured import Statistic
 from sim.parallelism import Parallelism
 from sim.precision import Precision
 from sim.scenario import (
@@ -90,7 +91,7 @@ class MeasuredRun:
     engine: str
     case: Case
     measured: Mapping[Quantity, float]
-    statistic: Mapping[Quantity, str]
+    statistic: Mapping[Quantity, Statistic]
     """Which column of a summary the measured figure compares with."""
 
     @property
@@ -264,7 +265,9 @@ def _case(row: Mapping[str, str], model: str) -> Case:
     unstated = UNSTATED_KV.get((engine, row["hardware"]), _usual_kv_dtype(weights))
     kv_cache = _DTYPES.get(row.get("kv_dtype", ""), unstated)
     chips = _count(row, "num_chips")
-    tp = min(_count(row, "tp"), chips)  # Neuron counts the cores of a chip
+    tp = _count(row, "tp")
+    if engine == "native":
+        tp = min(tp, chips)  # Neuron counts the cores of a chip
     pp = _count(row, "pp") if row.get("pp") else 1
     ep = _count(row, "ep") if row.get("ep") else 1
     return Case(
@@ -317,17 +320,23 @@ def _lengths(row: Mapping[str, str]) -> LengthLaw:
     return FixedLengths(kind="fixed", input_tokens=isl, output_tokens=osl)
 
 
-def _measured(row: Mapping[str, str]) -> tuple[dict[Quantity, float], dict[Quantity, str]]:
+_TIMES: tuple[tuple[Quantity, str, Statistic], ...] = (
+    ("tpot", "tpot_p50_ms", "tpot_s_p50"),
+    ("tpot", "tpot_mean_ms", "tpot_s_mean"),
+    ("ttft", "ttft_p50_ms", "ttft_s_p50"),
+    ("ttft", "ttft_mean_ms", "ttft_s_mean"),
+)
+"""Columns of a run, the preferred one first, and the statistic each is compared with."""
+
+
+def _measured(row: Mapping[str, str]) -> tuple[dict[Quantity, float], dict[Quantity, Statistic]]:
     """Take the published median where there is one, else the mean."""
     measured: dict[Quantity, float] = {}
-    statistic: dict[Quantity, str] = {}
-    for quantity in ("tpot", "ttft"):
-        for label in ("p50", "mean"):
-            column = f"{quantity}_{label}_ms"
-            if row.get(column):
-                measured[quantity] = _figure(row, column) * MILLISECOND_S
-                statistic[quantity] = f"{quantity}_s_{label}"
-                break
+    statistic: dict[Quantity, Statistic] = {}
+    for quantity, column, compared in _TIMES:
+        if quantity not in measured and row.get(column):
+            measured[quantity] = _figure(row, column) * MILLISECOND_S
+            statistic[quantity] = compared
     if row.get("output_tokens_per_s"):
         measured["throughput"] = _figure(row, "output_tokens_per_s")
         statistic["throughput"] = "output_tokens_per_s"

@@ -1,6 +1,6 @@
 """Forecast measured serving runs and say how far the forecasts are off."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from sim.calibration.replay import replay
 from sim.calibration.runs import QUANTITIES, MeasuredRun, Quantity, Skipped
 from sim.catalog import Catalog
 from sim.errors import InfeasibleError, InputError
+from sim.measured import Statistic
 from sim.schema import did_you_mean
 from sim.simulate import Progress
 
@@ -81,7 +82,7 @@ def validate_runs(
     return Validation(pd.DataFrame(rows), skipped)
 
 
-def _compare(run: MeasuredRun, forecasts: dict[str, float]) -> list[dict[str, object]]:
+def _compare(run: MeasuredRun, forecasts: Mapping[Statistic, float]) -> list[dict[str, object]]:
     return [
         _row(run, quantity, forecasts[run.statistic[quantity]])
         for quantity in QUANTITIES

@@ -41,6 +41,7 @@ ABOUT: Mapping[Kind, str] = {
     "prices": "prices of one market at one date",
     "models": "shapes of transformers",
     "lengths": "lengths and arrivals fitted to a recorded trace",
+    "measured": "published results that no fit has seen",
     "scenarios": "questions ready to run",
 }
 """What the entries of a kind are."""

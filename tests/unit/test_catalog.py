@@ -51,15 +51,55 @@ def test_every_shipped_data_file_is_in_the_catalogue() -> None:
 
 
 # What a capacity planner expects to find, by the name of the market.
-WANTED_ACCELERATORS = """
-    a100_sxm h100_sxm h100_pcie h800_sxm h200_sxm gh200 b200_sxm b300_sxm gb200 gb300 vera_rubin l40s
-    mi300x mi325x mi350x mi355x tpu_v4 tpu_v5e tpu_v5p tpu_v6e tpu_v7 trainium1 trainium2 trainium3
-    inferentia2 wse2 wse3 groq_lpu asic_3nm_fp8 mi250 gaudi2 gaudi3 intel_max_1550 arc_pro_b60
-    rtx_pro_6000 rtx_4090 sn40l jetson_thor
-""".split()
-WANTED_SYSTEMS = """
-    gb200_nvl72 gb300_nvl72 vera_rubin_nvl72 vera_rubin_nvl144 trn2_ultraserver tpu_v5p_64 cs3_x1
-""".split()
+WANTED_ACCELERATORS = [
+    "a100_sxm",
+    "h100_sxm",
+    "h100_pcie",
+    "h800_sxm",
+    "h200_sxm",
+    "gh200",
+    "b200_sxm",
+    "b300_sxm",
+    "gb200",
+    "gb300",
+    "vera_rubin",
+    "l40s",
+    "mi300x",
+    "mi325x",
+    "mi350x",
+    "mi355x",
+    "tpu_v4",
+    "tpu_v5e",
+    "tpu_v5p",
+    "tpu_v6e",
+    "tpu_v7",
+    "trainium1",
+    "trainium2",
+    "trainium3",
+    "inferentia2",
+    "wse2",
+    "wse3",
+    "groq_lpu",
+    "asic_3nm_fp8",
+    "mi250",
+    "gaudi2",
+    "gaudi3",
+    "intel_max_1550",
+    "arc_pro_b60",
+    "rtx_pro_6000",
+    "rtx_4090",
+    "sn40l",
+    "jetson_thor",
+]
+WANTED_SYSTEMS = [
+    "gb200_nvl72",
+    "gb300_nvl72",
+    "vera_rubin_nvl72",
+    "vera_rubin_nvl144",
+    "trn2_ultraserver",
+    "tpu_v5p_64",
+    "cs3_x1",
+]
 
 
 def test_the_market_is_in_the_catalogue() -> None:

@@ -21,6 +21,7 @@ WORDS: dict[Kind, str] = {
     "prices": "prices",
     "models": "model",
     "lengths": "lengths",
+    "measured": "measured",
     "scenarios": "scenario",
 }
 FILES = [(kind, entry) for kind in KINDS for entry in CATALOG.names(kind)]

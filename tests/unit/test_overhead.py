@@ -17,8 +17,8 @@ from sim.calibration.overheads import (
     fit_overhead,
     write_overheads,
 )
-from sim.calibration.runs import MeasuredRun, read_runs
 from sim.calibration.replay import replay
+from sim.calibration.runs import MeasuredRun, read_runs
 from sim.catalog import open_catalog
 from sim.cost.work import StepShape
 from sim.deployment import deploy

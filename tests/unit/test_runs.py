@@ -203,13 +203,12 @@ class TestSkipped:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            ({"hardware": "TPU v5e"}, "no system for TPU v5e"),
+            ({"hardware": "Etched"}, "no system for Etched"),
             ({"model": "gpt-4"}, "no model for gpt-4"),
             ({"engine": "llama.cpp"}, "no engine for llama.cpp"),
             ({"isl": ""}, "lengths are not given"),
             ({"osl": ""}, "lengths are not given"),
             ({"tp": ""}, "tp is not given"),
-            ({"pp": "2"}, "pipeline parallelism"),
             ({"weight_dtype": "q4_0"}, "weights in q4_0"),
             ({"scenario": "offline"}, "load of offline runs is not simulated yet"),
             ({"concurrency": ""}, "load of concurrency runs is not simulated yet"),
