@@ -13,7 +13,7 @@ from sim.model import (
     Model,
 )
 from sim.schema import StrictModel
-from sim.units import PositiveInt
+from sim.units import Fraction, PositiveInt
 
 Axis = Literal["tp", "attention_dp", "experts", "cp", "pp"]
 """A way in which the chips of a replica work together."""
@@ -54,6 +54,12 @@ class Parallelism(StrictModel):
     computes its own experts' part, which is summed up (vLLM, SGLang and TensorRT-LLM with tensor
     parallel attention; with data-parallel attention the tokens are gathered and the results
     scattered); ``all_to_all``: the ranks send their tokens to their experts and back (DeepEP)."""
+    exchange_mode: Literal["auto", "low_latency", "high_throughput"] = "auto"
+    """Kernels of the all-to-all, as DeepEP calls its two kinds: ``low_latency`` for the few tokens
+    of decode steps, ``high_throughput`` for prompts; ``auto`` takes the faster one."""
+    exchange_overlap_fraction: Fraction = 0.0
+    """Share of the all-to-all that is hidden behind arithmetic, as where two halves of a batch take
+    turns (two-batch overlap). Stated, not modelled: 0 unless the engine is known to do it."""
 
     @model_validator(mode="after")
     def _experts_are_dealt_evenly(self) -> Self:
@@ -177,6 +183,13 @@ def _uneven_experts(parallelism: Parallelism, model: Model, redundant_experts: i
         found.append(f"{model.moe.experts} experts{copies} cannot be dealt to ep = {ep} ranks")
     if parallelism.expert_exchange == "all_to_all" and ep == 1:
         found.append("expert_exchange is all_to_all but ep is 1: no expert is dealt out")
+    if not parallelism.exchanges_tokens:
+        found += [
+            f"{name} is given but expert_exchange is {parallelism.expert_exchange}: there is no "
+            "all-to-all"
+            for name in ("exchange_mode", "exchange_overlap_fraction")
+            if getattr(parallelism, name) != Parallelism.model_fields[name].default
+        ]
     return found
 
 

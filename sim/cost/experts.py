@@ -118,4 +118,5 @@ def _exchange(
         moe.latent_hidden or stage.model.hidden,
         moe.experts_per_token,
         dispatched if half == "dispatch" else ACTIVATION_BYTES,
+        parallelism.exchange_mode,
     )

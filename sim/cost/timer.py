@@ -405,7 +405,10 @@ class StepTimer:
     def _(self, operator: ExpertExchange, shape: StepShape) -> _Call:
         chips = self.shares.parallelism.chips
         seconds, source = self.network.expert_exchange(operator, shape.tokens, chips)
-        return _on_the_wire(operator.work(shape), seconds, source)
+        hidden = self.shares.parallelism.exchange_overlap_fraction
+        if hidden:
+            source += f"; {hidden:.0%} of it stated to be hidden"
+        return _on_the_wire(operator.work(shape), (1.0 - hidden) * seconds, source)
 
     def joules(self, timed: OperatorTime, law: PowerLaw) -> Number:
         """Energy of one chip during one operator.
