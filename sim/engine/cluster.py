@@ -82,6 +82,8 @@ class Cluster:
             )
             for index in range(replicas)
         ]
+        for replica in self.replicas:
+            replica.on_leave = self.router.left
 
     def submit(self, request: Request) -> None:
         """Hand a request to the replica that the router chooses."""

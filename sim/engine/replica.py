@@ -1,6 +1,6 @@
 """One engine instance of one model: plan a stretch, let it pass, account for it, repeat."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from math import sqrt
 
 import simpy
@@ -70,6 +70,8 @@ class Replica:
         self.scheduler = scheduler
         self.pace = pace
         self.recorder = recorder
+        self.on_leave: Callable[[Replica], None] | None = None
+        """Hears of every request that leaves, done or rejected."""
         self.every_step = every_step
         self._start_tick = 0
         self._steps = 0
@@ -181,5 +183,7 @@ class Replica:
 
     def _leave(self, request: Request) -> None:
         self.recorder.request(request)
+        if self.on_leave is not None:
+            self.on_leave(self)
         if request.on_done is not None:
             request.on_done.request_done(request)

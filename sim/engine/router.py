@@ -1,6 +1,7 @@
 """Which replica a request goes to."""
 
 from collections.abc import Callable, Mapping, Sequence
+from heapq import heappop, heappush
 from typing import Literal, Protocol
 
 from sim.engine.replica import Replica
@@ -14,6 +15,10 @@ class Router(Protocol):
 
     def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
         """Return the replica that shall serve the request."""
+        ...
+
+    def left(self, replica: Replica) -> None:
+        """Hear that a request has left a replica."""
         ...
 
 
@@ -30,18 +35,48 @@ class RoundRobin:
         self._next += 1
         return chosen
 
+    def left(self, replica: Replica) -> None:
+        """Take turns whatever leaves."""
+
 
 class LeastOutstanding:
-    """The replica with the fewest requests accepted and not done; the first of equals."""
+    """The replica with the fewest requests accepted and not done; the first of equals.
+
+    A heap of counts, of which only the lowest of each replica matters: one that turns out too low
+    is put right when it comes to the top, one that a departure made too high is undercut at once.
+    So a choice costs O(log replicas), and fleets of thousands of replicas can be asked about.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int]] = []
+        self._lowest: dict[int, int] = {}
 
     def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
         """Return the least loaded replica."""
         del request
-        return min(replicas, key=_outstanding)
+        heap, lowest = self._heap, self._lowest
+        if not lowest:
+            for replica in replicas:
+                self._enter(replica)
+        while True:
+            count, index = heap[0]
+            replica = replicas[index]
+            if count != lowest[index]:
+                heappop(heap)  # undercut since
+            elif count != replica.outstanding_requests:
+                heappop(heap)
+                self._enter(replica)
+            else:
+                return replica
 
+    def left(self, replica: Replica) -> None:
+        """Undercut the count of a replica that a request has left."""
+        if replica.outstanding_requests < self._lowest.get(replica.index, 0):
+            self._enter(replica)
 
-def _outstanding(replica: Replica) -> int:
-    return replica.outstanding_requests
+    def _enter(self, replica: Replica) -> None:
+        self._lowest[replica.index] = replica.outstanding_requests
+        heappush(self._heap, (replica.outstanding_requests, replica.index))
 
 
 ROUTERS: Mapping[RouterKind, Callable[[], Router]] = {

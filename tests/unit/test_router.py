@@ -1,6 +1,8 @@
 """Which replica a request goes to."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sim.engine.cluster import Cluster, ReplicaPlan
 from sim.engine.requests import Request
@@ -64,3 +66,29 @@ def test_what_is_registered() -> None:
 @pytest.mark.parametrize("router", list(ROUTERS))
 def test_a_single_replica_gets_everything(router: RouterKind) -> None:
     assert replicas_of(router, [(0, 1, 3), (5, 1, 3), (5, 1, 3)], replicas=1) == [0, 0, 0]
+
+
+class CountedReplica:
+    """What the router sees of a replica."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.outstanding_requests = 0
+
+
+@given(
+    replicas=st.integers(1, 6),
+    moves=st.lists(st.one_of(st.none(), st.integers(0, 5)), max_size=60),
+)
+def test_the_heap_finds_what_looking_at_all_finds(replicas: int, moves: list[int | None]) -> None:
+    """A move is an arrival, or the departure of a request from a replica that has one."""
+    fleet = [CountedReplica(index) for index in range(replicas)]
+    router = LeastOutstanding()
+    for move in moves:
+        if move is None:
+            chosen = router.choose(Request(0, 0, 1, 1), fleet)  # type: ignore[arg-type]
+            assert chosen is min(fleet, key=lambda replica: replica.outstanding_requests)
+            chosen.outstanding_requests += 1
+        elif move < replicas and fleet[move].outstanding_requests:
+            fleet[move].outstanding_requests -= 1
+            router.left(fleet[move])  # type: ignore[arg-type]
