@@ -49,34 +49,37 @@ class LeastOutstanding:
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int]] = []
-        self._lowest: dict[int, int] = {}
+        """Counts and places, an order in which equals are told apart by their place."""
+        self._lowest: dict[Replica, int] = {}
+        self._places: dict[Replica, int] = {}
 
     def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
         """Return the least loaded replica."""
         del request
-        heap, lowest = self._heap, self._lowest
-        if not lowest:
-            for replica in replicas:
+        if not self._places:
+            for place, replica in enumerate(replicas):
+                self._places[replica] = place
                 self._enter(replica)
+        heap = self._heap
         while True:
-            count, index = heap[0]
-            replica = replicas[index]
-            if count != lowest[index]:
-                heappop(heap)  # undercut since
-            elif count != replica.outstanding_requests:
+            count, place = heap[0]
+            replica = replicas[place]
+            if count == self._lowest[replica]:
+                if count == replica.outstanding_requests:
+                    return replica
                 heappop(heap)
                 self._enter(replica)
             else:
-                return replica
+                heappop(heap)  # undercut since
 
     def left(self, replica: Replica) -> None:
         """Undercut the count of a replica that a request has left."""
-        if replica.outstanding_requests < self._lowest.get(replica.index, 0):
+        if replica.outstanding_requests < self._lowest[replica]:
             self._enter(replica)
 
     def _enter(self, replica: Replica) -> None:
-        self._lowest[replica.index] = replica.outstanding_requests
-        heappush(self._heap, (replica.outstanding_requests, replica.index))
+        self._lowest[replica] = replica.outstanding_requests
+        heappush(self._heap, (replica.outstanding_requests, self._places[replica]))
 
 
 ROUTERS: Mapping[RouterKind, Callable[[], Router]] = {
