@@ -1,5 +1,6 @@
 """Measured serving runs: one tidy row each, and the case that does the same in simulation."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -44,6 +45,8 @@ SYSTEMS: Mapping[str, str] = {
     "MI250": "mi250_x4",
     "MI300X-192GB": "mi300x_x8",
     "Intel Max 1550 (PVC)": "intel_max_1550_x4",
+    "SN40L": "sn40l_x16",
+    "Inferentia2": "inf2_48xl",
     "Trainium1": "trn1_32xl",
     "Trainium2": "trn2_48xl",
     "TPU v5e": "tpu_v5e_8",
@@ -53,6 +56,10 @@ SYSTEMS: Mapping[str, str] = {
 
 _SUFFIXES = ("-instruct", "-fp8", "-nvfp4", "-v0.1", "-0528")
 """Endings of model names that say nothing about the shape."""
+_ATTENTION_DP = re.compile(r"attention DP=(\d+)")
+"""How the notes of InferenceX runs tell of data-parallel attention."""
+_ONE_PHASE = ("DECODE ONLY", "PREFILL ONLY")
+"""How notes tell that a figure is of one phase, the other being computed elsewhere."""
 _NATIVE = ("neuron", "jetstream", "vllm tpu")
 """Engines of chips that are not GPUs."""
 _DTYPES: Mapping[str, Dtype] = {
@@ -122,6 +129,7 @@ class Skipped:
     """A row that cannot be forecast, and why."""
 
     row_id: str
+    hardware: str
     reason: str
 
 
@@ -162,7 +170,7 @@ def read_runs(path: Path, catalog: Catalog) -> Iterator[MeasuredRun | Skipped]:
 def selected(
     runs: Iterable[MeasuredRun | Skipped], wanted: Sequence[tuple[str, str]]
 ) -> list[MeasuredRun | Skipped]:
-    """Keep the runs that have these values, and none that cannot be forecast if any is wanted.
+    """Keep the runs that have these values; of those that cannot be forecast the hardware counts.
 
     Parameters
     ----------
@@ -177,12 +185,13 @@ def selected(
     """
     if not wanted:
         return list(runs)
-    return [
-        run
-        for run in runs
-        if isinstance(run, MeasuredRun)
-        and all(run.key(column) == value for column, value in wanted)
-    ]
+    return [run for run in runs if _is_wanted(run, wanted)]
+
+
+def _is_wanted(run: MeasuredRun | Skipped, wanted: Sequence[tuple[str, str]]) -> bool:
+    if isinstance(run, Skipped):
+        return all(pair == ("hardware", run.hardware) for pair in wanted)
+    return all(run.key(column) == value for column, value in wanted)
 
 
 def model_ids(catalog: Catalog) -> dict[str, str]:
@@ -213,7 +222,7 @@ def _read_row(row: Mapping[str, str], model_id: str | None) -> MeasuredRun | Ski
     if reason is None and model_id is None:
         reason = f"no model for {row['model']}"
     if reason is not None or model_id is None:
-        return Skipped(row["row_id"], reason or "")
+        return Skipped(row["row_id"], row["hardware"], reason or "")
     measured, statistic = _measured(row)
     return MeasuredRun(
         row_id=row["row_id"],
@@ -235,6 +244,10 @@ def _reason_to_skip(row: Mapping[str, str]) -> str | None:
         (not row["isl"] or not row["osl"], "lengths are not given"),
         (not row["tp"], "tp is not given"),
         (row.get("weight_dtype", "") not in _DTYPES, f"weights in {row.get('weight_dtype')}"),
+        (
+            any(words in row.get("notes", "") for words in _ONE_PHASE),
+            "figures of one phase, prefill or decode, alone",
+        ),
         (_load(row) is None, f"load of {row.get('scenario')} runs is not simulated yet"),
     )
     return next((reason for fails, reason in checks if fails), None)
@@ -268,20 +281,33 @@ def _case(row: Mapping[str, str], model: str) -> Case:
     tp = _count(row, "tp")
     if engine == "native":
         tp = min(tp, chips)  # Neuron counts the cores of a chip
-    pp = _count(row, "pp") if row.get("pp") else 1
-    ep = _count(row, "ep") if row.get("ep") else 1
+    parallelism = _split(row, tp, chips)
     return Case(
         name=row["row_id"],
         system=SYSTEMS[row["hardware"]],
         model=model,
-        parallelism=Parallelism(tp=tp, pp=pp, ep=tp if ep > 1 else 1),
+        parallelism=parallelism,
         precision=Precision(weights=weights, kv_cache=kv_cache),
-        replicas=max(1, chips // (tp * pp)),
+        replicas=max(1, chips // parallelism.chips),
         engine=ServingEngine(name=engine, max_num_seqs=MAX_NUM_SEQS),
         workload=_workload(row),
         slo=Slo(ttft_s=1.0, tpot_s=1.0),
         prices=PriceChoice(book="us_2026_11"),
     )
+
+
+def _split(row: Mapping[str, str], tp: int, chips: int) -> Parallelism:
+    """Tell how a run was cut: data-parallel attention is told in the notes alone.
+
+    Its ranks and the tensor ranks inside them are all chips, and the experts are dealt to them.
+    """
+    pp = _count(row, "pp") if row.get("pp") else 1
+    ep = _count(row, "ep") if row.get("ep") not in (None, "", "0") else 1
+    noted = _ATTENTION_DP.search(row.get("notes", ""))
+    ranks = int(noted.group(1)) if noted else 1
+    if ranks > 1 and chips % ranks == 0:
+        return Parallelism(tp=chips // ranks, attention_dp=ranks, ep=chips if ep > 1 else 1)
+    return Parallelism(tp=tp, pp=pp, ep=tp if tp % ep else ep)
 
 
 def _usual_kv_dtype(weights: Dtype) -> Dtype:

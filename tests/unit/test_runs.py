@@ -19,6 +19,7 @@ from sim.calibration.runs import (
 from sim.calibration.validate import document, error_table, validate_runs
 from sim.catalog import open_catalog
 from sim.errors import InputError
+from sim.parallelism import Parallelism
 from sim.scenario import ClosedLoopWorkload, OpenLoopWorkload
 from sim.workload.arrivals import PoissonArrivals
 from sim.workload.lengths import FixedLengths, UniformRangeLengths
@@ -199,6 +200,32 @@ class TestFigures:
         assert str(caught.value).startswith(f"{tmp_path / 'runs.csv'}: run bad: {message}")
 
 
+class TestSplits:
+    @pytest.mark.parametrize(
+        ("change", "expected"),
+        [
+            # 16 chips in four attention ranks of four chips, experts on all of them
+            (
+                {"num_chips": "16", "ep": "16", "notes": "gemm fp8; attention DP=4; image"},
+                Parallelism(tp=4, attention_dp=4, ep=16),
+            ),
+            # as many attention ranks as chips: no tensor ranks are left inside them
+            (
+                {"num_chips": "8", "tp": "8", "ep": "8", "notes": "attention DP=8"},
+                Parallelism(tp=1, attention_dp=8, ep=8),
+            ),
+            ({"num_chips": "8", "tp": "8", "ep": "2"}, Parallelism(tp=8, ep=2)),
+            ({"num_chips": "8", "tp": "4", "pp": "2"}, Parallelism(tp=4, pp=2)),
+        ],
+    )
+    def test_by_columns_and_notes(
+        self, tmp_path: Path, change: dict[str, str], expected: Parallelism
+    ) -> None:
+        (run,) = read(tmp_path, change)
+        assert isinstance(run, MeasuredRun)
+        assert run.case.parallelism == expected
+
+
 class TestSkipped:
     @pytest.mark.parametrize(
         ("change", "reason"),
@@ -210,12 +237,13 @@ class TestSkipped:
             ({"osl": ""}, "lengths are not given"),
             ({"tp": ""}, "tp is not given"),
             ({"weight_dtype": "q4_0"}, "weights in q4_0"),
+            ({"notes": "DECODE ONLY"}, "figures of one phase, prefill or decode, alone"),
             ({"scenario": "offline"}, "load of offline runs is not simulated yet"),
             ({"concurrency": ""}, "load of concurrency runs is not simulated yet"),
         ],
     )
     def test_reasons(self, tmp_path: Path, change: dict[str, str], reason: str) -> None:
-        assert read(tmp_path, change) == [Skipped("r1", reason)]
+        assert read(tmp_path, change) == [Skipped("r1", {**ROW, **change}["hardware"], reason)]
 
     def test_a_run_that_does_not_fit(self, tmp_path: Path) -> None:
         """141 GB of weights, 131 GiB, on one chip: the reason is counted, the others go on."""
@@ -292,14 +320,18 @@ class TestValidation:
         assert table["median_ape"].to_dict() == pytest.approx({"2": 0.0, "4": 0.6, "8": 0.5})
 
     def test_document(self, runs: list[MeasuredRun]) -> None:
-        told = document(validate_runs([*runs, Skipped("x", "because")], CATALOG), ["tp"])
+        told = document(
+            validate_runs([*runs, Skipped("x", "H100-SXM-80GB", "because")], CATALOG), ["tp"]
+        )
         assert (told["runs"], told["covered"], told["skipped"]) == (5, 4, {"because": 1})
         by = told["by"]
         assert isinstance(by, dict)
         assert [row["tp"] for row in by["tp"]] == ["2", "4", "8"]
 
     def test_table(self, runs: list[MeasuredRun]) -> None:
-        text = error_table(validate_runs([*runs, Skipped("x", "because")], CATALOG), ["tp"])
+        text = error_table(
+            validate_runs([*runs, Skipped("x", "H100-SXM-80GB", "because")], CATALOG), ["tp"]
+        )
         assert text.splitlines()[:2] == ["4 runs forecast, 1 skipped", "      1  because"]
         assert "+35.0%" in text
 
@@ -311,7 +343,12 @@ class TestValidation:
     def test_nothing_to_forecast(self) -> None:
         with pytest.raises(InputError, match=r"no run could be forecast: 2 x slow, 1 x odd$"):
             validate_runs(
-                [Skipped("a", "slow"), Skipped("b", "odd"), Skipped("c", "slow")], CATALOG
+                [
+                    Skipped("a", "H100-SXM-80GB", "slow"),
+                    Skipped("b", "H100-SXM-80GB", "odd"),
+                    Skipped("c", "H100-SXM-80GB", "slow"),
+                ],
+                CATALOG,
             )
 
     def test_a_closed_loop_keeps_littles_law(self, tmp_path: Path) -> None:
