@@ -5,6 +5,7 @@ Tables, charts and pandas are imported when a command needs them, so that help i
 """
 
 import json
+import re
 import shlex
 import sys
 import traceback
@@ -111,7 +112,7 @@ def run(
     runs: list[CaseRun] = []
     keep = runs.append if trace else None
     manifest = {"command": shlex.join(["rackcast", *sys.argv[1:]]), "scenario_path": str(scenario)}
-    with _watching(quiet=quiet) as watch:
+    with _naming(scenario), _watching(quiet=quiet) as watch:
         tables = forecast(
             question, known, watch, every_step=every_step, manifest=manifest, keep=keep
         )
@@ -148,7 +149,9 @@ def explain(
 
     _refuse_a_file(out)
     chosen = _case(_scenario(scenario, settings, None), case)
-    steps = explanation(deploy(chosen, _catalog(catalog)), batch, context, prompt)
+    known = _catalog(catalog)
+    with _naming(scenario):
+        steps = explanation(deploy(chosen, known), batch, context, prompt)
     if as_json:
         typer.echo(json.dumps([asdict(step) for step in steps], indent=2))
     else:
@@ -209,7 +212,8 @@ def import_model(
     from sim.model_import import import_config  # noqa: PLC0415
 
     called = name or (config.absolute().parent.name if config.stem == "config" else config.stem)
-    found = import_config(_json_object(config), name=called, source=source or str(config))
+    with _naming(config):
+        found = import_config(_json_object(config), name=called, source=source or str(config))
     if out is None:
         typer.echo(found.yaml_text, nl=False)
     else:
@@ -236,7 +240,9 @@ def check(
     problems = []
     for file in files:
         try:
-            typer.echo(f"{file}: valid {check_file(file, known)}")
+            with _naming(file):
+                kind = check_file(file, known)
+            typer.echo(f"{file}: valid {kind}")
         except RackcastError as error:
             problems.append(error)
     if problems:
@@ -363,6 +369,24 @@ def _scenario(path: Path, settings: list[str] | None, seed: int | None) -> "Scen
     if seed is not None:
         pairs.append(("seed", str(seed)))
     return load_scenario(path, pairs)
+
+
+_SAYS_WHERE = re.compile(r"--|\S+\.\w+:")
+"""How a message begins that names the option or the file which it is about."""
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file in front of messages that name none: several files may be under way."""
+    try:
+        yield
+    except RackcastError as error:
+        lines = str(error).splitlines()
+        named = (
+            line if str(path) in line or _SAYS_WHERE.match(line) else f"{path}: {line}"
+            for line in lines
+        )
+        raise type(error)("\n".join(named)) from error
 
 
 def _split(setting: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ monotone: a longer speed-of-light time never makes an operation faster, so neith
 peak. (Decode attention at a fixed total context may gain from more rows, which fill the chip.)
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
@@ -214,7 +215,9 @@ class DecodeAttentionLaw(StrictModel):
     row_s: NotNegative
     """Fixed cost of a row, seconds."""
 
-    def seconds(self, *, rows: Values, memory_s: Values, compute_s: Values) -> Values:
+    def seconds(
+        self, *, rows: Values, memory_s: Values, compute_s: Values, tiles: Values | float = 1.0
+    ) -> Values:
         """Time of one attention layer for one decode step on one chip, seconds.
 
         Parameters
@@ -225,11 +228,14 @@ class DecodeAttentionLaw(StrictModel):
             Speed-of-light time of reading keys and values of all contexts, seconds.
         compute_s
             Speed-of-light time of the flop on them, seconds.
+        tiles
+            Tiles of query heads in a row, 1 or more.
 
         Returns
         -------
         seconds
-            ``floor + ((b/em)^p + (c/ec)^p)^(1/p) * (1 + idle_rows/rows) + row_s * rows``.
+            ``floor + ((b/em * (1 + idle_rows/rows))^p + (c/ec * (1 + idle_rows/(rows *
+            tiles)))^p)^(1/p) + row_s * rows * tiles``.
 
         Examples
         --------
@@ -240,10 +246,14 @@ class DecodeAttentionLaw(StrictModel):
         >>> round(law.seconds(rows=8.0, memory_s=10e-6, compute_s=0.0), 9)
         4.9e-05
         """
-        constant_s, slope = self.line(rows=rows, memory_s=memory_s, compute_s=compute_s)
+        constant_s, slope = self.line(
+            rows=rows, memory_s=memory_s, compute_s=compute_s, tiles=tiles
+        )
         return constant_s + slope
 
-    def line(self, *, rows: Values, memory_s: Values, compute_s: Values) -> tuple[Values, Values]:
+    def line(
+        self, *, rows: Values, memory_s: Values, compute_s: Values, tiles: Values | float = 1.0
+    ) -> tuple[Values, Values]:
         """Split the time at a fixed number of rows into a constant and a part for the context.
 
         The second part is proportional to the context: called with the speed-of-light times of
@@ -262,13 +272,14 @@ class DecodeAttentionLaw(StrictModel):
         >>> round(constant_s + slope * 10_000, 9)
         4.9e-05
         """
+        crowding = 1.0 + self.idle_rows / rows
+        relief = (1.0 + self.idle_rows / (rows * tiles)) / crowding
         slowest_s = soft_maximum(
             self.sharpness,
             memory_s / self.memory_efficiency,
-            compute_s / self.compute_efficiency,
+            compute_s / self.compute_efficiency * relief,
         )
-        crowding = 1.0 + self.idle_rows / rows
-        return self.floor_s + self.row_s * rows, slowest_s * crowding
+        return self.floor_s + self.row_s * rows * tiles, slowest_s * crowding
 
 
 class PrefillAttentionLaw(StrictModel):
@@ -447,8 +458,25 @@ class MlaDecodeKernel(StrictModel):
     """Decode of multi-head latent attention, projections absorbed into the query."""
 
     compute_dtype: Dtype
+    head_tile: Annotated[int, Field(ge=1)] | None = None
+    """Query heads that the law counts together, padded to whole tiles; none: all of them are one
+    tile, as many as there are."""
     law: DecodeAttentionLaw
     fit: Fit
+
+    def tiles(self, heads: int) -> int:
+        """Tiles of query heads of one sequence.
+
+        Parameters
+        ----------
+        heads
+            Query heads on the chip.
+        """
+        return 1 if self.head_tile is None else math.ceil(heads / self.head_tile)
+
+    def padding(self, heads: int) -> float:
+        """Heads of whole tiles over those that there are: at least 1."""
+        return 1.0 if self.head_tile is None else self.tiles(heads) * self.head_tile / heads
 
 
 class PrefillAttentionKernel(StrictModel):
@@ -460,6 +488,9 @@ class PrefillAttentionKernel(StrictModel):
     head_dim: int
     windowed: bool = False
     """Whether the law is of a sliding window (measured: 128 tokens)."""
+    masked: bool = False
+    """Whether the kernel computes all pairs of a window's queries and keys, and masks them: the
+    law then counts the whole triangle."""
     compute_dtype: Dtype
     """Whose datasheet peak the law counts from (an fp8 cache makes some kernels compute in fp8)."""
     law: PrefillAttentionLaw
@@ -522,6 +553,9 @@ class Calibration(StrictModel):
     kernels: Mapping[Engine, EngineKernels]
     preference: Mapping[Engine, tuple[Engine, ...]]
     """Whose kernels stand in, in this order, where an engine's own were not measured."""
+    same_die_as: str | None = None
+    """Accelerator with the same multiprocessors, whose kernels of an engine say more of this chip
+    than its own kernels of another engine do."""
     collectives: Mapping[Operation, Mapping[str, Mapping[ChipCount, Collective]]] = {}
     """By operation, library, and chips in the group."""
     expert_exchange: Mapping[Exchange, Mapping[str, Mapping[ChipCount, Collective]]] = {}

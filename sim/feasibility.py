@@ -1,6 +1,8 @@
 """Whether a case can run at all: legal splits, enough chips, enough memory, and the ways out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+
+from pydantic import ValidationError
 
 from sim.cost.memory import EngineShare, MemoryUse, engine_bytes, memory_use, slower_tiers
 from sim.errors import InfeasibleError
@@ -23,14 +25,47 @@ def check_split(case: Case, model: Model, system: System) -> None:
     Raises
     ------
     InfeasibleError
-        With every rule that is broken, and the tensor-parallel splits that are legal.
+        With every rule that is broken, and the changes of one key that make the split legal.
     """
     broken = problems(case.parallelism, model, system, case.routing.redundant_experts)
     if broken:
-        splits = (Parallelism(tp=tp) for tp in _POWERS_OF_TWO if tp <= system.domain_chips)
-        legal = [str(split.tp) for split in splits if not problems(split, model, system)]
-        way_out = f"; legal are tp = {', '.join(legal)}" if legal else ""
+        legal = " or ".join(_legal_changes(case, model, system))
+        way_out = f"; legal: {legal}" if legal else ""
         raise InfeasibleError(f"case {case.name!r}: " + "; ".join(broken) + way_out)
+
+
+def _legal_changes(case: Case, model: Model, system: System) -> Iterator[str]:
+    """Change one key of a split at a time; without a single way out, leave only tensor ranks.
+
+    >>> from sim.catalog import open_catalog
+    >>> from sim.scenario import load_scenario
+    >>> catalog = open_catalog()
+    >>> case = load_scenario(catalog.path("scenarios", "quickstart")).cases[0]
+    >>> wrong = case.model_copy(update={"parallelism": Parallelism(tp=4, cp=2, pp=99)})
+    >>> model, system = catalog.model("llama_3_1_70b"), catalog.system("h100_sxm_x8")
+    >>> list(_legal_changes(wrong, model, system))
+    ['pp = 1, 2, 4, 8, 16, 32, 64']
+    """
+    asked, copies = case.parallelism, case.routing.redundant_experts
+
+    def legal(changed: Mapping[str, object]) -> bool:
+        try:  # what `model_copy` would not check: that ep divides the chips that share experts
+            split = Parallelism.model_validate(changed)
+        except ValidationError:
+            return False
+        return not problems(split, model, system, copies)
+
+    given = asked.model_dump(exclude_unset=True)
+    ranks = tuple(n for n in _POWERS_OF_TWO if n <= system.domain_chips)
+    changes = {"tp": ranks, "pp": _POWERS_OF_TWO, "attention_dp": ranks, "cp": ranks, "ep": ranks}
+    found = {
+        key: [str(n) for n in values if n != getattr(asked, key) and legal({**given, key: n})]
+        for key, values in changes.items()
+    }
+    if not any(found.values()):
+        alone = [str(tp) for tp in ranks if legal({"tp": tp})]
+        found = {"nothing but tp": alone}
+    yield from (f"{key} = {', '.join(ways)}" for key, ways in found.items() if ways)
 
 
 def count_replicas(case: Case, system: System) -> int:
@@ -47,10 +82,13 @@ def count_replicas(case: Case, system: System) -> int:
     fitting = chips // case.parallelism.chips
     wanted = fitting if case.replicas is None else case.replicas
     if wanted > fitting or fitting == 0:
+        asked, each = wanted or 1, case.parallelism.chips
+        many = f"{asked} replicas of {each} chips need"
+        who = f"1 replica of {each} chips needs" if asked == 1 else many
+        less = f"replicas <= {fitting}" if fitting else "fewer chips per replica"
         raise InfeasibleError(
-            f"case {case.name!r}: {wanted or 1} replicas of {case.parallelism.chips} chips need "
-            f"{(wanted or 1) * case.parallelism.chips} chips, {case.systems} x {case.system} has "
-            f"{chips}: systems >= {-(-(wanted or 1) * case.parallelism.chips // system.chips)}"
+            f"case {case.name!r}: {who} {asked * each} chips, {case.systems} x {case.system} has "
+            f"{chips}: systems >= {-(-asked * each // system.chips)} or {less}"
         )
     return wanted
 
@@ -68,11 +106,12 @@ def fitted_memory(case: Case, model: Model, accelerator: Accelerator, system: Sy
     offloaded = memory.offloaded_weights_bytes + memory.offloaded_kv_bytes
     room = sum(tier.capacity_bytes.value for tier in slower_tiers(accelerator, system))
     if offloaded > room:
-        known = f"{room / GIB:.0f} GiB" if room else "no slower memory that is known"
+        known = f"{int(room / GIB)} GiB" if room else "no slower memory that is known"
         raise InfeasibleError(
             f"case {case.name!r}: {offloaded / GIB:.0f} GiB are to be offloaded "
             f"(engine.offload_weights_bytes, offload_kv_bytes) but each {system.accelerator} of "
-            f"{case.system} has {known} beside its fastest"
+            f"{case.system} has {known} beside its fastest; "
+            + (f"offload at most {known}, together" if room else "offload nothing")
         )
     if not _holds_a_sequence(case, memory):
         raise _does_not_fit(case, system, model, accelerator)
@@ -108,7 +147,7 @@ def _does_not_fit(
     memory, chips = _memory(case, model, accelerator), case.parallelism.chips
     usable = memory.budget_bytes - memory.activations_bytes - memory.engine_bytes
     weights = memory.weights_bytes - memory.offloaded_weights_bytes
-    weights_gib, usable_gib = weights * chips / GIB, chips * usable / GIB
+    weights_gib, usable_gib = weights * chips / GIB, max(0.0, chips * usable / GIB)
     return InfeasibleError(
         f"case {case.name!r}: {model.name} needs {weights_gib:.0f} GiB of weights per replica and "
         f"room for KV cache, {chips} x {system.accelerator} has {usable_gib:.0f} GiB usable: "

@@ -141,9 +141,10 @@ def problems(
     >>> problems(Parallelism(tp=3), llama, host)[0]
     '64 query heads cannot be cut over tp = 3 ranks'
     """
+    uneven = (line for group in model.attention for line in _uneven_heads(group, parallelism.tp))
     return [
         *_unjoined_chips(parallelism, system),
-        *(line for group in model.attention for line in _uneven_heads(group, parallelism.tp)),
+        *dict.fromkeys(uneven),  # groups of layers often have the same heads
         *_uneven_experts(parallelism, model, redundant_experts),
         *_broken_pipeline(parallelism, model),
         *_idle_ranks(parallelism, model),
@@ -166,6 +167,8 @@ def _uneven_heads(group: Attention, tp: int) -> list[str]:
     found = []
     if heads % tp:
         found.append(f"{heads} query heads cannot be cut over tp = {tp} ranks")
+    if isinstance(group, CompressedAttention) and group.output_groups % tp:
+        found.append(f"{group.output_groups} output groups cannot be cut over tp = {tp} ranks")
     if isinstance(group, GroupedQueryAttention):
         kv_heads = group.kv_heads
         if max(kv_heads, tp) % min(kv_heads, tp):
@@ -288,6 +291,26 @@ def cached_elements(model: Model, tp: int, window_tokens: int | None) -> CachedE
             whole = 0 if slides else whole
         growing += group.layers * whole
     return CachedElements(growing, windowed)
+
+
+def index_elements_per_token(model: Model) -> float:
+    """Count the elements of index keys among those that every chip caches per token.
+
+    They have a format of their own, whatever the rest of the cache has.
+
+    >>> from sim.catalog import open_catalog
+    >>> index_elements_per_token(open_catalog().model("deepseek_v3_2"))  # 61 layers, keys of 128
+    7808.0
+    """
+    found = 0.0
+    for group in model.attention:
+        if isinstance(group, LinearAttention) or group.indexer is None:
+            continue
+        tokens_per_key = 1
+        if isinstance(group, CompressedAttention):
+            tokens_per_key = group.compressed_tokens or 1
+        found += group.layers * group.indexer.head_dim / tokens_per_key
+    return found
 
 
 def _window(group: Attention) -> tuple[int, int]:

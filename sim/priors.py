@@ -158,7 +158,8 @@ class Prior:
         return (
             f"laws of {self.rule.donor} in units of this chip's peaks (prior of "
             f"{self.rule.family}: efficiency of arithmetic x{ratios.of('bf16'):.2f}, of memory "
-            f"x{ratios.memory:.2f}, fixed times x{ratios.fixed:.2f})"
+            f"x{ratios.memory:.2f}, fixed times x{ratios.fixed:.2f}; a kernel is typically off by "
+            f"{self.rule.spread_fraction.value:.0%}, the errors quoted are the donor's)"
         )
 
 

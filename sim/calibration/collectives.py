@@ -494,8 +494,9 @@ def held_out(data_dir: Path, seed: int = 0, fabrics: Collection[str] | None = No
     Returns
     -------
     errors
-        One row per law: ``fabric, operation, library, chips, rows, held_rows`` and the
-        ``median_ape, p90_ape, bias`` of the rows held out.
+        One row per law: ``fabric, operation, library, chips, rows, held_rows``, the
+        ``median_ape, p90_ape, bias`` of the rows held out, and their ``errors``, an array of
+        |forecast / measured - 1|.
     """
     frame = read_rows(data_dir)
     if fabrics is not None:
@@ -520,5 +521,7 @@ def _held_out_errors(group: pd.DataFrame, chooser: np.random.Generator) -> dict[
     unseen = group["bytes"].isin(kept_back)
     law, message_bytes = _fit_rows(group[~unseen])
     asked = group[unseen]
-    errors = relative_errors(law.seconds(_loads(asked, message_bytes)), times(asked))
-    return {"rows": len(group), "held_rows": len(asked), **errors}
+    forecast_s = law.seconds(_loads(asked, message_bytes))
+    figures = relative_errors(forecast_s, times(asked))
+    errors = np.abs(forecast_s / times(asked) - 1.0)
+    return {"rows": len(group), "held_rows": len(asked), **figures, "errors": errors}

@@ -91,6 +91,7 @@ def fit_accelerator(
         bandwidth_bytes_per_s=own.bandwidth_bytes_per_s,
         kernels=found.engines,
         preference=table.preference,
+        same_die_as=subject.same_die_as,
         collectives=found_collectives,
         expert_exchange=collectives.fit_exchanges(data_dir, subject.chip, subject.rack),
         power=_fit_power(data_dir, accelerator, table, peaks[subject.power]),

@@ -1,17 +1,17 @@
 """How laws do on rows that they were not fitted to, and on chips that they were not fitted to."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from sim.calibration.kernel_laws import Group, Study, groups
-from sim.calibration.regression import Errors, relative_errors, times
+from sim.calibration.kernel_laws import Study, groups
+from sim.calibration.regression import Array, Errors, relative_errors, times
 from sim.seeds import stream
 
-HELD_OUT = 0.2
-"""Fraction of the rows of a group that a law does not see."""
+FOLDS = 5
+"""Parts of a group; each is held out once, and forecast by a law fitted to the others."""
 SEED = 1
 
 LIMITS: Mapping[str, float] = {
@@ -32,11 +32,16 @@ class Quality(NamedTuple):
     engine: str
     family: str
     name: str
+    dtype: str
+    """What it is pooled by, beside the chip and the family: number formats, whatever the engine,
+    the head size and the window."""
     rows: int
     fitted: Errors
     """On all rows, of the law that was fitted to all of them."""
     held_out: Errors
-    """On rows held out, of a law that was fitted to the others."""
+    """On all rows, each held out once, of laws that were fitted to others."""
+    errors: Array
+    """Of the rows when held out: |forecast / measured - 1|."""
 
     @property
     def reached(self) -> bool:
@@ -44,38 +49,121 @@ class Quality(NamedTuple):
         return self.held_out["median_ape"] < LIMITS[self.family]
 
 
-def split(rows: pd.DataFrame, *names: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Hold out a fixed random fifth of some rows; the names choose which.
+class Pooled(NamedTuple):
+    """How well all laws of one family and number format on one chip do, their rows together."""
+
+    accelerator: str
+    family: str
+    dtype: str
+    laws: int
+    rows: int
+    median_ape: float
+    """Of rows held out."""
+    p90_ape: float
+
+    @property
+    def limit(self) -> float:
+        """Median error that the family is meant to stay below."""
+        return LIMITS[self.family]
+
+    @property
+    def reached(self) -> bool:
+        """Whether it does."""
+        return self.median_ape < self.limit
+
+
+def folds(rows: pd.DataFrame, *names: str) -> Iterator[tuple[pd.DataFrame, "pd.Series[bool]"]]:
+    """Cut rows into random fifths of a fixed seed, which the names choose.
+
+    Yields
+    ------
+    kept, held_out
+        Four fifths of the rows, and a mask of the fifth that is none of them.
 
     Examples
     --------
-    >>> kept, held_out = split(pd.DataFrame({"m": range(100)}), "a chip", "gemm fp8")
-    >>> len(kept), len(held_out)
-    (80, 20)
+    >>> rows = pd.DataFrame({"m": range(100)})
+    >>> [(len(kept), int(out.sum())) for kept, out in folds(rows, "a chip", "gemm fp8")]
+    [(80, 20), (80, 20), (80, 20), (80, 20), (80, 20)]
     """
     order = stream(SEED, "held out", *names).permutation(len(rows))
-    held_out = np.zeros(len(rows), dtype=bool)
-    held_out[order[: round(HELD_OUT * len(rows))]] = True
-    return rows[~held_out], rows[held_out]
+    for part in np.array_split(order, FOLDS):
+        held_out = pd.Series(np.isin(np.arange(len(rows)), part), index=rows.index)
+        yield rows[~held_out], held_out
 
 
 def qualities(accelerator: str, study: Study) -> Iterator[Quality]:
-    """Fit every group of a chip twice: to all rows, and to four fifths of them."""
+    """Fit every group of a chip to all of its rows, and to each four fifths of them."""
     for group in groups(study):
-        kept, held_out = split(group.rows, accelerator, group.engine, group.family, group.name)
+        names = (accelerator, group.engine, group.family, group.name)
+        measured_s = times(group.rows)
+        forecast_s = np.empty(len(group.rows))
+        for kept, held_out in folds(group.rows, *names):
+            law = group.problem.fit(kept)
+            forecast_s[held_out] = group.problem.forecast(law, group.rows[held_out])
+        fitted_s = group.problem.forecast(group.problem.fit(group.rows), group.rows)
         yield Quality(
-            accelerator,
-            group.engine,
-            group.family,
-            group.name,
+            *names,
+            group.dtype,
             len(group.rows),
-            _errors(group, group.problem.fit(group.rows), group.rows),
-            _errors(group, group.problem.fit(kept), held_out),
+            relative_errors(fitted_s, measured_s),
+            relative_errors(forecast_s, measured_s),
+            np.abs(forecast_s / measured_s - 1.0),
         )
 
 
-def _errors(group: Group[Any], law: Any, rows: pd.DataFrame) -> Errors:
-    return relative_errors(group.problem.forecast(law, rows), times(rows))
+def pooled(found: Sequence[Quality]) -> Iterator[Pooled]:
+    """Put the rows of all engines, head sizes and windows of a chip's number format together."""
+    together: dict[tuple[str, str, str], list[Quality]] = {}
+    for each in found:
+        together.setdefault((each.accelerator, each.family, each.dtype), []).append(each)
+    for names, laws in together.items():
+        errors = np.concatenate([each.errors for each in laws])
+        yield Pooled(
+            *names,
+            len(laws),
+            len(errors),
+            float(np.median(errors)),
+            float(np.quantile(errors, 0.9)),
+        )
+
+
+Laws = Mapping[tuple[str, str, str], Any]
+"""Fitted law of every group of a chip, by engine, family and name."""
+
+
+def fitted_laws(study: Study) -> Laws:
+    """Fit every group of a chip to all of its rows."""
+    return {
+        (group.engine, group.family, group.name): group.problem.fit(group.rows)
+        for group in groups(study)
+    }
+
+
+def stand_ins(laws: Laws, study: Study, *, same_engine: bool) -> Iterator[tuple[str, float]]:
+    """Forecast a chip's rows with laws that were fitted to others.
+
+    Parameters
+    ----------
+    laws
+        Of this chip or of another one.
+    study
+        The chip whose rows are forecast.
+    same_engine
+        Take the law of the engine that was measured; else those of all other engines.
+
+    Yields
+    ------
+    family, median_ape
+        Of one group of rows under one law.
+    """
+    for group in groups(study):
+        for (engine, family, name), law in laws.items():
+            if (family, name) != (group.family, group.name):
+                continue
+            if (engine == group.engine) == same_engine:
+                forecast_s = group.problem.forecast(law, group.rows)
+                yield family, relative_errors(forecast_s, times(group.rows))["median_ape"]
 
 
 class Transfer(NamedTuple):
@@ -93,10 +181,7 @@ class Transfer(NamedTuple):
 
 def transfers(donor: str, of_donor: Study, accelerator: str, study: Study) -> Iterator[Transfer]:
     """Forecast the kernels of a chip with the laws of another: a prior whose ratios are all 1."""
-    laws = {
-        (group.engine, group.family, group.name): group.problem.fit(group.rows)
-        for group in groups(of_donor)
-    }
+    laws = fitted_laws(of_donor)
     found: dict[str, list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]] = {}
     for group in groups(study):
         law = laws.get((group.engine, group.family, group.name))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
+import numpy as np
 import pandas as pd
 
 from sim.calibration import kernels
@@ -64,6 +65,8 @@ SHARDING_GAIN = 0.8
 """Shards that take this part of the layer do the work of the whole layer."""
 MANY_TOKENS = 1024
 """With this many tokens every expert of a measured layer has work, whatever the router."""
+MASKED_RATIO = 0.5
+"""A kernel masks its window if all pairs leave this part of the error that the window's leave."""
 QUERY_TILE = 128
 """Queries that prefill attention handles together; fewer over a long prefix take as long."""
 FEWEST_ROWS = 10
@@ -163,6 +166,11 @@ class Group(Generic[LawT]):
     note: str | None
     kernel: dict[str, Any]
     """Fields of the kernel beside its law and its fit."""
+
+    @property
+    def dtype(self) -> str:
+        """Number formats alone: its name without head size and window."""
+        return self.name.partition(" d=")[0]
 
     def report(self, law: LawT) -> Fit:
         """Say how well the law holds on the rows of the group."""
@@ -300,7 +308,7 @@ def _grouped_gemm(study: Study) -> Iterator[Group[GroupedGemmLaw]]:
         problem = GROUPED_GEMM
         if rows["kernel_source"].str.startswith("deepgemm_grouped").all():
             problem = without_routing(GROUPED_GEMM)
-            note += "; gather, activation and scatter were not measured"
+            note += "; gather, activation and scatter were not measured: their cost is assumed"
         dtypes = formats_of(study.peaks)[name]
         yield Group(
             engine,
@@ -414,9 +422,12 @@ def _mla_decode(study: Study) -> Iterator[Group[DecodeAttentionLaw]]:
     """Latent decode: all heads share one cache, so many heads on a chip are compute-bound."""
     frame = kernels.mla_decode(study.data_dir, study.chip, study.peaks)
     ranges = ("batch_size", "kv_len", "num_heads")
-    for (engine, dtype), rows in study.groups(frame, "mla_decode", ["kv_dtype"]):
+    for (engine, dtype), measured in study.groups(frame, "mla_decode", ["kv_dtype"]):
         computed = compute_dtype(dtype, study.peaks.flop_per_s)
-        kernel = {"compute_dtype": computed}
+        # One number of heads does not show what a tile of them costs: they are one tile then.
+        tiled = measured["num_heads"].min() < measured["num_heads"].max()
+        rows = measured if tiled else measured.assign(tiles=1.0)
+        kernel = {"compute_dtype": computed, "head_tile": kernels.HEAD_TILE if tiled else None}
         note = study.cache_note().removeprefix("; ") or None
         yield Group(engine, "mla_decode", dtype, rows, DECODE, ranges, note, kernel)
 
@@ -430,10 +441,15 @@ def _prefill_attention(study: Study) -> Iterator[Group[PrefillAttentionLaw]]:
         note = f"chunks of fewer than {QUERY_TILE} tokens over a prefix left out: they pay a tile"
     keys = ["attention_dtype", "head_dim", "windowed", "kv_dtype"]
     wide: dict[Any, float] = {}
-    for names, rows in study.groups(frame, "prefill_attention", keys):
+    for names, measured in study.groups(frame, "prefill_attention", keys):
         engine, attention, dim, windowed, dtype = names
+        masked = bool(windowed) and _computes_whole(measured, study.peaks)
+        rows = measured.assign(flop=measured["whole_flop"]) if masked else measured
         computed = _prefill_compute(study, rows, attention, dtype, (engine, dim, windowed), wide)
         window = " window" if windowed else ""
+        size = f"window of {rows['window_size'].max():.0f}"
+        if masked:
+            size += ", masked: all pairs are computed"
         yield Group(
             engine,
             "prefill_attention",
@@ -441,15 +457,26 @@ def _prefill_attention(study: Study) -> Iterator[Group[PrefillAttentionLaw]]:
             _in(study.peaks, rows, computed),
             PREFILL,
             ("batch_size", "isl", "num_heads", "kv_heads"),
-            f"window of {rows['window_size'].max():.0f}" if windowed else note,
+            size if windowed else note,
             {
                 "attention_dtype": attention,
                 "kv_dtype": dtype,
                 "head_dim": int(dim),
                 "windowed": bool(windowed),
+                "masked": masked,
                 "compute_dtype": computed,
             },
         )
+
+
+def _computes_whole(rows: pd.DataFrame, peaks: Peaks) -> bool:
+    """Find out whether a kernel masks its window: the whole triangle tells its times better."""
+    found = []
+    for flop in ("flop", "whole_flop"):
+        counted = _in(peaks, rows.assign(flop=rows[flop]), "bf16")
+        forecast_s = PREFILL.forecast(plain_prefill(counted), counted)
+        found.append(float(np.abs(np.log(forecast_s / times(rows))).mean()))
+    return found[1] < MASKED_RATIO * found[0]
 
 
 def _mla_prefill(study: Study) -> Iterator[Group[PrefillAttentionLaw]]:

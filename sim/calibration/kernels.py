@@ -31,6 +31,9 @@ MLA_ROPE = 64
 MLA_QK = 192
 MLA_V = 128
 """Head sizes of DeepSeek-V2/V3 multi-head latent attention (arXiv:2405.04434, section 2.1)."""
+HEAD_TILE = 16
+"""Query heads that share one instruction of latent decode: the rows of a matrix fragment of NVIDIA
+tensor cores (PTX ISA, mma.m16n8k16). Fewer heads cost as much."""
 
 
 class NotMeasuredError(InputError):
@@ -137,6 +140,7 @@ def decode_attention(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     cached = positions * 2.0 * frame["kv_heads"] * frame["head_dim"] * element_bytes
     work = 4.0 * positions * frame["num_heads"] * frame["head_dim"]
     frame["rows"] = (frame["batch_size"] * frame["kv_heads"]).astype(float)
+    frame["tiles"] = 1.0
     frame["memory_s"] = cached / peaks.bandwidth_bytes_per_s
     frame["compute_s"] = work / _dtype_peak(frame["kv_dtype"], peaks)
     return frame
@@ -145,21 +149,24 @@ def decode_attention(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
 def prefill_attention(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     """Causal attention over prompts, some with a cached prefix before them.
 
-    Counted: ``4 * pairs * heads * head_dim`` flop, a pair being a query and a key it may see;
+    Counted: ``4 * pairs * heads * head_dim`` flop, a pair being a query and a key it may see
+    (``whole_flop``: with no regard to a window, which is what a kernel that masks it computes);
     queries and outputs in bf16, keys and values in bf16 and again in the cache's dtype.
     """
     frame = _attention(_read(data_dir, "attention_prefill", chip))
     length = frame["isl"].astype(float)
     seen = _windowed(length, frame["window_size"])
-    pairs = seen * (seen + 1.0) / 2.0 + (length - seen) * seen
-    if "prefix" in frame:
-        pairs += length * frame["prefix"]
+    prefix = length * frame["prefix"] if "prefix" in frame else 0.0
+    pairs = seen * (seen + 1.0) / 2.0 + (length - seen) * seen + prefix
+    whole_pairs = length * (length + 1.0) / 2.0 + prefix
     bf16 = DTYPE_BYTES["bf16"]
     element_bytes = frame["kv_dtype"].map(DTYPE_BYTES)
     per_token = 2.0 * bf16 * frame["num_heads"] + 2.0 * frame["kv_heads"] * (bf16 + element_bytes)
     moved = frame["batch_size"] * length * per_token * frame["head_dim"]
     frame["attention_dtype"] = frame["attn_dtype"].map(_DTYPE_NAMES)
-    frame["flop"] = 4.0 * frame["batch_size"] * pairs * frame["num_heads"] * frame["head_dim"]
+    per_pair = 4.0 * frame["batch_size"] * frame["num_heads"] * frame["head_dim"]
+    frame["flop"] = per_pair * pairs
+    frame["whole_flop"] = per_pair * whole_pairs
     frame["token_s"] = moved / peaks.bandwidth_bytes_per_s
     return frame
 
@@ -168,13 +175,14 @@ def mla_decode(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     """Decode of multi-head latent attention with absorbed projections.
 
     Counted per cached position: 576 elements once for all heads, and ``2 * heads * (576 + 512)``
-    flop at the peak of the cache's dtype.
+    flop at the peak of the cache's dtype, with heads padded to whole tiles of `HEAD_TILE`.
     """
     frame = _read(data_dir, "mla_decode", chip)
     frame["kv_dtype"] = frame["kv_cache_dtype"].map(_DTYPE_NAMES)
     positions = (frame["batch_size"] * frame["kv_len"]).astype(float)
     cached = positions * (MLA_LATENT + MLA_ROPE) * frame["kv_dtype"].map(DTYPE_BYTES)
-    work = 2.0 * positions * frame["num_heads"] * (2 * MLA_LATENT + MLA_ROPE)
+    frame["tiles"] = np.ceil(frame["num_heads"] / HEAD_TILE)
+    work = 2.0 * positions * frame["tiles"] * HEAD_TILE * (2 * MLA_LATENT + MLA_ROPE)
     frame["rows"] = frame["batch_size"].astype(float)
     frame["memory_s"] = cached / peaks.bandwidth_bytes_per_s
     frame["compute_s"] = work / _dtype_peak(frame["kv_dtype"], peaks)

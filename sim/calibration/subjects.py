@@ -33,6 +33,9 @@ class Subject(StrictModel):
     rack: str | None = None
     """Name in the data of another chip with the same NVLink, whose exchange of experts was
     measured over many chips."""
+    same_die_as: str | None = None
+    """Accelerator with the same multiprocessors and like memory, whose kernels of an engine stand
+    in before this chip's own kernels of another engine."""
     cache_bytes: Bytes = 0.0
     """Cache that is fast beside the memory; 0: it hardly shows."""
     launch_bound_s: Seconds = LAUNCH_BOUND_S
@@ -88,8 +91,8 @@ def read_subjects(path: Path) -> Subjects:
     table = validate(Subjects, load_yaml(path))
     for name, subject in table.subjects.items():
         unknown = [each for each in subject.sources if each not in table.sources]
-        if subject.power not in table.subjects:
-            unknown.append(subject.power)
+        others = (subject.power, subject.same_die_as or subject.power)
+        unknown += [each for each in dict.fromkeys(others) if each not in table.subjects]
         if unknown:
             raise InputError(f"{path}: {name}: unknown {', '.join(unknown)}")
     return table

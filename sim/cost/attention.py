@@ -95,7 +95,7 @@ def _grouped_query_attention(
             dim,
             2 * kv_heads * dim,
             precision.kv_cache,
-            *seen,
+            *seen.shared_by(stage.parallelism.cp),
         ),
         *context_collectives(stage, layers, sent, heads, dim, suffix),
     ]

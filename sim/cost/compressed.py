@@ -50,7 +50,7 @@ def compressed_attention(
             dim,
             dim,
             precision.kv_cache,
-            *seen,
+            *seen.shared_by(stage.parallelism.cp),
         ),
         *context_collectives(stage, layers, dim, heads, dim, suffix),
     ]

@@ -36,6 +36,13 @@ class Sight(NamedTuple):
     tokens_per_key: float = 1.0
     latest_keys: int = 0
 
+    def shared_by(self, ranks: int) -> "Sight":
+        """Give what each of the ranks that share a context has of what a decoding token sees.
+
+        Sums of contexts are dealt out to them before; for prompts so are the queries.
+        """
+        return self._replace(latest_keys=-(-self.latest_keys // ranks))
+
 
 def seen_tokens(group: Attention) -> int | None:
     """Tokens of context that a layer's queries reach at most; none: all of it, or no key at all.

@@ -119,4 +119,5 @@ def _exchange(
         moe.experts_per_token,
         dispatched if half == "dispatch" else ACTIVATION_BYTES,
         parallelism.exchange_mode,
+        moe.experts,
     )

@@ -78,12 +78,16 @@ class _Shelf:
     calibration: Calibration
     origin: str
 
-    def engines(self, engine: Engine) -> Iterator[tuple[Engine, EngineKernels]]:
-        """Go through the engine's kernels and those that stand in for them."""
-        others = self.calibration.preference.get(engine, get_args(Engine))
-        for name in (engine, *(each for each in others if each != engine)):
-            if name in self.calibration.kernels:
-                yield name, self.calibration.kernels[name]
+    def of(self, engine: Engine) -> Iterator[tuple["_Shelf", Engine, EngineKernels]]:
+        """Return the engine's own kernels, if there are any."""
+        if engine in self.calibration.kernels:
+            yield self, engine, self.calibration.kernels[engine]
+
+    def others(self, engine: Engine) -> Iterator[tuple["_Shelf", Engine, EngineKernels]]:
+        """Go through the kernels of other engines, in the order in which they stand in."""
+        for name in self.calibration.preference.get(engine, get_args(Engine)):
+            if name != engine:
+                yield from self.of(name)
 
     def cite(self, engine: Engine, what: str, fit: Fit, note: str) -> str:
         """Say which law was taken, how good it is, and what it stands in for."""
@@ -158,9 +162,17 @@ class KernelShelf:
         self._accelerator = accelerator
         self._engine: Engine = engine
         self._shelves = []
+        self._same_die = (
+            prior is not None
+            and calibration is not None
+            and calibration.same_die_as == prior.rule.donor
+        )
         if calibration is not None:
             self._shelves.append(_Shelf(calibration, "fitted: "))
-        if prior is not None:
+        if self._same_die and prior is not None:
+            origin = f"assumed: laws of {prior.rule.donor}, same die: "
+            self._shelves.append(_Shelf(prior.laws, origin))
+        elif prior is not None:
             stand_in = prior.stand_in(accelerator, accelerator_id)
             self._shelves.append(_Shelf(stand_in, f"assumed: {stand_in.about}: "))
 
@@ -311,10 +323,20 @@ class KernelShelf:
         raise self._missing(f"{what} attention over a {wanted.kv_dtype} KV cache")
 
     def _everywhere(self) -> Iterator[tuple[_Shelf, Engine, EngineKernels]]:
-        """Go through the chip's own laws, engine by engine, then through those of its prior."""
-        for shelf in self._shelves:
-            for engine, kernels in shelf.engines(self._engine):
-                yield shelf, engine, kernels
+        """Go through all laws, the nearest first.
+
+        The engine's own kernels on this chip; other engines' on this chip; then those of the
+        prior's donor, the engine's own first. Where the donor has the same die, its kernels of the
+        engine come second, as they are: kernels differ more from engine to engine than from
+        sibling to sibling (reports/kernels.md, stand-ins).
+        """
+        turns = (_Shelf.of, _Shelf.others)
+        if self._same_die:
+            order = [(shelf, turn) for turn in turns for shelf in self._shelves]
+        else:
+            order = [(shelf, turn) for shelf in self._shelves for turn in turns]
+        for shelf, turn in order:
+            yield from turn(shelf, self._engine)
 
     def _missing(self, what: str) -> InputError:
         return InputError(

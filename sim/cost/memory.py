@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sim.cost.context import window_cap
+from sim.cost.context import INDEX_DTYPE, window_cap
 from sim.cost.layers import state_bytes_per_sequence, weight_bytes_per_chip
 from sim.hardware import Accelerator, MemoryTier, System
 from sim.model import Model
-from sim.parallelism import Parallelism, cached_elements
+from sim.parallelism import Parallelism, cached_elements, index_elements_per_token
 from sim.precision import ACTIVATION_BYTES, Precision
 from sim.routing import BALANCED, Routing
 from sim.units import DTYPE_BYTES, GIB
@@ -193,8 +193,9 @@ def cache_use(model: Model, parallelism: Parallelism, precision: Precision) -> C
     elements = cached_elements(model, parallelism.tp, window)
     stage = math.ceil(model.layers / parallelism.pp) / model.layers
     each = DTYPE_BYTES[precision.kv_cache] * stage
+    index = index_elements_per_token(model)
     return CacheUse(
-        elements.growing * each,
+        (elements.growing - index) * each + index * DTYPE_BYTES[INDEX_DTYPE] * stage,
         elements.windowed * each,
         window if elements.windowed else None,
         state_bytes_per_sequence(model, parallelism, precision),

@@ -452,6 +452,8 @@ class ExpertExchange:
     element_bytes: float
     """Bytes per element on the wire."""
     mode: ExchangeMode = "auto"
+    experts: int | None = None
+    """Routed experts on all ranks; none: so many that picks do not crowd each other out."""
     scope: Scope = "group"
 
     @property
@@ -479,14 +481,25 @@ class ExpertExchange:
     def sent_bytes(self, tokens: Number) -> Number:
         """Bytes that a rank sends when a token travels once to each rank that has its experts.
 
-        The picks of a token fall on ``ranks * (1 - (1 - 1/ranks)**k)`` distinct ranks when they
-        are random: 8 picks over 2 ranks meet 1.992 of them, its own included.
+        Its own rank counts too. Picks are random and all different, so a rank without any of the
+        token's experts has been missed by one draw after the other from fewer and fewer of them:
+        2 picks of 8 experts on 4 ranks meet ``4 * (1 - 6/8 * 5/7)`` of the ranks.
+
+        >>> dealt = ExpertExchange("x", 1, "dispatch", ChipGroup(4, 1), 7000, 2, 1.0, experts=8)
+        >>> round(dealt.sent_bytes(4))
+        13000
+
+        Without a number of experts each draw is from all ranks: 8 picks over 2 ranks meet 1.992.
 
         >>> op = ExpertExchange("expert_dispatch", 58, "dispatch", ChipGroup(2, 1), 1000, 8, 1.0)
         >>> op.sent_bytes(2)
         1992.1875
         """
-        visited = self.ranks * (1 - (1 - 1 / self.ranks) ** self.experts_per_token)
+        missed = 1.0
+        for drawn in range(self.experts_per_token):
+            left = 1.0 if self.experts is None else 1 - drawn / self.experts
+            missed *= max(0.0, 1 - 1 / (self.ranks * left))
+        visited = self.ranks * (1 - missed)
         return tokens / self.ranks * (visited * self.hidden * self.element_bytes)
 
     def work(self, shape: StepShape) -> Work:

@@ -9,7 +9,7 @@ comes after the last layer is done once per micro-batch (`sim.cost.shares`).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatchmethod
 from typing import Literal, NamedTuple
 
@@ -33,7 +33,7 @@ from sim.cost.operators import (
 )
 from sim.cost.shares import Counts, Shares
 from sim.cost.work import Number, StepShape, Work
-from sim.efficiency import PowerLaw
+from sim.efficiency import MlaDecodeKernel, PowerLaw, PrefillAttentionKernel
 from sim.hardware import Accelerator
 from sim.overhead import EngineOverhead
 from sim.parallelism import Parallelism
@@ -346,7 +346,12 @@ class StepTimer:
         detour_s = work.bytes * self.detour.kv_s_per_byte
         compute_s, memory_s = self._light(kernel.compute_dtype, work, detour_s)
         rows = np.maximum(_array(shape.decode_sequences * operator.kv_heads), 1.0)
-        seconds = kernel.law.seconds(rows=rows, memory_s=memory_s, compute_s=compute_s)
+        tiles, padding = 1, 1.0
+        if isinstance(kernel, MlaDecodeKernel):
+            tiles, padding = kernel.tiles(operator.heads), kernel.padding(operator.heads)
+        seconds = kernel.law.seconds(
+            rows=rows, memory_s=memory_s, compute_s=compute_s * padding, tiles=float(tiles)
+        )
         return _Call(work, seconds, compute_s, memory_s, kernel.law.floor_s, source)
 
     @_price.register
@@ -354,7 +359,11 @@ class StepTimer:
         kernel, source = self.kernels.prefill_attention(operator)
         work = operator.work(shape)
         compute_s, memory_s = self._light(kernel.compute_dtype, work)
-        seconds = kernel.law.seconds(compute_s=compute_s, token_s=memory_s)
+        computed_s = compute_s
+        if isinstance(kernel, PrefillAttentionKernel) and kernel.masked:
+            whole = replace(operator, windowed=False).work(shape)
+            computed_s, _ = self._light(kernel.compute_dtype, whole)
+        seconds = kernel.law.seconds(compute_s=computed_s, token_s=memory_s)
         return _Call(work, seconds, compute_s, memory_s, kernel.law.floor_s, source)
 
     @_price.register

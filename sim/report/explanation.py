@@ -7,6 +7,7 @@ from sim.cost.work import StepShape, prefill_pairs
 from sim.deployment import Deployment
 from sim.errors import InputError
 from sim.parallelism import Parallelism
+from sim.report.caveats import caveats
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class ExplainedStep:
     model: str
     system: str
     accelerator: str
-    calibrated: bool
-    """Whether anything was measured on the chip."""
+    caveats: str
+    """What is neither measured nor published, in a few words; empty if nothing."""
     split: str
     """How the replica is cut: every axis."""
     cut: str
@@ -159,7 +160,7 @@ def _step(deployment: Deployment, kind: str, words: str, shape: StepShape) -> Ex
         model=deployment.model.name,
         system=deployment.case.system,
         accelerator=deployment.accelerator.name,
-        calibrated=deployment.calibration is not None,
+        caveats=caveats(deployment),
         split=split_in_words(deployment.case.parallelism),
         cut=cut_in_words(deployment.case.parallelism),
         notes=tuple(_notes(deployment)),

@@ -11,6 +11,7 @@ from typing import Literal
 
 import pandas as pd
 
+from sim.report.caveats import UNCALIBRATED, caveats_in_words, caveats_of
 from sim.report.formats import brief, duration, figure, percent, usd
 
 Better = Literal["low", "high"]
@@ -24,6 +25,10 @@ SAME_LOAD_FRACTION = 0.01
 TIE_FRACTION = 0.05
 """Forecasts closer than this are called level: few simulators are right to five percent, though
 what they are wrong about is partly the same in two cases of one run."""
+
+UNCALIBRATED_TIE_FRACTION = 0.5
+"""The same for times of which one rests on the laws of another chip: what such a forecast is worth
+stands in docs/explanation/uncalibrated-chips.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,8 @@ class Measure:
     """With its unit, in full."""
     write_briefly: Callable[[float], str]
     """Where the unit has just been said."""
+    is_time: bool = False
+    """Whether it follows from the times of kernels alone, and from no load or price."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +59,8 @@ class Ranking:
     """None if no other case has a number."""
     second_value: float
     separated: bool
-    """Whether the two differ by more than `TIE_FRACTION` and their intervals, if there are any,
-    do not overlap."""
+    """Whether the two differ by more than `TIE_FRACTION` (times of chips that are not calibrated:
+    `UNCALIBRATED_TIE_FRACTION`) and their intervals, if there are any, do not overlap."""
 
 
 def _joules(energy_j: float) -> str:
@@ -91,6 +98,7 @@ TTFT = Measure(
     "has the shortest median time to first token",
     duration,
     duration,
+    is_time=True,
 )
 TPOT = Measure(
     "tpot_s_p50",
@@ -99,6 +107,7 @@ TPOT = Measure(
     "has the shortest median time per output token",
     duration,
     duration,
+    is_time=True,
 )
 THROUGHPUT = Measure(
     "output_tokens_per_s_per_chip",
@@ -131,7 +140,9 @@ def rank(summary: pd.DataFrame, measure: Measure) -> Ranking | None:
         return Ranking(best, best_value, None, math.nan, separated=False)
     second = known.iloc[1]
     second_value = float(second[measure.column])
-    differ = abs(best_value - second_value) > TIE_FRACTION * min(best_value, second_value)
+    guessed = any(UNCALIBRATED in caveats_of(row) for row in (first, second))
+    tie_fraction = UNCALIBRATED_TIE_FRACTION if measure.is_time and guessed else TIE_FRACTION
+    differ = abs(best_value - second_value) > tie_fraction * min(best_value, second_value)
     return Ranking(
         best,
         best_value,
@@ -184,6 +195,7 @@ def answer(summary: pd.DataFrame) -> str:
             *_slo(summary),
             *_leads(summary, (TTFT, TPOT, THROUGHPUT, ENERGY)),
             *_unserved(summary),
+            *filter(None, [caveats_in_words(summary)]),
         )
     )
 

@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from sim.report.caveats import caveats_of
 from sim.report.charts import Chart
 from sim.report.data import RunTables, ordered_summary, rows_of
 from sim.report.findings import answer
@@ -99,10 +100,12 @@ def report_page(tables: RunTables, charts: Sequence[Chart]) -> str:
         answer=_unbroken(answer(tables.summary), tables.cases),
         cases=[(case, index % CASE_COLOURS) for index, case in enumerate(tables.cases)],
         systems=[_system(case) for _, case in tables.summary.iterrows()],
+        caveats=[caveats_of(case) for _, case in tables.summary.iterrows()],
         groups=list(_groups(tables.summary)),
         figures=[_figure(chart) for chart in charts],
         bills=list(_bills(tables)),
         grounds=list(_grounds(tables)),
+        notes=list(_notes(tables)),
         command=str(tables.manifest.get("command", "")),
         inputs=_inputs(tables.manifest),
     )
@@ -162,6 +165,18 @@ def inline_svg(chart: Chart) -> str:
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{chart.name}-", svg)
     head = f'<svg role="img" aria-labelledby="alt-{chart.name}"'
     return themed(svg.replace("<svg", head, 1))
+
+
+def _notes(tables: RunTables) -> Iterator[tuple[str, str]]:
+    """Give each note once, with the cases that it is about before it; none if about the run."""
+    entries: dict[str, list[str]] = {}
+    for note in tables.notes:
+        about = [case for case in tables.cases if note.startswith(f"{case}: ")]
+        case = max(about, key=len, default="")
+        entries.setdefault(note.removeprefix(f"{case}: ") if case else note, []).append(case)
+    for words, cases in entries.items():
+        everywhere = len(tables.cases) > 1 and set(cases) == set(tables.cases)
+        yield ALL_CASES if everywhere else ", ".join(filter(None, cases)), words
 
 
 def _bills(tables: RunTables) -> Iterator[Bill]:

@@ -32,7 +32,8 @@ def operator_table(step: ExplainedStep) -> RenderableType:
     """Lay out one explained step: what it is, its operators, the sources, the notes."""
     sources = tuple(dict.fromkeys(row.source for row in step.operators))
     head = Text(f"{step.case}: {step.step}", style="bold")
-    about = (f"{step.model} on {step.system} ({step.accelerator})", f"split: {step.split}")
+    chip = f"{step.accelerator}; {step.caveats}" if step.caveats else step.accelerator
+    about = (f"{step.model} on {step.system} ({chip})", f"split: {step.split}")
     return Group(
         head,
         *map(Text, about),

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from sim.report.caveats import caveats_of
 from sim.report.findings import interval
 from sim.report.formats import UNDEFINED, figure, percent, usd
 from sim.units import KW, MILLISECOND_S
@@ -173,7 +174,7 @@ def console_table(summary: pd.DataFrame) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     for _, case in summary.iterrows():
         table.add_row(
-            Text(str(case["case"])),
+            _case_name(case),
             figure(_number(case["output_tokens_per_s_per_chip"])),
             ttft.quantiles(case, "ttft_s"),
             tpot.quantiles(case, "tpot_s"),
@@ -183,6 +184,12 @@ def console_table(summary: pd.DataFrame) -> Table:
             _percent(_number(case["slo_attainment_fraction"])),
         )
     return table
+
+
+def _case_name(case: "pd.Series[str]") -> Text:
+    """Write the name of a case, and below it what it rests on that nobody measured."""
+    said = caveats_of(case)
+    return Text(str(case["case"])).append(f"\n{said}" if said else "", style="dim")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ models, splits and number formats. The formulas are those of textbooks and paper
 Chips are those of the fullest pipeline stage, which has each kind of layer in proportion.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import ceil, comb
@@ -68,10 +68,11 @@ class Cost:
     """Weights, the lookup tables included."""
     streamed_bytes: float = 0.0
     """Weights read."""
-    flop: Counter[str] = field(default_factory=Counter)
-    """By kind: products, experts, decode, prefill, index."""
-    state_update_elements: float = 0.0
-    """State elements that tokens update, for linear attention has no one FLOP count."""
+    flop: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """By kind: products, experts, decode, prefill, index. Those of linear attention are left out:
+    they depend on the algorithm."""
+    state_bytes: float = 0.0
+    """States of one sequence, whatever its length."""
     kv_read_bytes: float = 0.0
     """Keys, values and latents that decoding tokens read."""
     index_read_bytes: float = 0.0
@@ -80,7 +81,7 @@ class Cost:
     """States that decoding tokens read and write."""
     kv_stored_bytes: float = 0.0
     """Bytes that each token adds to the cache, windows left out."""
-    wire_bytes: Counter[str] = field(default_factory=Counter)
+    wire_bytes: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Bytes that leave the chip, by axis, with the best algorithm of a switch."""
 
 
@@ -146,9 +147,7 @@ class Calculator:
 
     # --- Products.
 
-    def product(
-        self, wide: int, narrow: int, rows: float, dtype: str | None = None
-    ) -> None:
+    def product(self, wide: int, narrow: int, rows: float, dtype: str | None = None) -> None:
         """Multiply rows with a matrix that this chip stores, and reads if there is a row."""
         size = SIZES[dtype or self.dense]
         self.cost.flop["products"] += self.weight * 2 * rows * wide * narrow
@@ -298,16 +297,15 @@ class Calculator:
         self.product(value_width, hidden, tokens)
         mixed = 2 * key_width + value_width
         self.cost.stored_bytes += self.weight * mixed * group.conv_kernel * VECTOR
-        if tokens:
+        if self.prompt_tokens():  # below a thousandth of what decode streams, which leaves it out
             self.cost.streamed_bytes += self.weight * mixed * group.conv_kernel * VECTOR
         state = values * group.key_head_dim * group.value_head_dim
         taps = max(0, group.conv_kernel - 1) * mixed
+        held = self.weight * (state * SIZES["fp32"] + taps * VECTOR)
+        self.cost.state_bytes += held
         for sequence in self.step.sequences:
-            for _ in sequence.positions():
-                self.cost.state_update_elements += self.weight * state
             if sequence.decodes:
-                moved = 2 * (state * SIZES["fp32"] + taps * VECTOR)
-                self.cost.state_moved_bytes += self.weight * moved
+                self.cost.state_moved_bytes += 2 * held
 
     def narrowly(self, rank: int | None, width: int) -> None:
         """Project to some width, by way of a narrow one that every rank computes whole."""

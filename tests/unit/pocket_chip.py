@@ -191,9 +191,10 @@ def timer(
     engine: Engine = "vllm",
     shares: Shares = WHOLE,
     detour: Detour = NO_DETOUR,
+    kernels: EngineKernels | None = None,
 ) -> StepTimer:
-    """Build the timer of some operators on the pocket chip."""
-    measured = calibration()
+    """Build the timer of some operators on the pocket chip, with kernels of one's own if given."""
+    measured = calibration() if kernels is None else calibration(kernels={engine: kernels})
     return StepTimer(
         operators,
         CHIP,

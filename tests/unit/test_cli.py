@@ -206,9 +206,14 @@ class TestBadInput:
     def test_settings(
         self, rackcast: Rackcast, tmp_path: Path, settings: str, message: str
     ) -> None:
-        done = rackcast("run", write(tmp_path, ONE_CASE), "--set", settings)
+        path = write(tmp_path, ONE_CASE)
+        done = rackcast("run", path, "--set", settings)
         assert (done.code, done.out) == (2, "")
-        assert done.err.startswith(f"rackcast: {message}")
+        assert (
+            done.err.removeprefix(f"rackcast: {path}: ")
+            .removeprefix("rackcast: ")
+            .startswith(message)
+        )
         assert len(done.err.splitlines()) == 1
 
     def test_all_cases_are_looked_up_before_one_runs(self, rackcast: Rackcast, small: Path) -> None:
@@ -217,8 +222,10 @@ class TestBadInput:
             *("--set", "cases.0.parallelism.tp=3"),
         )
         assert (done.code, done.out) == (2, "")
-        assert [line.split(";")[0].split(".")[0] for line in done.err.splitlines()] == [
-            "rackcast: case 'H100': 64 query heads cannot be cut over tp = 3 ranks",
+        lines = done.err.removeprefix("rackcast: ").splitlines()
+        assert all(line.startswith(f"{small}: ") for line in lines)
+        assert [re.split("[;.]", line.removeprefix(f"{small}: "))[0] for line in lines] == [
+            "case 'H100': 64 query heads cannot be cut over tp = 3 ranks",
             "unknown system 'b20'",
             "unknown model 'lama'",
         ]
@@ -300,16 +307,17 @@ class TestInfeasible:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ("tp=16", "1 replicas of 16 chips need 16 chips, 1 x h100_sxm_x8 has 8: systems >= 2"),
+            ("tp=16", "1 replica of 16 chips needs 16 chips, 1 x h100_sxm_x8 has 8: systems >= 2"),
             ("tp=3", "64 query heads cannot be cut over tp = 3 ranks"),
             ("tp=8, ep: 8", "ep is 8 but the model has no experts"),
         ],
     )
     def test_splits(self, rackcast: Rackcast, tmp_path: Path, settings: str, message: str) -> None:
         split = "{" + settings.replace("=", ": ") + "}"
-        done = rackcast("run", write(tmp_path, ONE_CASE), "--set", f"parallelism={split}")
+        path = write(tmp_path, ONE_CASE)
+        done = rackcast("run", path, "--set", f"parallelism={split}")
         assert (done.code, done.out) == (3, "")
-        assert done.err.startswith(f"rackcast: case 'small': {message}")
+        assert done.err.startswith(f"rackcast: {path}: case 'small': {message}")
 
     def test_a_model_that_does_not_fit(self, rackcast: Rackcast, tmp_path: Path) -> None:
         """671 GB of weights, 625 GiB, are more than 8 chips of 80 GiB at 90 % hold."""
@@ -343,8 +351,9 @@ class TestInfeasible:
         refused = rackcast("run", path, "--set", "replicas=3")
         assert refused.code == 3
         assert refused.err == (
-            "rackcast: case 'small': 3 replicas of 8 chips need 24 chips, 1 x h100_sxm_x8 has 8: "
-            "systems >= 3\n"
+            f"rackcast: {path}: case 'small': 3 replicas of 8 chips need 24 chips, "
+            "1 x h100_sxm_x8 has 8: "
+            "systems >= 3 or replicas <= 1\n"
         )
         done = rackcast("run", path, "--set", "replicas=3", "--set", "systems=3", "--quiet")
         assert done.code == 0
@@ -566,7 +575,7 @@ class TestCheck:
         done = rackcast("check", first, small, second)
         assert (done.code, done.out) == (2, f"{small}: valid scenario\n")
         assert f"{first}:5: parallelism.tp: 0 is too small" in done.err
-        assert "unknown model 'lama_3_1_70b'" in done.err
+        assert f"{second}: unknown model 'lama_3_1_70b'" in done.err
 
     def test_what_does_not_fit_is_infeasible(self, rackcast: Rackcast, tmp_path: Path) -> None:
         scenario = write(tmp_path, ONE_CASE, ("tp: 8", "tp: 16"))

@@ -267,6 +267,17 @@ class TestCommittedFiles:
         assert took_s == pytest.approx(constant_s + slope * whole_s, rel=1e-9)
         assert slope >= 1.0
 
+    @given(law=DECODES, rows=st.integers(1, 8192), tiles=st.integers(1, 8), light_s=TIMES)
+    def test_one_more_tile_of_heads_never_makes_decode_faster(
+        self, law: DecodeAttentionLaw, rows: int, tiles: int, light_s: float
+    ) -> None:
+        """The cache is read once for all heads; arithmetic is in proportion to them."""
+        fewer_s, more_s = (
+            law.seconds(rows=float(rows), memory_s=light_s, compute_s=n * light_s, tiles=float(n))
+            for n in (tiles, tiles + 1)
+        )
+        assert more_s >= fewer_s * ROUNDING
+
     @given(law=DECODES, rows=st.integers(1, 8192), row_memory_s=st.floats(1e-9, 1e-3))
     def test_one_more_row_like_the_others_never_makes_decode_faster(
         self, law: DecodeAttentionLaw, rows: int, row_memory_s: float

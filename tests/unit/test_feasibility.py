@@ -43,7 +43,22 @@ def refusal(settings: Mapping[str, str]) -> str:
 def test_a_broken_rule_comes_with_legal_splits() -> None:
     message = refusal({**LLAMA, "parallelism": "{tp: 3}"})
     assert "64 query heads cannot be cut over tp = 3 ranks" in message
-    assert message.endswith("legal are tp = 1, 2, 4, 8")
+    assert message.endswith("legal: tp = 1, 2, 4, 8")
+
+
+@pytest.mark.parametrize(
+    ("split", "model", "legal"),
+    [
+        ("{tp: 8, ep: 8}", "llama_3_1_70b", "ep = 1"),
+        ("{tp: 8, cp: 2}", "qwen3_5_397b_a17b", "cp = 1"),
+        ("{tp: 4, attention_dp: 2}", "llama_3_1_70b", "attention_dp = 1"),
+        ("{tp: 1, pp: 100}", "llama_3_1_70b", "pp = 1, 2, 4, 8, 16, 32, 64"),
+        ("{tp: 3, cp: 2, ep: 3}", "llama_3_1_70b", "nothing but tp = 1, 2, 4, 8"),
+    ],
+)
+def test_the_key_that_is_wrong_is_the_one_to_change(split: str, model: str, legal: str) -> None:
+    message = refusal({**LLAMA, "model": model, "parallelism": split})
+    assert message.endswith(f"; legal: {legal}")
 
 
 def test_a_replica_may_span_hosts_if_there_are_enough() -> None:
@@ -88,7 +103,11 @@ def test_slower_memory_is_slower() -> None:
 
 def test_more_than_slower_memory_holds() -> None:
     message = refusal({**SUPERCHIP, "engine.offload_kv_bytes": "9000 GiB"})
-    assert re.search(r"9000 GiB are to be offloaded .* has \d+ GiB beside its fastest", message)
+    found = re.search(r"9000 GiB are to be offloaded .* has (\d+) GiB beside its fastest", message)
+    assert found is not None
+    assert message.endswith(f"offload at most {found[1]} GiB, together")
+    narrow = {**SUPERCHIP, "precision.weights": "fp8"}
+    assert deployed(**narrow, **{"engine.offload_kv_bytes": f"{found[1]} GiB"}).kv_blocks > 0
     wafer = {**LLAMA, "system": "cs3_x1", "parallelism": "{tp: 1, pp: 4}", "systems": "4"}
     message = refusal({**wafer, "engine.offload_kv_bytes": "1 GiB", "engine.name": "native"})
     assert "no slower memory that is known" in message

@@ -192,7 +192,7 @@ class TestBefore:
             (
                 [("cases.4.parallelism.tp", "16")],
                 InfeasibleError,
-                "case 'closed': 1 replicas of 16",
+                "case 'closed': 1 replica of 16",
             ),
             (
                 [("cases.4.prices", "{book: us_2026_11, mode: rent, rent: spot}")],

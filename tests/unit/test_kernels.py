@@ -18,6 +18,7 @@ from sim.efficiency import (
 )
 from sim.errors import InputError
 from sim.precision import FORMATS, GemmFormat
+from sim.priors import FamilyPrior, Prior
 from sim.units import Dtype
 
 CATALOG = open_catalog()
@@ -187,6 +188,59 @@ class TestAttention:
         kernel, source = shelf().prefill_attention(prefill("fp8", "fp8", 100))
         assert kernel.compute_dtype == "bf16"
         assert source.endswith("bf16 for fp8")
+
+
+class TestSameDie:
+    """Whether another engine's kernel on this chip or this engine's on a sibling stands in."""
+
+    @staticmethod
+    def source(engine: Engine, same_die_as: str | None, donated: Engine = "vllm") -> str:
+        own = calibration(kernels={"trtllm": EngineKernels(gemm={"fp8": gemm("fp8", 2e-6)})})
+        own = own.model_copy(update={"same_die_as": same_die_as})
+        donor = calibration(kernels={donated: EngineKernels(gemm={"fp8": gemm("fp8", 3e-6)})})
+        estimate = {"value": 0.5, "source": "by hand", "confidence": "estimate"}
+        ratios = ("compute_ratio", "memory_ratio", "floor_ratio", "spread_fraction")
+        rule = FamilyPrior.model_validate(
+            {"family": "pocket", "about": "by hand", "donor": "elder"}
+            | dict.fromkeys(ratios, estimate)
+        )
+        prior = Prior(rule, CHIP, donor)
+        kernel, source = KernelShelf(CHIP, "pocket", own, prior, engine, "by hand").gemm(
+            dense("fp8")
+        )
+        # Laws of the same die are read as they are; of another chip, with half the floor.
+        floors = {"fitted": 2e-6, "assumed": 3e-6 if same_die_as == "elder" else 1.5e-6}
+        assert kernel.law.floor_s == floors[source.partition(":")[0]]
+        return source
+
+    def test_a_sibling_s_kernel_of_the_engine_comes_before_another_engine_s(self) -> None:
+        assert self.source("vllm", "elder").startswith("assumed: laws of elder, same die: vllm fp8")
+        assert self.source("vllm", None).startswith("fitted: trtllm fp8")
+        assert self.source("vllm", "somebody_else").startswith("fitted: trtllm fp8")
+
+    def test_what_was_measured_on_the_chip_itself_comes_first(self) -> None:
+        assert self.source("trtllm", "elder", "trtllm").startswith("fitted: trtllm fp8")
+
+    def test_another_engine_is_taken_from_the_chip_itself(self) -> None:
+        assert self.source("vllm", "elder", "trtllm").startswith("fitted: trtllm fp8")
+
+    def test_h800_runs_the_engines_of_h100(self) -> None:
+        """All kernels measured on H800 are SGLang's: vLLM there is vLLM on the same die."""
+        family = CATALOG.prior("hopper")
+        found = {
+            name: KernelShelf(
+                CATALOG.accelerator(name), name, CATALOG.calibration(name), family, "vllm", "-"
+            )
+            for name in ("h100_sxm", "h800_sxm")
+        }
+        for name in ("fp8", "bf16", "int4"):
+            elder, sibling = (found[chip].gemm(dense(name))[0] for chip in found)
+            assert elder.law == sibling.law
+            elder_experts, own = (found[chip].grouped_gemm(experts(name))[0] for chip in found)
+            assert elder_experts.law == own.law
+        latent = decode("bf16", 512, latent=True)
+        # Nobody measured vLLM's latent decode in a graph; H800's own stands in.
+        assert found["h800_sxm"].decode_attention(latent)[1].startswith("fitted: sglang")
 
 
 # --- The whole catalogue: every chip, engine and format finds a law that the chip can run.

@@ -294,3 +294,12 @@ def test_a_curve_with_one_point_and_missing_values_is_drawn() -> None:
     for curve in (point, full.assign(usd_per_mtok_total=np.nan)):
         drawing = drawn("cost_curve", dataclasses.replace(tables, curve=pd.DataFrame(curve)))
         assert drawing.alt.startswith("Line chart.")
+
+
+@pytest.mark.parametrize("name", PAINTERS)
+def test_every_chart_says_what_nobody_measured(name: str) -> None:
+    tables = four_cases()
+    summary = tables.summary.assign(caveats=["", "not calibrated", "", "not calibrated"])
+    shown = texts(drawn(name, dataclasses.replace(tables, summary=summary)))
+    words = " ".join(" ".join(text.get_text().split()) for text in shown)
+    assert "Not calibrated: 8x H200, GB300 NVL72." in words

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from report_fixtures import four_cases, nothing_completed, one_case
 
-from sim.report.findings import COST, ENERGY, THROUGHPUT, answer, headline, rank
+from sim.report.findings import COST, ENERGY, THROUGHPUT, TPOT, answer, headline, rank
 from sim.report.formats import brief, duration, figure, percent, usd
 
 
@@ -138,3 +138,29 @@ def test_a_whole_is_a_whole_in_spite_of_rounding() -> None:
         *["0 %"] * 2,
     ]
     assert percent(1.02) == "102.0 %"
+
+
+@pytest.mark.parametrize(("second", "separated"), [(1.4, False), (1.6, True)])
+@pytest.mark.parametrize(
+    "caveats", [["not calibrated", ""], ["", "not calibrated, estimated model"]]
+)
+def test_times_of_uncalibrated_chips_need_a_factor_to_be_apart(
+    caveats: list[str], second: float, separated: bool
+) -> None:
+    times = pd.DataFrame({"case": ["a", "b"], "tpot_s_p50": [1.0, second]})
+    ranking = rank(times.assign(caveats=caveats), TPOT)
+    assert ranking is not None
+    assert ranking.separated is separated
+    measured = rank(times.assign(caveats=["", "estimated model"]), TPOT)
+    assert measured is not None
+    assert measured.separated
+    priced = rank(costs(a=1.0, b=second).assign(caveats=caveats), COST)
+    assert priced is not None
+    assert priced.separated
+
+
+def test_the_answer_says_what_nobody_measured() -> None:
+    summary = four_cases().summary
+    assert "alibrated" not in answer(summary)
+    said = answer(summary.assign(caveats=["not calibrated", "", "estimated model", ""]))
+    assert said.endswith("Not calibrated: 8x H100. Estimated model: 8x B200.")

@@ -1,5 +1,6 @@
 """The page: complete, safe to open, and no worse for those who cannot see it."""
 
+import dataclasses
 import re
 from collections import Counter
 from functools import lru_cache
@@ -221,3 +222,26 @@ def test_inline_drawings_are_free_of_what_belongs_to_files() -> None:
 def test_the_page_is_the_same_each_time() -> None:
     tables = four_cases()
     assert report_page(tables, draw_charts(tables)) == page("four")
+
+
+def test_caveats_stand_in_the_head_of_their_column() -> None:
+    tables = four_cases()
+    summary = tables.summary.assign(caveats=["", "not calibrated, speculative chip", "", ""])
+    page = report_page(dataclasses.replace(tables, summary=summary), ())
+    assert page.count('<span class="runs caveats">') == 1
+    assert '<span class="runs caveats">not calibrated, speculative chip</span></th>' in page
+
+
+def test_a_note_stands_once_with_all_its_cases() -> None:
+    tables = four_cases()
+    first, second, *others = tables.cases
+    notes = ["Of the run.", f"{first}: guessed.", f"{second}: guessed.", f"{first}: short."]
+    notes += [f"{case}: few." for case in (first, second, *others)]
+    page = report_page(dataclasses.replace(tables, notes=tuple(notes)), ())
+    said = re.findall(r"<li>(.*)</li>", page.partition("Read this first")[2].partition("</ul>")[0])
+    assert said == [
+        "Of the run.",
+        f"<b>{first}, {second}:</b> guessed.",
+        f"<b>{first}:</b> short.",
+        "<b>all cases:</b> few.",
+    ]

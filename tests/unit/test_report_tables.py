@@ -83,3 +83,14 @@ def test_the_long_table_as_a_frame() -> None:
         frame["quantity"] == "Power, mean", ["unit", "8x H100"]
     ].to_numpy().tolist() == [["kW", "12.5"]]
     assert frame.loc[frame["quantity"] == "Utilisation", "8x H100"].tolist() == ["\N{EN DASH}"]
+
+
+def test_what_nobody_measured_stands_below_the_name_of_its_case() -> None:
+    summary = four_cases().summary
+    said = ["", "not calibrated", "not calibrated, speculative chip", "estimated model"]
+    for width in (80, 120):
+        lines = printed(summary.assign(caveats=said), width)
+        assert max(map(len, lines)) <= width
+        at = next(place for place, line in enumerate(lines) if line.startswith("8x H200"))
+        assert lines[at + 1].startswith("not")
+    assert len(lines) == len(printed(summary, 120)) + 3

@@ -1,5 +1,7 @@
 """Times of single operators by hand on a chip of round figures, and what the engine adds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pocket_chip
 import pytest
@@ -20,6 +22,7 @@ from sim.cost.shares import Shares
 from sim.cost.table import StepTable
 from sim.cost.timer import ELEMENTWISE_EFFICIENCY, SCAN_EFFICIENCY, OperatorTime
 from sim.cost.work import StepShape
+from sim.efficiency import EngineKernels, MlaDecodeKernel
 from sim.errors import InternalError
 from sim.overhead import NO_OVERHEAD
 from sim.parallelism import ChipGroup, Parallelism
@@ -73,6 +76,41 @@ class TestByHand:
         row = priced(PREFILL, StepShape(prefill_tokens=1000, prefill_pairs=500_500))
         assert row.compute_s == pytest.approx(10 * 500_500 * 3200 / 100e12)
         assert row.seconds == pytest.approx(10 * (1e-6 + 2 * 16.016e-6 + 5e-6))
+
+    def test_latent_decode_pays_for_whole_tiles_of_heads(self) -> None:
+        law = pocket_chip.DECODE_LAW.model_copy(update={"idle_rows": 2.0, "row_s": 1e-6})
+        kernel = MlaDecodeKernel(compute_dtype="fp8", head_tile=16, law=law, fit=pocket_chip.FIT)
+        op = DecodeAttention("latent", 1, "mla", 20, 1, 576, 512, 576, "fp8")
+        timer = pocket_chip.timer(op, kernels=EngineKernels(mla_decode={"fp8": kernel}))
+        row = timer.time(op, StepShape(decode_sequences=2, decode_context_tokens=1000))
+        # 2 * 20 * (576 + 512) FLOP a key at 200 TFLOP/s; 20 heads are two tiles, 32 heads.
+        assert row.compute_s == pytest.approx(0.2176e-6)
+        assert row.memory_s == pytest.approx(0.576e-6)
+        # Half the peaks. Two sequences read at (1 + 2/2), their four tiles compute at (1 + 2/4)
+        # of the full rate; each tile costs 1 us, the call 1 us.
+        compute_s = 0.2176e-6 * 32 / 20 * 2 * (1 + 2 / 4)
+        memory_s = 0.576e-6 * 2 * (1 + 2 / 2)
+        assert row.seconds == pytest.approx(1e-6 + 4e-6 + compute_s + memory_s)
+
+    def test_a_kernel_that_masks_its_window_computes_the_whole_triangle(self) -> None:
+        kernel = pocket_chip.VLLM.prefill_attention[0].model_copy(
+            update={"windowed": True, "masked": True}
+        )
+        op = replace(PREFILL, windowed=True)
+        timer = pocket_chip.timer(op, kernels=EngineKernels(prefill_attention=(kernel,)))
+        shape = StepShape(
+            prefill_sequences=1,
+            prefill_tokens=60,
+            prefill_pairs=60 * 61 // 2,
+            prefill_window_pairs=60 * 10,
+        )
+        row = timer.time(op, shape)
+        # What is asked for is the window; what is waited for are all pairs, at half the peak.
+        assert row.flop == 10 * 600 * 3200
+        assert row.seconds == pytest.approx(10 * (1e-6 + 2 * 1830 * 3200 / 100e12 + 0.3e-6))
+        table = StepTable.compile(timer, lambda row: row.seconds, lambda s: s, max_num_seqs=8)
+        assert table.per_window_pair == 0.0
+        assert float(table.fixed(shape) + table.attended(shape)) == pytest.approx(row.seconds)
 
     def test_elementwise(self) -> None:
         op = Elementwise("norms", 10, elements_per_token=4000)

@@ -54,7 +54,7 @@ def step(
         model="A model",
         system="a_system",
         accelerator="A chip",
-        calibrated=False,
+        caveats="not calibrated",
         split="tp 2 x pp 1 x attention_dp 1 x cp 1 = 2 chips, experts over ep 1",
         cut="tp 2",
         notes=(),
@@ -140,10 +140,10 @@ class TestBars:
         assert drawn(found).title.startswith("Decode of 8 sequences: ")
 
     def test_a_chip_that_was_not_measured_is_said_to_be_one(self) -> None:
-        for calibrated in (False, True):
-            texts = drawn(replace(FOUR, calibrated=calibrated)).sheet.figure.texts
-            said = any("(not calibrated)" in text.get_text() for text in texts)
-            assert said != calibrated
+        for caveats in ("", "not calibrated", "not calibrated, speculative chip"):
+            texts = drawn(replace(FOUR, caveats=caveats)).sheet.figure.texts
+            assert any(f"({caveats})" in text.get_text() for text in texts) == bool(caveats)
+            assert any("not calibrated" in text.get_text() for text in texts) == bool(caveats)
 
     def test_in_words(self) -> None:
         alt = drawn(FOUR).alt

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from sim.report.caveats import caveats_in_words
 from sim.report.data import RunTables
 from sim.report.style import (
     LABEL_PT,
@@ -40,10 +41,14 @@ class Drawing:
 
 
 def heading_of(tables: RunTables, title: str, subtitle: str) -> Heading:
-    """Title, subtitle and the line that says which run a chart is from."""
+    """Title, subtitle and the line that says which run a chart is from.
+
+    A chart is passed on alone, so its subtitle also says what is not measured or not published.
+    """
+    said = " ".join(filter(None, (subtitle, caveats_in_words(tables.summary))))
     source = f"Rackcast {tables.version}, scenario {tables.scenario}, seed {tables.seed}"
     room = WIDTH_IN - 2 * MARGIN_IN - 0.2
-    return Heading(title, subtitle, clipped(wrap(source, room, SMALL_PT), 1)[0])
+    return Heading(title, said, clipped(wrap(source, room, SMALL_PT), 1)[0])
 
 
 def styles_of(tables: RunTables) -> dict[str, CaseStyle]:

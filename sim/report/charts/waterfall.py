@@ -79,7 +79,7 @@ def waterfall_chart(step: ExplainedStep, version: str) -> Drawing:
         f"{step.step.partition(', ')[0].capitalize()}: {duration(step.seconds)}, "
         f"at datasheet peaks {duration(step.light_s)}"
     )
-    known = "" if step.calibrated else " (not calibrated)"
+    known = f" ({step.caveats})" if step.caveats else ""
     subtitle = (
         f"{step.step.capitalize()}. {step.model} on {step.accelerator}{known}, {step.cut}. "
         "Operators run one after the other; the dark part of a bar is what its arithmetic or its "
