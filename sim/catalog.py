@@ -296,7 +296,10 @@ def _check_system(catalog: Catalog, _: str, entry: Any) -> Iterator[str]:
     if system.accelerator not in catalog.files["accelerators"]:
         yield _unknown("accelerators", system.accelerator, catalog.names("accelerators"))
     if system.chips % system.domain_chips:
-        yield f"{system.chips} chips are no whole number of domains"
+        yield (
+            f"chips is {system.chips}, no whole number of domains of {system.domain_chips} "
+            "(scale_up)"
+        )
 
 
 def _check_calibration(catalog: Catalog, entry_id: str, entry: Any) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """A case resolved against the catalogue: the chips, the model on them, and how long steps take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -213,6 +213,7 @@ def deploy(case: Case, catalog: Catalog) -> Deployment:
         notes=(
             *_notes(case, model, accelerator, calibration, timer),
             *overhead.limits(case.name, case.model, engine.max_num_seqs),
+            *_better_engine(case, accelerator, catalog),
         ),
         calibration=calibration,
     )
@@ -265,6 +266,17 @@ def _longest_context(total: int, held: SequenceBlocks, size: int, memory: Memory
     if held.growing and beyond_window >= held.growing * seen:
         return beyond_window // held.growing * size
     return (total - held.fixed) // max(held.growing + held.windowed, 1) * size
+
+
+def _better_engine(case: Case, accelerator: Accelerator, catalog: Catalog) -> Iterator[str]:
+    """Name the vendor's own engine where the chosen one was never seen on the chip's family."""
+    native, family = catalog.overheads("native").families, accelerator.family
+    chosen = catalog.overheads(case.engine.name).families
+    if family in native and family not in chosen:
+        yield (
+            f"{case.name}: the overhead of {case.engine.name} on {family} is that of other chips; "
+            "engine.name: native has one for it."
+        )
 
 
 def _notes(

@@ -28,6 +28,7 @@ from sim.metrics import (
     summary_row,
     timeline,
 )
+from sim.report.caveats import caveats
 from sim.report.data import CURVE_COLUMNS, RunTables
 from sim.scenario import Case, ClosedLoopWorkload, Scenario, TraceWorkload
 from sim.simulate import CaseRun, Progress, Traffic, draw_traffic, serve, simulate
@@ -160,10 +161,11 @@ def case_tables(run: CaseRun, ways: WaysToPay, curve: pd.DataFrame | None) -> Ca
     measured = measure(run, next(iter(ways.values())))
     requests, books = measured.requests, measured.books
     slo = {"slo_ttft_s": case.slo.ttft_s, "slo_tpot_s": case.slo.tpot_s}
+    said = {"caveats": caveats(deployment)}
     requests.insert(1, "tenant", "all")
     requests["measured"] = requests["arrival_s"].between(books.window.start_s, books.window.end_s)
     return CaseTables(
-        summary=measured.summary | slo,
+        summary=measured.summary | slo | said,
         requests=_named(requests, case),
         timeline=_named(timeline(deployment, requests, measured.work), case),
         bill=_named(pd.DataFrame(books.bill), case),

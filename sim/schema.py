@@ -47,7 +47,9 @@ KeyPath = tuple[str | int, ...]
 """Where a value stands in the data: mapping keys and list indices from the root."""
 
 _TAG = "kind"
-"""The key that tells the members of a tagged union apart, everywhere."""
+_TAGS = (_TAG, "topology")
+"""The keys that tell the members of tagged unions apart: those of scenarios and models, and those
+of networks."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -553,9 +555,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     '; did you mean max_num_seqs?'
     >>> did_you_mean("colour", ["max_num_seqs", "block_tokens"])
     ''
+    >>> did_you_mean("h200", ["gh200_x1", "h200_sxm_x8"])
+    '; did you mean h200_sxm_x8?'
     """
     by_lower = {option.lower(): option for option in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    begun = [option for option in by_lower if name and option.startswith(f"{name.lower()}_")]
+    near = sorted(begun, key=len) or difflib.get_close_matches(name.lower(), by_lower, n=1)
     return f"; did you mean {by_lower[near[0]]}?" if near else ""
 
 
@@ -564,6 +569,8 @@ def _problems(details: Iterable[ErrorDetails], located: Located, shapes: _Shapes
     messages: dict[KeyPath, list[str]] = {}
     for detail in details:
         path = _data_path(detail, located.data)
+        if detail["type"] == "too_short" and _is_long_enough(detail, path, located.data):
+            continue  # pydantic counts the items without those that are wrong, which it reports
         messages.setdefault(path, []).append(_message(detail, path, located, shapes))
     placed = sorted(
         ((located.position(path), path) for path in messages),
@@ -571,6 +578,12 @@ def _problems(details: Iterable[ErrorDetails], located: Located, shapes: _Shapes
     )
     # A value that fits no branch of a union has one message per branch.
     return [_problem(where, path, "; or ".join(messages[path])) for where, path in placed]
+
+
+def _is_long_enough(detail: ErrorDetails, path: KeyPath, data: Any) -> bool:
+    """Tell whether a list has the items that pydantic misses."""
+    value = _value_at(data, path)
+    return isinstance(value, list) and len(value) >= detail["ctx"]["min_length"]
 
 
 _TAG_ERRORS = ("union_tag_invalid", "union_tag_not_found")
@@ -587,13 +600,14 @@ def _data_path(detail: ErrorDetails, data: Any) -> KeyPath:
     loc = detail["loc"]
     for depth, part in enumerate(loc, start=1):
         # A field may be called like the kind of its model: the tag comes first, the field last.
-        is_tag = depth < len(loc) and isinstance(data, dict) and data.get(_TAG) == part
+        tags = [data.get(key) for key in _TAGS] if isinstance(data, dict) else []
+        is_tag = depth < len(loc) and part in tags
         if not is_tag and _holds(data, part):
             path, data = (*path, part), data[part]
     if detail["type"] == "missing":
         return (*path, loc[-1])
     if detail["type"] in _TAG_ERRORS and isinstance(data, dict):
-        return (*path, _TAG)
+        return (*path, detail["ctx"]["discriminator"].strip("'"))
     return path
 
 
@@ -701,8 +715,9 @@ class _Shapes:
         """Yield one schema and all it refers to."""
         yield shape
         others = [*shape.get("anyOf", ()), *shape.get("oneOf", ())]
-        tags = shape.get("discriminator", {}).get("mapping", {})
-        tag = data.get(_TAG) if isinstance(data, dict) else None
+        chooser = shape.get("discriminator", {})
+        tags = chooser.get("mapping", {})
+        tag = data.get(chooser.get("propertyName")) if isinstance(data, dict) else None
         if isinstance(tag, str) and tag in tags:
             others = [{"$ref": tags[tag]}]
         if "$ref" in shape:

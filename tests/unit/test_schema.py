@@ -626,3 +626,47 @@ def test_a_wrong_option_is_named_in_the_message(dotted: str, text: str, message:
 def test_a_part_that_is_not_there_is_a_key_error() -> None:
     with pytest.raises(KeyError):
         load_yaml("a: 1").at(("b",))
+
+
+class Ring(StrictModel):
+    topology: Literal["ring"]
+    chips: PositiveInt
+
+
+class Star(StrictModel):
+    topology: Literal["star"]
+    arms: PositiveInt
+
+
+class Network(StrictModel):
+    scale_up: Ring | Star = Field(discriminator="topology")
+    sizes: tuple[PositiveInt, ...] = Field(default=(), min_length=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "scale_up: {topology: rong, chips: 2}",
+            "n.yaml:1: scale_up.topology: 'rong' is not one of: ring, star; did you mean ring?",
+        ),
+        ("scale_up: {chips: 2}", "n.yaml:1: scale_up.topology: missing key; one of: ring, star"),
+        (
+            "scale_up: {topology: ring, arms: 2}",
+            "n.yaml:1: scale_up.chips: missing key\n"
+            "n.yaml:1: scale_up.arms: unknown key; allowed keys: topology, chips",
+        ),
+        (
+            "scale_up: {topology: star, arms: 2}\nsizes: [0]",
+            "n.yaml:2: sizes.0: 0 is too small; it must be greater than 0",
+        ),
+        (
+            "scale_up: {topology: star, arms: 2}\nsizes: []",
+            "n.yaml:2: sizes: a list of 0 is too short; it must have at least 1 items",
+        ),
+    ],
+)
+def test_unions_by_another_key_than_kind(text: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        validate(Network, load_yaml(text, "n.yaml"))
+    assert str(caught.value) == message
