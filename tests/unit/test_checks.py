@@ -73,13 +73,13 @@ class TestResolve:
 
     def test_a_wrong_name_outranks_what_does_not_fit(self, tmp_path: Path) -> None:
         does_not_fit = ("cases.0.parallelism.tp", "16")
-        with pytest.raises(InfeasibleError, match="case 'H100': 1 replicas of 16 chips"):
+        with pytest.raises(InfeasibleError, match="case 'H100': 1 replica of 16 chips"):
             resolve(self.scenario(tmp_path, does_not_fit, text=FOUR_CASES), CATALOG)
         with pytest.raises(InputError) as caught:
             wrong = ("cases.3.system", "nowhere")
             resolve(self.scenario(tmp_path, does_not_fit, wrong, text=FOUR_CASES), CATALOG)
         first, second = str(caught.value).splitlines()
-        assert first.startswith("case 'H100': 1 replicas of 16 chips")
+        assert first.startswith("case 'H100': 1 replica of 16 chips")
         assert second.startswith("unknown system 'nowhere'")
 
     @pytest.mark.parametrize("workload", ["open", "closed"])
@@ -119,7 +119,7 @@ class TestCatalogue:
         for words in (
             "layer: unknown key",
             "license: unknown key",
-            "case 'small': 1 replicas of 16",
+            "case 'small': 1 replica of 16",
         ):
             assert words in message
 
