@@ -20,8 +20,11 @@ from sim.hardware import Accelerator, System
 from sim.measured import Published
 from sim.model import Model
 from sim.overhead import EngineOverhead, EngineOverheads
+from sim.presets import EnginePreset
 from sim.priors import FamilyPrior, Prior
+from sim.reliability import Reliability
 from sim.schema import Located, StrictModel, did_you_mean, load_yaml, validate
+from sim.speculation import MeasuredAcceptance
 
 ModelT = TypeVar("ModelT", bound=StrictModel)
 
@@ -31,9 +34,13 @@ Kind = Literal[
     "calibrations",
     "priors",
     "overheads",
+    "engines",
     "prices",
     "models",
     "lengths",
+    "sessions",
+    "speculation",
+    "reliability",
     "measured",
     "scenarios",
 ]
@@ -48,9 +55,13 @@ _FOLDERS: Mapping[Kind, str] = {
     "calibrations": "hardware/calibrations",
     "priors": "hardware/priors",
     "overheads": "hardware/overheads",
+    "engines": "hardware/engines",
     "prices": "hardware/prices",
     "models": "workloads/models",
     "lengths": "workloads/lengths",
+    "sessions": "workloads/sessions",
+    "speculation": "workloads/speculation",
+    "reliability": "hardware/reliability",
     "measured": "hardware/measured",
     "scenarios": "scenarios",
 }
@@ -63,8 +74,11 @@ _SCHEMAS: Mapping[Kind, type[StrictModel]] = {
     "calibrations": Calibration,
     "priors": FamilyPrior,
     "overheads": EngineOverheads,
+    "engines": EnginePreset,
     "prices": PriceBook,
     "models": Model,
+    "speculation": MeasuredAcceptance,
+    "reliability": Reliability,
     "measured": Published,
 }
 
@@ -179,6 +193,26 @@ class Catalog:
     def overheads(self, engine: Engine) -> EngineOverheads:
         """Return the host and launch times of a serving engine."""
         return self._entry("overheads", engine, EngineOverheads)
+
+    def engine(self, entry_id: str) -> EnginePreset:
+        """Return what a serving engine does unless it is told otherwise.
+
+        >>> open_catalog().engine("trtllm").settings["admission"].value
+        'no_evict'
+        """
+        return self._entry("engines", entry_id, EnginePreset)
+
+    def speculation(self, entry_id: str) -> MeasuredAcceptance:
+        """Return what a drafter achieves with a model.
+
+        >>> open_catalog().speculation("vicuna_7b_medusa").verify_tokens.value
+        64
+        """
+        return self._entry("speculation", entry_id, MeasuredAcceptance)
+
+    def reliability(self, entry_id: str) -> Reliability:
+        """Return how often things fail, and how long they take to come back."""
+        return self._entry("reliability", entry_id, Reliability)
 
     def with_overhead(self, overhead: EngineOverhead) -> "Catalog":
         """Return a catalogue in which every engine has this overhead, to try it out."""
@@ -352,6 +386,24 @@ def _check_prices(catalog: Catalog, _: str, entry: Any) -> Iterator[str]:
                 yield _unknown(kind, entry_id, catalog.names(kind))
 
 
+def _check_engine(catalog: Catalog, _: str, entry: Any) -> Iterator[str]:
+    preset: EnginePreset = entry
+    kernels = preset.settings["kernels"].value
+    if kernels not in catalog.files["overheads"]:
+        yield _unknown("overheads", kernels, catalog.names("overheads"))
+    for key, setting in preset.settings.items():
+        for chip in (chip for variant in setting.where for chip in variant.accelerators or ()):
+            if chip not in catalog.files["accelerators"]:
+                yield f"{key}: {_unknown('accelerators', chip, catalog.names('accelerators'))}"
+
+
+def _check_speculation(catalog: Catalog, _: str, entry: Any) -> Iterator[str]:
+    measured: MeasuredAcceptance = entry
+    for model in measured.models:
+        if model not in catalog.files["models"]:
+            yield _unknown("models", model, catalog.names("models"))
+
+
 def _no_check(_catalog: Catalog, _id: str, _entry: Any) -> Iterator[str]:
     yield from ()
 
@@ -361,5 +413,7 @@ _CHECKS: Mapping[Kind, Callable[[Catalog, str, Any], Iterator[str]]] = {
     "priors": _check_prior,
     "systems": _check_system,
     "calibrations": _check_calibration,
+    "engines": _check_engine,
     "prices": _check_prices,
+    "speculation": _check_speculation,
 }

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from sim.catalog import Catalog
-from sim.deployment import Deployment, deploy
-from sim.economics import PriceBook, Purchase, Rental, purchase, rental
+from sim.economics import PriceBook, Terms, purchase, rental
 from sim.efficiency import Calibration
 from sim.errors import InfeasibleError, InputError, RackcastError
 from sim.hardware import Accelerator, System
 from sim.measured import Published
 from sim.model import Model
 from sim.overhead import EngineOverheads
+from sim.presets import EnginePreset
 from sim.priors import FamilyPrior
+from sim.reliability import Reliability
 from sim.scenario import (
     Case,
     Scenario,
@@ -24,6 +25,9 @@ from sim.scenario import (
     scenario_json_schema,
 )
 from sim.schema import StrictModel, did_you_mean, json_schema, load_yaml, validate
+from sim.service import Fleet, Service, service_of
+from sim.speculation import MeasuredAcceptance
+from sim.workload.sessions import SessionTraffic
 from sim.workload.traffic import TrafficLaw
 
 MODELS: Mapping[str, type[StrictModel]] = {
@@ -32,9 +36,13 @@ MODELS: Mapping[str, type[StrictModel]] = {
     "calibration": Calibration,
     "prior": FamilyPrior,
     "overhead": EngineOverheads,
+    "engine": EnginePreset,
     "prices": PriceBook,
     "model": Model,
     "lengths": TrafficLaw,
+    "sessions": SessionTraffic,
+    "speculation": MeasuredAcceptance,
+    "reliability": Reliability,
     "measured": Published,
 }
 """Kinds of files beside scenarios."""
@@ -46,9 +54,14 @@ _TELLING_KEYS: tuple[tuple[str, str], ...] = (
     ("scale_up", "system"),
     ("donor", "prior"),
     ("families", "overhead"),
+    ("settings", "engine"),
     ("ownership", "prices"),
     ("layers", "model"),
     ("lengths", "lengths"),
+    ("law", "sessions"),
+    ("tasks", "speculation"),
+    ("host", "reliability"),
+    ("boot", "reliability"),
     ("comparisons", "measured"),
 )
 """A key that only one kind of file has; a calibration names peaks too, so order matters."""
@@ -59,9 +72,13 @@ _FOLDERS: Mapping[str, str] = {
     "calibrations": "calibration",
     "priors": "prior",
     "overheads": "overhead",
+    "engines": "engine",
     "prices": "prices",
     "models": "model",
     "lengths": "lengths",
+    "sessions": "sessions",
+    "speculation": "speculation",
+    "reliability": "reliability",
     "measured": "measured",
     "scenarios": "scenario",
 }
@@ -71,9 +88,9 @@ _FOLDERS: Mapping[str, str] = {
 class ResolvedCase:
     """A case with all that it names."""
 
-    deployment: Deployment
-    terms: Rental | Purchase
-    """What its system costs."""
+    service: Service
+    terms: tuple[Terms, ...]
+    """How each of its fleets is paid for."""
 
 
 def check_file(path: Path, catalog: Catalog) -> str:
@@ -116,17 +133,16 @@ def resolve(scenario: Scenario, catalog: Catalog) -> list[ResolvedCase]:
 def _resolved(case: Case, catalog: Catalog) -> ResolvedCase:
     if not isinstance(case.workload, TraceWorkload) and case.workload.traffic is not None:
         catalog.path("lengths", case.workload.traffic)
-    deployment = deploy(case, catalog)
-    return ResolvedCase(deployment, _terms(deployment, catalog))
+    service = service_of(case, catalog)
+    return ResolvedCase(service, tuple(_terms(case, fleet, catalog) for fleet in service.fleets))
 
 
-def _terms(deployment: Deployment, catalog: Catalog) -> Rental | Purchase:
-    """Look up what the system costs."""
-    case, system = deployment.case, deployment.system
+def _terms(case: Case, fleet: Fleet, catalog: Catalog) -> Terms:
+    """Look up what the systems of a fleet cost."""
     book = catalog.prices(case.prices.book)
     if case.prices.mode == "rent":
-        return rental(book, system.accelerator, case.prices.rent)
-    return purchase(book, case.system, system)
+        return rental(book, fleet.system.accelerator, case.prices.rent)
+    return purchase(book, fleet.system_id, fleet.system)
 
 
 def check_catalog(catalog: Catalog) -> int:

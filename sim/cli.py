@@ -143,15 +143,15 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show where the time of a prefill and a decode step goes, operator by operator."""
-    from sim.deployment import deploy  # noqa: PLC0415
     from sim.report.explanation import explanation  # noqa: PLC0415
     from sim.report.operator_table import operator_table  # noqa: PLC0415
+    from sim.service import service_of  # noqa: PLC0415
 
     _refuse_a_file(out)
     chosen = _case(_scenario(scenario, settings, None), case)
     known = _catalog(catalog)
     with _naming(scenario):
-        steps = explanation(deploy(chosen, known), batch, context, prompt)
+        steps = explanation(service_of(chosen, known), batch, context, prompt)
     if as_json:
         typer.echo(json.dumps([asdict(step) for step in steps], indent=2))
     else:

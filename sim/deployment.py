@@ -1,43 +1,58 @@
 """A case resolved against the catalogue: the chips, the model on them, and how long steps take."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from sim.catalog import Catalog
 from sim.cost.comms import Network
 from sim.cost.context import window_cap
+from sim.cost.execution import Speculation
 from sim.cost.kernels import KernelShelf
 from sim.cost.layers import operators
-from sim.cost.memory import MemoryUse, detour, slower_tiers
-from sim.cost.operators import DenseGemm, ExpertGemm
+from sim.cost.memory import MemoryUse, detour, doubt_about_blocks, slower_tiers
+from sim.cost.operators import DenseGemm, ExpertGemm, Operator
 from sim.cost.shares import Shares
 from sim.cost.table import Extent, StepTable
 from sim.cost.timer import OperatorTime, Placement, StepTimer
 from sim.cost.work import Number, StepShape
+from sim.drafter import Drafter, drafter_of
 from sim.efficiency import Calibration, PowerFit
-from sim.engine.clock import to_ticks
-from sim.engine.cluster import ReplicaPlan
-from sim.engine.kv import SequenceBlocks, blocks_for
-from sim.engine.scheduler import BatchLimits
-from sim.engine.ticks import TickTable
+from sim.engine.kv import WHOLE_CONTEXT, SequenceBlocks, blocks_for
+from sim.engine.plan import ReplicaPlan
+from sim.engine.rules import SchedulerRules
+from sim.engine.speculative import GRAIN
+from sim.engine.ticks import pace
 from sim.errors import InputError
 from sim.feasibility import check_split, count_replicas, fitted_memory
 from sim.hardware import Accelerator, System
 from sim.model import Model
+from sim.overhead import EngineOverhead
+from sim.pools import Role
+from sim.presets import place_of, resolved
 from sim.priors import Prior
+from sim.replica_plan import answer_estimate, execution, new_batch, scheduler_rules, with_host
+from sim.routing import Imbalance
 from sim.scenario import Case
+from sim.serving import ServingEngine
+from sim.speculation import AcceptanceLaw
 from sim.units import Dtype
 
 Quantity = Callable[[OperatorTime], Number]
 """What to tabulate of a priced operator."""
 
 
+IMBALANCE_PERIOD_STEPS = 128
+"""Steps for which a load of the experts lasts: assumed; what is asked changes over seconds."""
+
+
 @dataclass(frozen=True)
 class Deployment:
-    """What a case puts into service."""
+    """One pool of equal replicas; all there is where one pool does everything."""
 
     case: Case
+    """Of this pool alone, see `sim.scenario.Case.of_pool`."""
     system: System
     accelerator: Accelerator
     power: PowerFit
@@ -51,6 +66,10 @@ class Deployment:
     """What a reader of any forecast must know about it."""
     calibration: Calibration | None
     """What was measured of the chip; none: all laws are those of a prior."""
+    role: Role = "serve"
+    """What its replicas do in a service of several pools."""
+    law: AcceptanceLaw | None = None
+    """What speculative decoding yields; none without it."""
 
     @property
     def chips_per_replica(self) -> int:
@@ -127,29 +146,44 @@ class Deployment:
     @cached_property
     def plan(self) -> ReplicaPlan:
         """What the engine needs to know."""
-        engine = self.case.engine
+        engine, held = self.case.engine, _rank_blocks(self.case, self.memory)[1]
         return ReplicaPlan(
-            limits=self.limits,
+            rules=self.rules,
             kv_blocks=self.kv_blocks,
             block_tokens=engine.block_tokens,
-            window_tokens=self.window_tokens,
-            pace=TickTable(self.seconds),
+            pace=pace(self.seconds, self.imbalance, 1 if self.law is None else GRAIN),
             max_model_len=self.max_model_len,
-            answer_ticks=to_ticks(self.timer.overhead.frontend_s),
-            sequence_blocks=_rank_blocks(self.case, self.memory)[1],
+            sequence_blocks=held,
+            prefix_caching=engine.prefix_caching and held == WHOLE_CONTEXT,
+            by_priority=engine.order == "priority",
+            whole_answers=engine.admission == "no_evict",
+            estimate=answer_estimate(engine),
+            new_batch=new_batch(engine, self.law, held, self.window_tokens),
+            kv_bytes_per_token=self.kv_bytes_per_token,
         )
 
     @property
-    def limits(self) -> BatchLimits:
+    def imbalance(self) -> Imbalance | None:
+        """How the load of the experts varies over time; none: it does not."""
+        cv = self.case.engine.expert_imbalance
+        if not cv or self.model.moe is None:
+            return None
+        sigma = math.sqrt(math.log1p(cv**2))
+        return Imbalance.log_normal(sigma, IMBALANCE_PERIOD_STEPS, seed=0)
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """Keys and values of one token of context on all chips that keep a sequence."""
+        split, cache = self.case.parallelism, self.memory.cache
+        return (cache.growing_bytes + cache.windowed_bytes) * split.tp * split.pp
+
+    @property
+    def rules(self) -> SchedulerRules:
         """What a replica takes in: the limits of its attention ranks and micro-batches together.
 
         One prompt stays on one rank, so it gets the tokens of that rank alone.
         """
-        engine, shares = self.case.engine, self.timer.shares
-        ranks = self.case.parallelism.attention_dp
-        tokens = engine.max_num_batched_tokens * shares.micro_batches
-        chunk = tokens if ranks > 1 else None
-        return BatchLimits(engine.max_num_seqs * ranks, tokens * ranks, chunk)
+        return scheduler_rules(self.case.engine, self.timer.shares, self.window_tokens, self.law)
 
     def explain(self, shape: StepShape) -> list[OperatorTime]:
         """List the operators of one step with their work, time, bound and source."""
@@ -167,8 +201,8 @@ class Deployment:
         )
 
 
-def deploy(case: Case, catalog: Catalog) -> Deployment:
-    """Resolve a case: look everything up, check that it fits, and build its timer.
+def deploy(case: Case, catalog: Catalog, role: Role = "serve") -> Deployment:
+    """Resolve a case of one pool: look everything up, check that it fits, build its timer.
 
     Raises
     ------
@@ -181,24 +215,32 @@ def deploy(case: Case, catalog: Catalog) -> Deployment:
     system = catalog.system(case.system)
     accelerator = catalog.accelerator(system.accelerator)
     model = catalog.model(case.model)
+    case = _with_preset(case, catalog, system, accelerator)
     check_split(case, model, system)
-    memory = fitted_memory(case, model, accelerator, system)
+    drafter = drafter_of(case, model, catalog)
+    beside = None if drafter is None else drafter.beside
+    memory = fitted_memory(case, model, accelerator, system, beside)
     calibration = catalog.calibration(system.accelerator)
     prior = catalog.prior(accelerator.family)
     engine = case.engine
-    overhead = catalog.overheads(engine.name).of_family(accelerator.family)
-    timer = StepTimer(
+    overhead = catalog.overheads(engine.kernels).of_family(accelerator.family)
+    shelf = KernelShelf(
+        accelerator, system.accelerator, calibration, prior, engine.kernels, overhead.source
+    )
+    network = Network(system, system.accelerator, calibration, engine.kernels)
+    placement = Placement(
+        Shares(case.parallelism, engine.max_num_batched_tokens),
+        detour(memory, accelerator, slower_tiers(accelerator, system)),
+    )
+
+    def timer_of(listed: Iterable[Operator], law: EngineOverhead, placed: Placement) -> StepTimer:
+        return StepTimer(listed, accelerator, shelf, network, law, placed)
+
+    speculation = None if drafter is None else _speculation(drafter, engine, overhead.law, timer_of)
+    timer = timer_of(
         operators(model, case.parallelism, case.precision, case.routing),
-        accelerator,
-        KernelShelf(
-            accelerator, system.accelerator, calibration, prior, engine.name, overhead.source
-        ),
-        Network(system, system.accelerator, calibration, engine.name),
-        overhead.law,
-        Placement(
-            Shares(case.parallelism, engine.max_num_batched_tokens),
-            detour(memory, accelerator, slower_tiers(accelerator, system)),
-        ),
+        with_host(overhead.law, engine),
+        placement._replace(execution=execution(engine, speculation)),
     )
     return Deployment(
         case=case,
@@ -214,9 +256,55 @@ def deploy(case: Case, catalog: Catalog) -> Deployment:
             *_notes(case, model, accelerator, calibration, timer),
             *overhead.limits(case.name, case.model, engine.max_num_seqs),
             *_better_engine(case, accelerator, catalog),
+            *_engine_notes(case, memory, drafter),
         ),
         calibration=calibration,
+        role=role,
+        law=None if drafter is None else drafter.law,
     )
+
+
+def _with_preset(case: Case, catalog: Catalog, system: System, accelerator: Accelerator) -> Case:
+    """Fill in what the scenario does not say about its engine."""
+    place = place_of(system.accelerator, accelerator, case.parallelism)
+    try:
+        engine = resolved(case.engine, catalog.engine(case.engine.name), place)
+    except InputError as error:
+        raise InputError(f"case {case.name!r}: {error}") from None
+    return case.model_copy(update={"engine": engine})
+
+
+def _speculation(
+    drafter: Drafter,
+    engine: ServingEngine,
+    law: EngineOverhead,
+    timer_of: Callable[[Iterable[Operator], EngineOverhead, Placement], StepTimer],
+) -> Speculation:
+    """Price the passes of a drafter; the engine's own time is spent once, on the whole step."""
+    timer = None
+    if drafter.operators:
+        shares = Shares(drafter.parallelism, engine.max_num_batched_tokens)
+        free = law.model_copy(update={"step_s": 0.0, "sequence_s": 0.0})
+        timer = timer_of(drafter.operators, free, Placement(shares))
+    accepted = drafter.law
+    tree = accepted.verify_tokens if accepted.verify_tokens > accepted.draft_tokens + 1 else None
+    return Speculation(accepted.draft_tokens, timer, drafter.reads_verified, tree)
+
+
+def _engine_notes(case: Case, memory: MemoryUse, drafter: Drafter | None) -> Iterator[str]:
+    """Say aloud what the engine's settings leave open."""
+    engine = case.engine
+    if engine.usable_kv_blocks is not None:
+        doubt = doubt_about_blocks(memory, engine.block_tokens, engine.usable_kv_blocks)
+        if doubt is not None:
+            yield f"{case.name}: {doubt}."
+    if drafter is not None:
+        law = drafter.law
+        yield (
+            f"{case.name}: speculative decoding yields {law.tokens_per_step:.2f} tokens a step "
+            f"({law.source})."
+        )
+        yield from (f"{case.name}: {note}." for note in law.notes)
 
 
 def _power(
@@ -241,7 +329,8 @@ def _rank_blocks(case: Case, memory: MemoryUse) -> tuple[int, SequenceBlocks]:
 
     Context ranks share a sequence's keys and values, and each has the whole of its states.
     """
-    cp, blocks = case.parallelism.cp, memory.blocks(case.engine.block_tokens)
+    engine, cp = case.engine, case.parallelism.cp
+    blocks = memory.blocks(engine.block_tokens, engine.usable_kv_blocks)
     held = SequenceBlocks(blocks.growing, blocks.windowed, blocks.fixed * cp)
     return blocks.total * cp, held
 
@@ -271,10 +360,10 @@ def _longest_context(total: int, held: SequenceBlocks, size: int, memory: Memory
 def _better_engine(case: Case, accelerator: Accelerator, catalog: Catalog) -> Iterator[str]:
     """Name the vendor's own engine where the chosen one was never seen on the chip's family."""
     native, family = catalog.overheads("native").families, accelerator.family
-    chosen = catalog.overheads(case.engine.name).families
+    chosen = catalog.overheads(case.engine.kernels).families
     if family in native and family not in chosen:
         yield (
-            f"{case.name}: the overhead of {case.engine.name} on {family} is that of other chips; "
+            f"{case.name}: the overhead of {case.engine.kernels} on {family} is that of other chips; "
             "engine.name: native has one for it."
         )
 

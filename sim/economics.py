@@ -292,7 +292,7 @@ def chips_charged(charge: Charge, usage: Usage, chips_per_system: int) -> int:
     return usage.systems * chips_per_system if charge == "systems" else usage.chips
 
 
-def bill(terms: Terms, usage: Usage, chips_charged: int) -> tuple[BillLine, ...]:
+def bill(terms: Terms, usage: Usage, chips_charged: float) -> tuple[BillLine, ...]:
     """Itemised cost of a fleet over the period of its usage.
 
     Parameters
@@ -300,9 +300,9 @@ def bill(terms: Terms, usage: Usage, chips_charged: int) -> tuple[BillLine, ...]
     terms : Rental or Purchase
     usage : Usage
         Its energy is paid as it stands: the caller counts the energy of the chips charged.
-    chips_charged : int
-        Chips that are paid for: see the function of that name. Part of a system costs that part
-        of its price.
+    chips_charged : float
+        Chips that are paid for: see the function of that name, or their mean number where it
+        changes. Part of a system costs that part of its price.
 
     Examples
     --------

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator, Mapping
 
 from pydantic import ValidationError
 
-from sim.cost.memory import EngineShare, MemoryUse, engine_bytes, memory_use, slower_tiers
+from sim.cost.memory import MemoryUse, engine_share, memory_use, slower_tiers
 from sim.errors import InfeasibleError
 from sim.hardware import Accelerator, System
 from sim.model import Model
 from sim.parallelism import Parallelism, problems
 from sim.precision import Precision
-from sim.scenario import Case, ServingEngine
+from sim.scenario import Case
+from sim.serving import ServingEngine
 from sim.units import DTYPE_BYTES, GIB, Dtype
 
 _POWERS_OF_TWO = (1, 2, 4, 8, 16, 32, 64)
@@ -93,8 +94,20 @@ def count_replicas(case: Case, system: System) -> int:
     return wanted
 
 
-def fitted_memory(case: Case, model: Model, accelerator: Accelerator, system: System) -> MemoryUse:
+Beside = Callable[[MemoryUse], MemoryUse]
+"""Puts something else into the memory of a chip: a drafter."""
+
+
+def fitted_memory(
+    case: Case,
+    model: Model,
+    accelerator: Accelerator,
+    system: System,
+    beside: Beside | None = None,
+) -> MemoryUse:
     """Divide the memory of one chip of a case.
+
+    ``beside`` takes what else lies there.
 
     Raises
     ------
@@ -103,6 +116,8 @@ def fitted_memory(case: Case, model: Model, accelerator: Accelerator, system: Sy
         holds; with the numbers and a way out.
     """
     memory = _memory(case, model, accelerator)
+    if beside is not None:
+        memory = beside(memory)
     offloaded = memory.offloaded_weights_bytes + memory.offloaded_kv_bytes
     room = sum(tier.capacity_bytes.value for tier in slower_tiers(accelerator, system))
     if offloaded > room:
@@ -119,23 +134,14 @@ def fitted_memory(case: Case, model: Model, accelerator: Accelerator, system: Sy
 
 
 def _memory(case: Case, model: Model, accelerator: Accelerator) -> MemoryUse:
-    engine, reserved = case.engine, case.engine.reserved_bytes
-    if reserved is None:  # of the vendors' own engines nothing is known beside the fraction
-        reserved = 0.0 if engine.name == "native" else engine_bytes(case.parallelism)
-    share = EngineShare(
-        engine.memory_fraction,
-        reserved,
-        engine.max_num_batched_tokens,
-        engine.max_num_seqs,
-        engine.offload_weights_bytes,
-        engine.offload_kv_bytes,
-    )
+    share = engine_share(case.engine, case.parallelism)
     return memory_use(model, case.parallelism, case.precision, accelerator, share, case.routing)
 
 
 def _holds_a_sequence(case: Case, memory: MemoryUse) -> bool:
     """Tell whether the cache of an attention rank holds the shortest sequence."""
-    cp, blocks = case.parallelism.cp, memory.blocks(case.engine.block_tokens)
+    engine = case.engine
+    cp, blocks = case.parallelism.cp, memory.blocks(engine.block_tokens, engine.usable_kv_blocks)
     least = blocks.growing + blocks.windowed + blocks.fixed * cp
     return 0 < least <= blocks.total * cp
 
@@ -145,7 +151,7 @@ def _does_not_fit(
 ) -> InfeasibleError:
     """Say by how much a model misses the memory, and which changes would make it fit."""
     memory, chips = _memory(case, model, accelerator), case.parallelism.chips
-    usable = memory.budget_bytes - memory.activations_bytes - memory.engine_bytes
+    usable = memory.usable_bytes
     weights = memory.weights_bytes - memory.offloaded_weights_bytes
     weights_gib, usable_gib = weights * chips / GIB, max(0.0, chips * usable / GIB)
     return InfeasibleError(

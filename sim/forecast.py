@@ -14,30 +14,23 @@ import pandas as pd
 
 from sim.catalog import Catalog, Kind
 from sim.checks import resolve
-from sim.cost.work import StepShape
-from sim.deployment import Deployment
 from sim.economics import Terms, purchase, rental
-from sim.figures import Figure
-from sim.metrics import (
-    Accounts,
-    Activity,
-    accounts,
-    activity,
-    measured_window,
-    request_table,
-    summary_row,
-    timeline,
-)
+from sim.engine.cluster import RunRecord
+from sim.metrics.accounts import Accounts, Inventory, accounts, inventories
+from sim.metrics.requests import Window, measured_window, request_table
+from sim.metrics.summary import pool_rows, summary_row, tenant_rows
+from sim.metrics.timeline import timeline, timeline_edges
 from sim.report.caveats import caveats
 from sim.report.data import CURVE_COLUMNS, RunTables
+from sim.report.provenance import provenance
 from sim.scenario import Case, ClosedLoopWorkload, Scenario, TraceWorkload
+from sim.service import Service
 from sim.simulate import CaseRun, Progress, Traffic, draw_traffic, serve, simulate
-from sim.units import GB, GIB, KW
 
 Tokens = npt.NDArray[np.int64]
 
-WaysToPay = Mapping[str, Terms]
-"""Terms by what people call them."""
+WaysToPay = Mapping[str, tuple[Terms, ...]]
+"""Terms of each fleet, by what people call them."""
 
 Watcher = Callable[[str], Progress]
 """Gives a progress listener for each case or curve, by its name."""
@@ -59,6 +52,8 @@ class CaseTables:
     requests: pd.DataFrame
     timeline: pd.DataFrame
     bill: pd.DataFrame
+    pools: pd.DataFrame
+    tenants: pd.DataFrame
     curve: pd.DataFrame | None
     provenance: pd.DataFrame
     notes: tuple[str, ...]
@@ -95,13 +90,13 @@ def forecast(
     seed = scenario.header.seed
     results = []
     for resolved in resolve(scenario, catalog):
-        deployment, terms = resolved.deployment, resolved.terms
-        ways = ways_to_pay(deployment, catalog, terms)
-        progress = watch(deployment.case.name)
-        run = simulate(deployment, catalog, seed, every_step=every_step, progress=progress)
+        service, terms = resolved.service, resolved.terms
+        ways = ways_to_pay(service, catalog, terms)
+        progress = watch(service.case.name)
+        run = simulate(service, catalog, seed, every_step=every_step, progress=progress)
         if keep is not None:
             keep(run)
-        curve = _curve(deployment, catalog, terms, seed, watch)
+        curve = _curve(service, catalog, terms, seed, watch)
         results.append(case_tables(run, ways, curve))
     curves = [result.curve for result in results if result.curve is not None]
     return RunTables(
@@ -113,6 +108,8 @@ def forecast(
         requests=_stacked([result.requests for result in results]),
         timeline=_stacked([result.timeline for result in results]),
         bill=_stacked([result.bill for result in results]),
+        pools=_stacked([result.pools for result in results]),
+        tenants=_stacked([result.tenants for result in results]),
         curve=_stacked(curves) if curves else None,
         provenance=_stacked([result.provenance for result in results]),
         notes=_notes(results),
@@ -130,21 +127,27 @@ def forecast(
 class Measured:
     """What a simulated case did, and what that cost."""
 
+    record: RunRecord
     requests: pd.DataFrame
-    work: Activity
+    window: Window
+    inventory: Inventory
+    """Of the window."""
+    over_time: Inventory
+    """Of the bins of the timeline."""
     books: Accounts
     summary: dict[str, object]
 
 
-def measure(run: CaseRun, terms: Terms) -> Measured:
-    """Measure a simulated case in its window."""
-    deployment = run.deployment
-    requests = request_table(run.record, deployment.timer.overhead)
-    work = activity(deployment, run.record)
-    warmup = deployment.case.measure.warmup_fraction
-    window = measured_window(requests, warmup, run.clients)
-    books = accounts(deployment, window, requests, work, terms)
-    return Measured(requests, work, books, summary_row(deployment, requests, books))
+def measure(run: CaseRun, terms: Sequence[Terms]) -> Measured:
+    """Measure a simulated case in its window, and over time."""
+    service, record = run.service, run.record
+    requests = request_table(record.requests, service.frontend_s, run.tenants)
+    window = measured_window(requests, service.case.measure.warmup_fraction, run.clients)
+    edges = timeline_edges(requests)
+    inventory, over_time = inventories(service, record, window.edges, edges)
+    books = accounts(service, window, requests, record, inventory, terms)
+    summary = summary_row(service, requests, books)
+    return Measured(record, requests, window, inventory, over_time, books, summary)
 
 
 def case_tables(run: CaseRun, ways: WaysToPay, curve: pd.DataFrame | None) -> CaseTables:
@@ -157,54 +160,65 @@ def case_tables(run: CaseRun, ways: WaysToPay, curve: pd.DataFrame | None) -> Ca
         Ways to pay by their names; the first one is what the case asks for.
     curve : DataFrame, optional
     """
-    deployment, case = run.deployment, run.deployment.case
+    service, case = run.service, run.service.case
     measured = measure(run, next(iter(ways.values())))
     requests, books = measured.requests, measured.books
     slo = {"slo_ttft_s": case.slo.ttft_s, "slo_tpot_s": case.slo.tpot_s}
-    said = {"caveats": caveats(deployment)}
-    requests.insert(1, "tenant", "all")
+    said = {"caveats": caveats(service)}
     requests["measured"] = requests["arrival_s"].between(books.window.start_s, books.window.end_s)
+    tenants = tenant_rows(requests, books, [case.slo] * requests["tenant"].cat.categories.size)
+    bins = timeline(service, requests, measured.record, measured.over_time)
     return CaseTables(
         summary=measured.summary | slo | said,
         requests=_named(requests, case),
-        timeline=_named(timeline(deployment, requests, measured.work), case),
+        timeline=_named(bins, case),
         bill=_named(pd.DataFrame(books.bill), case),
+        pools=_named(pd.DataFrame(pool_rows(service, books)), case),
+        tenants=_named(pd.DataFrame(tenants), case),
         curve=curve,
-        provenance=_named(pd.DataFrame(_provenance(deployment, books)), case),
-        notes=(*deployment.notes, *_case_notes(run, measured, ways)),
+        provenance=_named(pd.DataFrame(provenance(service, books)), case),
+        notes=(*service.notes, *_case_notes(run, measured, ways)),
     )
 
 
-def ways_to_pay(deployment: Deployment, catalog: Catalog, asked: Terms) -> dict[str, Terms]:
-    """Give every way to pay that the price book has, the one that the case asks for first."""
-    case, system = deployment.case, deployment.system
-    book = catalog.prices(case.prices.book)
-    ways: dict[str, Terms] = {}
-    if case.system in book.purchase_usd_per_system:
-        ways["owned"] = purchase(book, case.system, system)
-    for kind in book.rent_usd_per_chip_hour.get(system.accelerator, {}):
-        ways[f"rented ({kind.replace('_', ' ')})"] = rental(book, system.accelerator, kind)
-    first = next(name for name, terms in ways.items() if terms == asked)
-    return {first: asked, **{name: terms for name, terms in ways.items() if name != first}}
+def ways_to_pay(
+    service: Service, catalog: Catalog, asked: tuple[Terms, ...]
+) -> dict[str, tuple[Terms, ...]]:
+    """Give every way to pay for all fleets, the one that the case asks for first."""
+    book = catalog.prices(service.case.prices.book)
+    each: list[dict[str, Terms]] = []
+    for fleet in service.fleets:
+        ways: dict[str, Terms] = {}
+        if fleet.system_id in book.purchase_usd_per_system:
+            ways["owned"] = purchase(book, fleet.system_id, fleet.system)
+        for kind in book.rent_usd_per_chip_hour.get(fleet.system.accelerator, {}):
+            name = f"rented ({kind.replace('_', ' ')})"
+            ways[name] = rental(book, fleet.system.accelerator, kind)
+        each.append(ways)
+    known = [name for name in each[0] if all(name in ways for ways in each)]
+    found = {name: tuple(ways[name] for ways in each) for name in known}
+    first = next(name for name, terms in found.items() if terms == asked)
+    return {first: asked, **{name: terms for name, terms in found.items() if name != first}}
 
 
 def _curve(
-    deployment: Deployment,
+    service: Service,
     catalog: Catalog,
-    terms: Terms,
+    terms: tuple[Terms, ...],
     seed: int,
     watch: Watcher,
 ) -> pd.DataFrame | None:
     """Run the closed loops of a case's curve, each to the end."""
-    case = deployment.case
+    case = service.case
     if case.curve is None:
         return None
-    points = [clients * deployment.replicas for clients in case.curve.concurrency_per_replica]
+    replicas = service.answer_pool.replicas
+    points = [clients * replicas for clients in case.curve.concurrency_per_replica]
     progress = watch(f"{case.name}, curve")
     rows = []
     for index, clients in enumerate(points):
         traffic = _closed_traffic(case, clients, catalog, seed)
-        run = CaseRun(deployment, serve(deployment, traffic), clients=clients)
+        run = CaseRun(service, serve(service, traffic), clients=clients)
         rows.append({"concurrency": clients, **measure(run, terms).summary})
         progress(index + 1, len(points))
     return pd.DataFrame(rows)[list(CURVE_COLUMNS)]
@@ -244,64 +258,19 @@ def _named(frame: pd.DataFrame, case: Case) -> pd.DataFrame:
 
 
 def _stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat(frames, ignore_index=True)
-
-
-def _provenance(deployment: Deployment, books: Accounts) -> Iterator[dict[str, str]]:
-    """Say what a forecast rests on: one row per fact, fit or assumption."""
-    model, chip, memory = deployment.model, deployment.accelerator, deployment.memory
-    yield _item("model", model.name, f"architecture: {model.source}")
-    capacity, bandwidth = chip.local_memory.capacity_bytes, chip.local_memory.bandwidth_bytes_per_s
-    yield _item("memory", f"{capacity.value / GIB:.1f} GiB", _cited(capacity))
-    yield _item("memory bandwidth", f"{bandwidth.value / GB:,.0f} GB/s", _cited(bandwidth))
-    dtype = deployment.compute_dtype
-    peak = chip.peak_flop_per_s[dtype]
-    yield _item(f"dense {dtype} peak", f"{peak.value:.3g} FLOP/s", _cited(peak))
-    given = deployment.case.engine.reserved_bytes is not None
-    reserved = "given" if given else "as vLLM logs it"
-    yield _item(
-        "KV cache",
-        f"{deployment.kv_tokens:,} tokens per replica",
-        f"memory less {memory.weights_bytes / GIB:.1f} GiB weights, "
-        f"{memory.activations_bytes / GIB:.1f} GiB activations (computed) and "
-        f"{memory.engine_bytes / GIB:.1f} GiB for the engine ({reserved}), per chip",
-    )
-    shape = StepShape(
-        decode_sequences=1, decode_context_tokens=1, prefill_sequences=1, prefill_tokens=1
-    )
-    for row in deployment.explain(shape):
-        yield _item(f"time of {row.name}", f"{row.calls} per step", row.source)
-    power = deployment.power
-    inherited = f", inherited from {power.inherited_from}" if power.inherited_from else ""
-    yield _item(
-        "power under load",
-        f"median error {power.fit.median_ape:.1%}",
-        f"fitted: {power.fit.source}{inherited}",
-    )
-    idle, host = chip.power.idle_w, deployment.system.host_power_w
-    yield _item("idle power of a chip", f"{idle.value:.0f} W", _cited(idle))
-    yield _item("power of the hosts", f"{host.value / KW:.2f} kW", _cited(host))
-    for line in books.bill:
-        yield _item(f"cost: {line.line}", f"{line.usd_per_hour:.2f} USD/h", line.source)
-
-
-def _item(item: str, value: str, source: str) -> dict[str, str]:
-    return {"item": item, "value": value, "source": source}
-
-
-def _cited(figure: Figure[float]) -> str:
-    return f"{figure.confidence}: {figure.source}"
+    """Put tables below each other; one alone is not copied, it may be large."""
+    return frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
 
 
 def _case_notes(run: CaseRun, measured: Measured, ways: WaysToPay) -> Iterator[str]:
-    case, window = run.deployment.case, measured.books.window
+    case, window = run.service.case, measured.window
     counted = f"{case.name}: counted from {window.start_s:.0f} s to {window.end_s:.0f} s"
     if run.capacity_requests_per_s is not None:
         counted += (
             f"; with every place in the batch taken it serves "
             f"{run.capacity_requests_per_s:.2f} requests/s at most"
         )
-    yield f"{counted}. {_prices(run.deployment, measured, ways)}"
+    yield f"{counted}. {_prices(run.service, measured, ways)}"
     requests = measured.requests
     served = requests[requests["outcome"] == "completed"]
     arrive, leave = (
@@ -319,19 +288,39 @@ def _case_notes(run: CaseRun, measured: Measured, ways: WaysToPay) -> Iterator[s
     counted_requests = int(requests["measured"].sum())
     if counted_requests < FEW_REQUESTS:
         yield f"{case.name}: only {counted_requests} requests count; tails rest on a few of them."
-    failed = int(str(measured.summary["failed_requests"]))
-    if failed:
-        yield f"{case.name}: {failed} requests are longer than the KV cache or the model allows."
+    yield from _failures(case, measured.summary)
 
 
-def _prices(deployment: Deployment, measured: Measured, ways: WaysToPay) -> str:
+def _failures(case: Case, summary: Mapping[str, object]) -> Iterator[str]:
+    """Say how many requests failed, and of what."""
+    said = {
+        "rejected": "are longer than the KV cache or the model allows",
+        "timed_out": "were given up by their clients",
+        "shed": "were turned away at the door",
+        "lost": "were broken off by failures",
+        "unfinished": "were not finished when the run ended",
+    }
+    for outcome, words in said.items():
+        count = int(str(summary[f"{outcome}_requests"]))
+        if count:
+            yield f"{case.name}: {count} requests {words}."
+
+
+def _prices(service: Service, measured: Measured, ways: WaysToPay) -> str:
     """Say what a million tokens of the same run, in and out, cost in every way to pay."""
     words = []
     for name, terms in ways.items():
-        window, requests, work = measured.books.window, measured.requests, measured.work
-        cost = accounts(deployment, window, requests, work, terms).token_cost
-        if cost.usd_per_mtok_total is not None:
-            words.append(f"{cost.usd_per_mtok_total:.3f} {name}")
+        books = accounts(
+            service,
+            measured.window,
+            measured.requests,
+            measured.record,
+            measured.inventory,
+            terms,
+        )
+        usd = books.token_cost.usd_per_mtok_total
+        if usd is not None:
+            words.append(f"{usd:.3f} {name}")
     return f"USD per million tokens: {', '.join(words) or 'there were none'}."
 
 
@@ -360,16 +349,9 @@ def _inputs(
     if "scenario_path" in manifest:
         files["scenario"] = Path(str(manifest["scenario_path"]))
     for case in scenario.cases:
-        chip = catalog.system(case.system).accelerator
-        named: tuple[tuple[Kind, str], ...] = (
-            ("systems", case.system),
-            ("accelerators", chip),
-            *_laws(chip, catalog),
-            ("overheads", case.engine.name),
-            ("models", case.model),
-            ("prices", case.prices.book),
-        )
-        files |= {f"{kind}/{entry}": catalog.path(kind, entry) for kind, entry in named}
+        for role in case.roles:
+            named = _named_by(case.of_pool(role), catalog)
+            files |= {f"{kind}/{entry}": catalog.path(kind, entry) for kind, entry in named}
         workload = case.workload
         if isinstance(workload, TraceWorkload):
             if workload.path is not None:
@@ -378,6 +360,17 @@ def _inputs(
             files[f"lengths/{workload.traffic}"] = catalog.path("lengths", workload.traffic)
     for name in sorted(files):
         yield name, hashlib.sha256(files[name].read_bytes()).hexdigest()
+
+
+def _named_by(case: Case, catalog: Catalog) -> Iterator[tuple[Kind, str]]:
+    """Name the catalogue entries that the case of one pool rests on."""
+    chip = catalog.system(case.system).accelerator
+    yield "systems", case.system
+    yield "accelerators", chip
+    yield from _laws(chip, catalog)
+    yield "overheads", case.engine.name
+    yield "models", case.model
+    yield "prices", case.prices.book
 
 
 def _laws(chip: str, catalog: Catalog) -> Iterator[tuple[Kind, str]]:

@@ -16,13 +16,14 @@ import heapq
 import math
 from functools import lru_cache
 from statistics import NormalDist
-from typing import Annotated, Self
+from typing import Annotated, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 from annotated_types import Ge, Gt
 from pydantic import model_validator
 
+from sim.errors import InputError
 from sim.schema import StrictModel
 from sim.seeds import stream
 from sim.units import NonNegativeInt
@@ -146,6 +147,110 @@ class Routing(StrictModel):
         """
         loads = [float(rank.sum()) for rank in _placement(self, experts, experts_per_token, ranks)]
         return max(loads) * ranks / experts_per_token
+
+
+LOAD_UNIT = 1000
+"""Loads are counted in parts of this size, so that times stay whole numbers of ticks."""
+
+_BLOCK = 500
+"""Periods whose loads are drawn at once."""
+
+
+class Imbalance:
+    """How the load of the fullest expert rank varies from period to period.
+
+    Which experts are popular changes with what is being asked. A load is that of the fullest rank
+    over what the law of routing expects of it.
+
+    Parameters
+    ----------
+    loads : array
+        Loads that occur, each as often as the others.
+    period_steps : int
+        Steps for which a load lasts.
+    seed : int
+    """
+
+    def __init__(self, loads: Array, period_steps: int, seed: int) -> None:
+        self.period_steps = period_steps
+        self._seed = seed
+        self._loads = np.rint(loads * LOAD_UNIT).astype(np.int64)
+        self._drawn: dict[int, list[int]] = {}
+
+    @classmethod
+    def log_normal(cls, sigma: float, period_steps: int, seed: int) -> Self:
+        """Draw loads of mean 1 whose logarithms have a standard deviation.
+
+        The quantiles of that law stand for it, scaled so that their mean is 1.
+
+        >>> loads = [Imbalance.log_normal(0.2, 10, 7).sample(i) / LOAD_UNIT for i in range(2000)]
+        >>> round(float(np.mean(loads)), 1), round(float(np.std(np.log(loads))), 1)
+        (1.0, 0.2)
+        """
+        normal = NormalDist()
+        scores = [normal.inv_cdf((i + 0.5) / _QUANTILES) for i in range(_QUANTILES)]
+        loads = np.exp(sigma * np.array(scores))
+        return cls(loads / loads.mean(), period_steps, seed)
+
+    @classmethod
+    def of_placements(
+        cls, routing: Routing, layout: "ExpertLayout", period_steps: int, seed: int
+    ) -> Self:
+        """Draw which experts are popular anew in every period, each layer for itself.
+
+        A load is the mean over the layers of the hottest rank of a random placement, over that of
+        the typical placement which `Routing` expects; and with `Routing.sampling_noise` the luck of
+        the draw of a step is in the expectation already. A uniform router has nothing to draw.
+
+        Parameters
+        ----------
+        routing : Routing
+        layout : ExpertLayout
+        period_steps : int
+        seed : int
+
+        Raises
+        ------
+        InputError
+            Redundant experts: they follow the load.
+        """
+        if routing.redundant_experts:
+            raise InputError(
+                "redundant_experts follow the popular experts, so there is no placement to draw: "
+                "give the imbalance a sigma of its own"
+            )
+        chances = routing.inclusion(layout.experts, layout.experts_per_token)
+        random = stream(seed, "routing", "imbalance", "placements")
+        hottest = np.array(
+            [
+                rank_loads(random.permutation(chances), layout.ranks).max()
+                for _ in range(layout.layers * _PLACEMENTS)
+            ]
+        )
+        per_period = random.permutation(hottest).reshape(_PLACEMENTS, layout.layers).mean(axis=1)
+        expected = routing.hottest_over_mean(layout.experts, layout.experts_per_token, layout.ranks)
+        mean = layout.experts_per_token / layout.ranks
+        return cls(per_period / (expected * mean), period_steps, seed)
+
+    def sample(self, period: int) -> int:
+        """Load in a period, in `LOAD_UNIT`ths; the same whenever it is asked for."""
+        block, place = divmod(period, _BLOCK)
+        if block not in self._drawn:
+            random = stream(self._seed, "routing", "imbalance", block)
+            self._drawn[block] = random.choice(self._loads, size=_BLOCK).tolist()
+        return self._drawn[block][place]
+
+
+_QUANTILES = 1001
+
+
+class ExpertLayout(NamedTuple):
+    """How the routed experts of a model lie on the ranks."""
+
+    experts: int
+    experts_per_token: int
+    ranks: int
+    layers: int
 
 
 BALANCED = Routing()

@@ -12,54 +12,24 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sim.economics import Charge
-from sim.efficiency import Engine
 from sim.errors import InputError
-from sim.parallelism import Parallelism
-from sim.precision import Precision
-from sim.routing import BALANCED, Routing
-from sim.schema import Located, StrictModel, json_schema, load_yaml, merge, set_path, validate
-from sim.units import Bytes, Fraction, NonNegativeInt, PositiveInt, Seconds
+from sim.pools import KvTransfer, Pool, Pools, Role, lay_out_pools
+from sim.schema import (
+    KeyPath,
+    Located,
+    StrictModel,
+    json_schema,
+    load_yaml,
+    merge,
+    set_path,
+    validate,
+)
+from sim.units import NonNegativeInt, PositiveInt, Seconds
 from sim.workload.arrivals import ArrivalLaw
 from sim.workload.lengths import LengthLaw
 from sim.workload.traces import TraceKind, TraceOptions
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class ServingEngine(StrictModel):
-    """The serving engine of each replica; the defaults are those of vLLM v1 on large GPUs."""
-
-    name: Engine = "vllm"
-    """Whose kernels and overheads apply."""
-    max_num_seqs: PositiveInt = 1024
-    """Sequences that run at the same time, on each attention rank."""
-    max_num_batched_tokens: PositiveInt = 8192
-    """Tokens per step, of each attention rank and each micro-batch of a pipeline; longer prompts
-    are computed in chunks."""
-    block_tokens: PositiveInt = 16
-    """Tokens per KV block."""
-    memory_fraction: Fraction = 0.9
-    """Share of a chip's memory that the engine uses."""
-    reserved_bytes: Bytes | None = None
-    """Memory for communication buffers and the runtime; what vLLM logs unless given, and nothing
-    for ``native`` engines."""
-    offload_weights_bytes: Bytes = 0.0
-    """Weights of each chip that lie in slower memory than the fastest, at most (``cpu_offload_gb``
-    in vLLM)."""
-    offload_kv_bytes: Bytes = 0.0
-    """Room of each chip for keys and values in slower memory, read from there in every step."""
-    max_model_len: PositiveInt | None = None
-    """Longest prompt plus answer; what the model and the KV cache allow unless given."""
-
-    @model_validator(mode="after")
-    def _every_sequence_gets_its_token(self) -> Self:
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            msg = (
-                f"max_num_batched_tokens ({self.max_num_batched_tokens}) is below max_num_seqs "
-                f"({self.max_num_seqs}): some sequences could never get their token"
-            )
-            raise ValueError(msg)
-        return self
 
 
 class OpenLoopWorkload(StrictModel):
@@ -171,30 +141,60 @@ class Curve(StrictModel):
     """Requests at each point at least, however few the clients."""
 
 
-class Case(StrictModel):
-    """One deployment under one workload."""
+class Case(Pool):
+    """One service under one workload; its own pool keys hold where a pool does not give its own."""
 
     name: str
-    system: str
-    """Id of a file in ``hardware/systems``."""
     systems: PositiveInt = 1
-    """How many of them."""
-    model: str
-    """Id of a file in ``workloads/models``."""
-    parallelism: Parallelism
-    precision: Precision
-    routing: Routing = BALANCED
-    """How evenly the router of a mixture loads its experts."""
-    replicas: PositiveInt | None = None
-    """Engine instances; as many as the chips allow unless given."""
-    engine: ServingEngine = ServingEngine()
-    router: Literal["round_robin", "least_outstanding"] = "least_outstanding"
-    """How requests are dealt to the replicas."""
+    """How many systems."""
+    pools: Pools | None = None
+    """Prefill and decode in pools of their own; one pool that does everything unless given."""
+    kv_transfer: KvTransfer = KvTransfer()
+    """How keys and values get from pool to pool."""
     workload: Workload
     slo: Slo
     prices: PriceChoice
     measure: Measure = Measure()
     curve: Curve | None = None
+
+    @model_validator(mode="after")
+    def _pools_hand_over_what_they_understand(self) -> Self:
+        if self.pools is None:
+            return self
+        prefill, decode = self.pools.prefill, self.pools.decode
+        if prefill.model != decode.model:
+            msg = (
+                f"the prefill pool runs {prefill.model} and the decode pool {decode.model}, which "
+                "cannot read its keys and values: give both the same model"
+            )
+            raise ValueError(msg)
+        return self
+
+    def of_pool(self, role: Role) -> "Case":
+        """Give the case of one pool: that pool alone, named after its role."""
+        if self.pools is None:
+            return self
+        pool = self.pools.by_role()[role]
+        own: dict[str, object] = {key: getattr(pool, key) for key in Pool.model_fields}
+        if pool.systems is None:
+            own["systems"] = self.systems if pool.system == self.system else 1
+        return self.model_copy(update={**own, "pools": None, "name": f"{self.name}, {role}"})
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Roles of its pools, in the order in which a request meets them."""
+        return ("serve",) if self.pools is None else tuple(self.pools.by_role())
+
+    @property
+    def sharing_roles(self) -> tuple[Role, ...]:
+        """Roles of the pools that stand on the systems of the case, together."""
+        if self.pools is None:
+            return ("serve",)
+        return tuple(
+            role
+            for role, pool in self.pools.by_role().items()
+            if pool.systems is None and pool.system == self.system
+        )
 
 
 class Header(StrictModel):
@@ -297,7 +297,11 @@ def _partial(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged_cases(located: Located, base: Located) -> list[Located]:
-    """Lay each case over the shared keys."""
+    """Lay each case over the shared keys, and its pools over the case."""
+    return [lay_out_pools(case) for case in _cases_over(located, base)]
+
+
+def _cases_over(located: Located, base: Located) -> list[Located]:
     entries = located.data.get("cases")
     if entries is None:
         where = located.position(("name",))
@@ -334,15 +338,29 @@ def _only(located: Located, keys: frozenset[str] | set[str]) -> Located:
 
 
 def _set_in_cases(located: Located, dotted: str, value: str) -> Located:
-    """Set a shared key also in the cases that have it, since a case wins over what is shared."""
-    entries, keys = located.data.get("cases"), dotted.split(".")
-    if not isinstance(entries, list) or keys[0] in _HEADER_KEYS:
+    """Set a shared key also in the cases and pools that have it: they win over what is shared."""
+    keys = dotted.split(".")
+    if keys[0] in _HEADER_KEYS:
         return located
-    for index, entry in enumerate(entries):
-        if _names(entry, keys):
-            case = set_path(located.at(("cases", index)), dotted, value)
-            located = _with_case(located, index, case)
+    for place in _places_of_overrides(located.data):
+        part = located.at(place)
+        if _names(part.data, keys):
+            located = _with_part(located, place, set_path(part, dotted, value))
     return located
+
+
+def _places_of_overrides(data: Any) -> list[KeyPath]:
+    """Say where cases and pools stand: the places whose keys win over those at the top."""
+    entries = data.get("cases")
+    found: list[KeyPath] = []
+    holders: list[tuple[KeyPath, Any]] = [((), data)]
+    if isinstance(entries, list):
+        holders += [(("cases", index), entry) for index, entry in enumerate(entries)]
+    for place, holder in holders:
+        found += [place] if place else []
+        pools = holder.get("pools") if isinstance(holder, dict) else None
+        found += [(*place, "pools", role) for role in pools] if isinstance(pools, dict) else []
+    return found
 
 
 def _names(data: Any, keys: Sequence[str]) -> bool:
@@ -354,14 +372,20 @@ def _names(data: Any, keys: Sequence[str]) -> bool:
     return True
 
 
-def _with_case(located: Located, index: int, case: Located) -> Located:
-    """Put another case in the place of one."""
-    place = ("cases", index)
-    entries = [*located.data["cases"]]
-    entries[index] = case.data
-    positions = {path: at for path, at in located.positions.items() if path[:2] != place}
-    positions |= {(*place, *path): at for path, at in case.positions.items()}
-    return Located({**located.data, "cases": entries}, positions)
+def _with_part(located: Located, place: KeyPath, part: Located) -> Located:
+    """Put another part in the place of one that is there."""
+    positions = {path: at for path, at in located.positions.items() if path[: len(place)] != place}
+    positions |= {(*place, *path): at for path, at in part.positions.items()}
+    return Located(_replaced(located.data, place, part.data), positions)
+
+
+def _replaced(data: Any, place: KeyPath, value: Any) -> Any:
+    if not place:
+        return value
+    key, rest = place[0], place[1:]
+    if isinstance(data, list):
+        return [_replaced(at, rest, value) if index == key else at for index, at in enumerate(data)]
+    return {**data, key: _replaced(data[key], rest, value)}
 
 
 def _repeated(names: list[str], located: Located) -> list[str]:

@@ -7,14 +7,16 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.catalog import Catalog
-from sim.deployment import Deployment
+from sim.engine.clients import ClosedLoop, OpenLoop
 from sim.engine.clock import to_ticks
-from sim.engine.cluster import Cluster, RunRecord
+from sim.engine.cluster import Cluster, LinkPlan, PoolPlan, RunRecord
 from sim.engine.requests import Request
+from sim.engine.router import ROUTERS
 from sim.errors import InputError
 from sim.scenario import Case, ClosedLoopWorkload, OpenLoopWorkload, TraceWorkload
 from sim.schema import validate
 from sim.seeds import stream
+from sim.service import Service
 from sim.workload.arrivals import ArrivalLaw, BurstArrivals, ModulatedArrivals
 from sim.workload.lengths import LengthLaw
 from sim.workload.traces import read_trace
@@ -45,16 +47,18 @@ class Traffic:
 class CaseRun:
     """A simulated case."""
 
-    deployment: Deployment
+    service: Service
     record: RunRecord
     capacity_requests_per_s: float | None = None
     """What the system can do at most, where a pilot run has found it."""
     clients: int = 0
     """Closed-loop clients."""
+    tenants: tuple[str, ...] = ("all",)
+    """Names of the tenants, by their index."""
 
 
 def simulate(
-    deployment: Deployment,
+    service: Service,
     catalog: Catalog,
     seed: int,
     *,
@@ -64,11 +68,11 @@ def simulate(
     """Simulate one case from the first arrival to the last completion.
 
     All cases of a scenario draw the same traffic from the same seed, so that they differ by the
-    deployment alone.
+    service alone.
 
     Parameters
     ----------
-    deployment : Deployment
+    service : Service
     catalog : Catalog
         For fitted traffic laws.
     seed : int
@@ -76,34 +80,54 @@ def simulate(
         Walk every step instead of jumping over stretches: slow, and the same result.
     progress : callable, optional
     """
-    case, capacity = deployment.case, None
+    case, capacity = service.case, None
     workload = case.workload
     if isinstance(workload, OpenLoopWorkload) and workload.load_fraction is not None:
-        capacity = capacity_requests_per_s(deployment, catalog, seed)
+        capacity = capacity_requests_per_s(service, catalog, seed)
         rate = capacity * workload.load_fraction
         workload = workload.model_copy(update={"rate_requests_per_s": rate, "load_fraction": None})
     traffic = draw_traffic(case, workload, catalog, seed)
-    record = serve(deployment, traffic, every_step=every_step, progress=progress)
-    return CaseRun(deployment, record, capacity, traffic.clients)
+    record = serve(service, traffic, every_step=every_step, progress=progress)
+    return CaseRun(service, record, capacity, traffic.clients)
 
 
 def serve(
-    deployment: Deployment,
+    service: Service,
     traffic: Traffic,
     *,
     every_step: bool = False,
     progress: Progress | None = None,
 ) -> RunRecord:
-    """Let a deployment serve some traffic to the end."""
-    cluster = Cluster(
-        deployment.plan, deployment.replicas, deployment.case.router, every_step=every_step
-    )
-    inputs, outputs = traffic.input_tokens.tolist(), traffic.output_tokens.tolist()
+    """Let a service serve some traffic to the end."""
+    cluster = Cluster(pool_plans(service), every_step=every_step)
     if progress is not None:
-        cluster.report_progress(progress, total=len(inputs))
+        cluster.report_progress(progress, total=len(traffic.input_tokens))
+    requests = _requests(traffic)
     if traffic.arrival_s is None:
-        return cluster.run_closed(list(zip(inputs, outputs, strict=True)), traffic.clients)
-    return cluster.run_open(_requests(traffic.arrival_s.tolist(), inputs, outputs))
+        answer_ticks = to_ticks(service.frontend_s)
+        return cluster.run(ClosedLoop(list(requests), traffic.clients, answer_ticks))
+    return cluster.run(OpenLoop(requests))
+
+
+def pool_plans(service: Service) -> list[PoolPlan]:
+    """Tell the engine what each pool consists of, and how keys and values get to the next."""
+    path = service.kv_path
+    plans = []
+    for pool in service.pools:
+        ports = {} if path is None else {"prefill": path.out_port, "decode": path.in_port}
+        port = ports.get(pool.role)
+        overlaps = pool.role == "prefill" and path is not None
+        plans.append(
+            PoolPlan(
+                role=pool.role,
+                replicas=pool.replicas,
+                plan=pool.plan,
+                new_router=ROUTERS[pool.case.router],
+                port=None if port is None else LinkPlan(port.bytes_per_s, port.latency_s),
+                overlap_fraction=path.overlap_fraction if path is not None and overlaps else 0.0,
+            )
+        )
+    return plans
 
 
 def draw_traffic(
@@ -145,20 +169,20 @@ def draw_traffic(
     return Traffic(tokens.input_tokens, tokens.output_tokens, times)
 
 
-def capacity_requests_per_s(deployment: Deployment, catalog: Catalog, seed: int) -> float:
-    """Find the most that a deployment can serve: a closed loop that keeps every place taken.
+def capacity_requests_per_s(service: Service, catalog: Catalog, seed: int) -> float:
+    """Find the most that a service can do: a closed loop that keeps every place taken.
 
     The middle half of the completions is counted, when the batch is full and mixed.
     """
-    case = deployment.case
+    case = service.case
     if not isinstance(case.workload, OpenLoopWorkload):
         raise InputError(f"case {case.name!r}: load_fraction needs an open loop")
-    places = deployment.replicas * deployment.limits.max_num_seqs
+    places = service.places
     lengths, _ = _laws(case.workload, catalog)
     count = max(PILOT_ROUNDS * places, PILOT_REQUESTS)
     tokens = lengths.sample(stream(seed, "pilot"), count)
     record = serve(
-        deployment, Traffic(tokens.input_tokens, tokens.output_tokens, None, clients=places)
+        service, Traffic(tokens.input_tokens, tokens.output_tokens, None, clients=places)
     )
     done = np.sort(record.requests["done_s"].astype(float))
     done = done[~np.isnan(done)]
@@ -210,9 +234,10 @@ def _arrival_times(
     return arrivals.sample_count(rng, workload.requests or 0)
 
 
-def _requests(
-    arrival_s: list[float], input_tokens: list[int], output_tokens: list[int]
-) -> Iterator[Request]:
-    rows = zip(arrival_s, input_tokens, output_tokens, strict=True)
-    for index, (time_s, inputs, outputs) in enumerate(rows):
-        yield Request(index, to_ticks(time_s), inputs, outputs)
+def _requests(traffic: Traffic) -> Iterator[Request]:
+    """Make the requests of a run, one when it is its turn; of a closed loop at no time yet."""
+    inputs, outputs = traffic.input_tokens.tolist(), traffic.output_tokens.tolist()
+    arrival_s = [0.0] * len(inputs) if traffic.arrival_s is None else traffic.arrival_s.tolist()
+    rows = zip(arrival_s, inputs, outputs, strict=True)
+    for index, (time_s, input_tokens, output_tokens) in enumerate(rows):
+        yield Request(index, to_ticks(time_s), input_tokens, output_tokens)

@@ -3,11 +3,11 @@
 import pandas as pd
 
 from sim.catalog import Catalog
-from sim.deployment import deploy
 from sim.errors import InfeasibleError
 from sim.measured import Statistic
-from sim.metrics import request_table
+from sim.metrics.requests import request_table
 from sim.scenario import Case
+from sim.service import service_of
 from sim.simulate import simulate
 
 STEADY = (0.2, 0.8)
@@ -26,9 +26,9 @@ def replay(case: Case, catalog: Catalog, seed: int) -> dict[Statistic, float]:
     InfeasibleError
         The case does not fit, or none of its requests does.
     """
-    deployment = deploy(case, catalog)
-    record = simulate(deployment, catalog, seed).record
-    requests = request_table(record, deployment.timer.overhead)
+    service = service_of(case, catalog)
+    record = simulate(service, catalog, seed).record
+    requests = request_table(record.requests, service.frontend_s)
     completed = requests[requests["outcome"] == "completed"]
     if completed.empty:
         raise InfeasibleError(f"case {case.name!r}: no request fits into the KV cache")
@@ -43,8 +43,8 @@ def replay(case: Case, catalog: Catalog, seed: int) -> dict[Statistic, float]:
         "ttft_s_mean": float(completed["ttft_s"].mean()),
         "output_tokens_per_s": output_tokens_per_s,
         "total_tokens_per_s": total_tokens_per_s,
-        "output_tokens_per_s_per_chip": output_tokens_per_s / deployment.chips,
-        "total_tokens_per_s_per_chip": total_tokens_per_s / deployment.chips,
+        "output_tokens_per_s_per_chip": output_tokens_per_s / service.chips,
+        "total_tokens_per_s_per_chip": total_tokens_per_s / service.chips,
     }
 
 

@@ -20,10 +20,10 @@ from sim.scenario import (
     ClosedLoopWorkload,
     OpenLoopWorkload,
     PriceChoice,
-    ServingEngine,
     Slo,
 )
 from sim.schema import did_you_mean
+from sim.serving import ServingEngine
 from sim.units import DTYPE_BYTES, MILLISECOND_S, Dtype
 from sim.workload.arrivals import PoissonArrivals
 from sim.workload.lengths import FixedLengths, LengthLaw, UniformRangeLengths

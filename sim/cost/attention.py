@@ -71,6 +71,7 @@ def _grouped_query_attention(
     ]
     found += index_operators(stage, attention, suffix)
     sent = 0 if attention.reuses_kv else 2 * kv_heads * dim
+    prefix_bytes = 2 * kv_heads * dim * DTYPE_BYTES[precision.kv_cache]
     return [
         *found,
         PrefillAttention(
@@ -84,6 +85,7 @@ def _grouped_query_attention(
             precision.kv_cache,
             2 * dim * (heads * ACTIVATION_BYTES + kv_heads * cached),
             *seen,
+            prefix_bytes_per_token=prefix_bytes if seen.whole else 0.0,
         ),
         DecodeAttention(
             "attention_decode" + suffix,

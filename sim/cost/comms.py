@@ -7,16 +7,18 @@ the datasheet and the source says so.
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel
 
 from sim.cost.fabric import Fabric
 from sim.cost.operators import CollectiveOperation, ExpertExchange
 from sim.cost.work import Number
 from sim.efficiency import Calibration, Collective, Engine
-from sim.hardware import System
+from sim.errors import InputError
+from sim.hardware import System, Torus
 from sim.parallelism import ChipGroup
 from sim.units import MICROSECOND_S
 
@@ -61,6 +63,58 @@ middle of what DeepEP takes for one token per rank inside a host of H100, H200, 
 or GB300, 8 to 17 us and 25 to 36 us (ai-dynamo/aiconfigurator, DeepEP tables, commit 095f58a)."""
 
 
+_BANDWIDTHS = (
+    "bandwidth_bytes_per_s",
+    "link_bandwidth_bytes_per_s",
+    "fabric_bandwidth_bytes_per_s",
+)
+"""What fields of networks are called that say how fast they are."""
+
+
+class Left(NamedTuple):
+    """What degraded links leave of a network's bandwidth: 1 is all of it."""
+
+    scale_up: float = 1.0
+    scale_out: float = 1.0
+
+    def slowdown(self, ending: str | None) -> float:
+        """Say how many times as long bytes take in laws whose libraries end so."""
+        return 1 / (self.scale_out if ending else self.scale_up)
+
+    def of(self, system: System) -> System:
+        """Return a system with so much less bandwidth.
+
+        Raises
+        ------
+        InputError
+            A part is not above 0 and at most 1.
+        """
+        if not (0 < self.scale_up <= 1 and 0 < self.scale_out <= 1):
+            raise InputError(
+                f"degraded links leave {self.scale_up} of the scale-up and {self.scale_out} of the "
+                "scale-out bandwidth: give parts above 0 and at most 1; a dead link stops a replica"
+            )
+        networks = {
+            "scale_up": _weaker(system.scale_up, self.scale_up),
+            "scale_out": _weaker(system.scale_out, self.scale_out),
+        }
+        return system.model_copy(update=networks)
+
+
+def _weaker(network: BaseModel | None, left: float) -> BaseModel | None:
+    """Return a network, or an axis of a torus, with a part of its bandwidth."""
+    if network is None or left == 1.0:
+        return network
+    changes: dict[str, object] = {}
+    for name in _BANDWIDTHS:
+        figure = getattr(network, name, None)
+        if figure is not None:
+            changes[name] = figure.model_copy(update={"value": figure.value * left})
+    if isinstance(network, Torus):
+        changes["axes"] = tuple(_weaker(axis, left) for axis in network.axes)
+    return network.model_copy(update=changes)
+
+
 class Network:
     """Exchanges between the chips of replicas of one system as one engine runs them.
 
@@ -80,8 +134,28 @@ class Network:
         self.accelerator_id = accelerator_id
         self.engine = engine
         self.fabric = Fabric(system)
+        self._calibration = calibration
         self._collectives = calibration.collectives if calibration else {}
         self._exchanges = calibration.expert_exchange if calibration else {}
+        self._left = Left()
+
+    def degraded(self, left: "Left") -> "Network":
+        """Return the same network with less bandwidth; latencies stay.
+
+        Measured laws pay for their bytes as many times as much, the others are reckoned again.
+
+        Parameters
+        ----------
+        left : Left
+            Of the bandwidth of the sound network.
+        """
+        weaker = Network(
+            left.of(self.fabric.system), self.accelerator_id, self._calibration, self.engine
+        )
+        weaker._left = Left(
+            self._left.scale_up * left.scale_up, self._left.scale_out * left.scale_out
+        )
+        return weaker
 
     def collective(
         self,
@@ -118,7 +192,8 @@ class Network:
         ending = self._ending(group, replica_chips, apart=operation == "send")
         laws = _covering(self._collectives.get(operation, {}), libraries, ranks, ending)
         if laws:
-            seconds = _fastest(laws, payload_bytes, 0.0)
+            slow = self._left.slowdown(ending)
+            seconds = _fastest(laws, payload_bytes * slow, 0.0)
             return seconds, _origin(operation, ranks, laws)
         seconds = self.fabric.seconds(operation, group, replica_chips, payload_bytes)
         return seconds, f"assumed: {operation}, {self.fabric.source(group, replica_chips)}"
@@ -157,13 +232,15 @@ class Network:
             suited = [name for name in libraries if _suits(name, operator)]
             laws = _covering(measured, suited, group.ranks, ending)
             if laws:
-                picks = tokens / group.ranks * operator.experts_per_token
-                seconds = _fastest(laws, operator.picked_bytes(tokens), picks)
+                slow = self._left.slowdown(ending)
+                picks = tokens / group.ranks * operator.experts_per_token * slow
+                seconds = _fastest(laws, operator.picked_bytes(tokens) * slow, picks)
                 return seconds, _origin(operator.half, group.ranks, laws)
         general = self._collectives.get("all_to_all", {})
         laws = _covering(general, LIBRARIES, group.ranks, ending)
         if laws:
-            seconds = _fastest(laws, operator.sent_bytes(tokens), 0.0)
+            slow = self._left.slowdown(ending)
+            seconds = _fastest(laws, operator.sent_bytes(tokens) * slow, 0.0)
             return seconds, _origin("all_to_all", group.ranks, laws)
         return self._assumed_exchange(operator, tokens, chips)
 

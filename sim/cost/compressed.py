@@ -39,6 +39,7 @@ def compressed_attention(
             precision.kv_cache,
             moved,
             *seen,
+            prefix_bytes_per_token=_prefix_bytes(stage, attention, seen),
         ),
         DecodeAttention(
             "attention_decode" + suffix,
@@ -63,7 +64,14 @@ def _sight(stage: Stage, attention: CompressedAttention) -> Sight:
         return older
     per_key = older.tokens_per_key * attention.compressed_tokens
     entries = older.latest_keys // attention.compressed_tokens
-    return Sight(older.windowed, per_key, attention.window_tokens + entries)
+    return Sight(older.windowed, per_key, attention.window_tokens + entries, older.picked)
+
+
+def _prefix_bytes(stage: Stage, attention: CompressedAttention, seen: Sight) -> float:
+    """Bytes that prompts read for each cached token of their prefix: its share of an entry."""
+    if not seen.whole:
+        return 0.0
+    return attention.head_dim * DTYPE_BYTES[stage.precision.kv_cache] / seen.tokens_per_key
 
 
 def _projections(stage: Stage, attention: CompressedAttention, suffix: str) -> list[DenseGemm]:

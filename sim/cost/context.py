@@ -35,6 +35,13 @@ class Sight(NamedTuple):
     windowed: bool = False
     tokens_per_key: float = 1.0
     latest_keys: int = 0
+    picked: bool = False
+    """Whether every query has keys of its own."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether every key of the context is seen, or every entry that stands for several."""
+        return not self.windowed and math.isfinite(self.tokens_per_key)
 
     def shared_by(self, ranks: int) -> "Sight":
         """Give what each of the ranks that share a context has of what a decoding token sees.
@@ -78,9 +85,10 @@ def sight(model: Model, group: Attention) -> Sight:
     cap = seen_tokens(group)
     if cap is None:
         return Sight()
+    picked = not isinstance(group, LinearAttention) and group.indexer is not None
     if cap == window_cap(model):
-        return Sight(windowed=True)
-    return Sight(tokens_per_key=math.inf, latest_keys=cap)
+        return Sight(windowed=True, picked=picked)
+    return Sight(tokens_per_key=math.inf, latest_keys=cap, picked=picked)
 
 
 def index_operators(stage: Stage, group: SparseGroup, suffix: str) -> list[Operator]:

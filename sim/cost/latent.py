@@ -13,7 +13,13 @@ For the absorbed products engines keep a 16-bit copy of the expansion (vLLM's ``
 from dataclasses import replace
 
 from sim.cost.context import context_collectives, index_operators, sight
-from sim.cost.operators import DecodeAttention, DenseGemm, Operator, PrefillAttention
+from sim.cost.operators import (
+    DecodeAttention,
+    DenseGemm,
+    Operator,
+    PrefillAttention,
+    PrefixExpansion,
+)
 from sim.cost.stage import Stage
 from sim.model import LatentAttention
 from sim.precision import ACTIVATION_BYTES
@@ -25,6 +31,12 @@ def latent_attention(stage: Stage, attention: LatentAttention, suffix: str) -> l
     products: list[Operator] = [*_projections(stage, attention, suffix)]
     products += index_operators(stage, attention, suffix)
     cached = attention.kv_lora_rank + attention.qk_rope_head_dim
+    latent_bytes = cached * DTYPE_BYTES[stage.precision.kv_cache]
+    products += [
+        PrefixExpansion(product, latent_bytes)
+        for product in products
+        if isinstance(product, DenseGemm) and product.rows == "prefill_tokens"
+    ]
     heads = stage.share(attention.heads)
     return [
         *products,

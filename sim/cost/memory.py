@@ -6,7 +6,7 @@ then the memory of its host. What does not lie in the fastest tier was put elsew
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,10 +17,13 @@ from sim.model import Model
 from sim.parallelism import Parallelism, cached_elements, index_elements_per_token
 from sim.precision import ACTIVATION_BYTES, Precision
 from sim.routing import BALANCED, Routing
+from sim.serving import FractionOf, ServingEngine
 from sim.units import DTYPE_BYTES, GIB
 
 SAMPLER_COPIES = 3.7
 """Peak of vLLM 0.19.0's sampler over the 32-bit logits of all sequences, fitted to its logs."""
+PLAUSIBLE_FRACTION = 0.15
+"""How far the blocks that an engine's log tells may be from those counted here without a note."""
 
 
 class CacheUse(NamedTuple):
@@ -56,7 +59,8 @@ class MemoryUse:
     capacity_bytes: float
     """What a program can allocate on the empty chip, in the fastest tier."""
     budget_bytes: float
-    """The share of it that the engine is told to use."""
+    """The share of it that the engine is told to use; all of it where the share is of what is
+    left (``free``)."""
     weights_bytes: float
     """In all tiers."""
     activations_bytes: float
@@ -68,13 +72,23 @@ class MemoryUse:
     """Of the weights: what lies in slower tiers."""
     offloaded_kv_bytes: float = 0.0
     """Room for keys and values in slower tiers."""
+    fraction_of: FractionOf = "total"
+    """What the engine's share is a share of."""
+    cache_fraction: float = 1.0
+    """Of what is left, the part that the cache gets; below 1 where the share is of that."""
+
+    @property
+    def usable_bytes(self) -> float:
+        """What weights and cache may have of the fastest tier."""
+        if self.fraction_of == "static":  # activations and the engine lie beside the budget
+            return self.budget_bytes
+        return self.budget_bytes - self.activations_bytes - self.engine_bytes
 
     @property
     def local_kv_bytes(self) -> float:
         """What the fastest tier has left for keys and values; negative where it is too small."""
-        local_weights = self.weights_bytes - self.offloaded_weights_bytes
-        taken = local_weights + self.activations_bytes + self.engine_bytes
-        return self.budget_bytes - taken
+        left = self.usable_bytes - (self.weights_bytes - self.offloaded_weights_bytes)
+        return left * self.cache_fraction if left > 0 else left
 
     @property
     def kv_bytes(self) -> float:
@@ -96,8 +110,10 @@ class MemoryUse:
         """
         return self.blocks(block_tokens).total
 
-    def blocks(self, block_tokens: int) -> KvBlocks:
+    def blocks(self, block_tokens: int, given: int | None = None) -> KvBlocks:
         """Cut the cache into blocks of the largest size that divides what all layers keep.
+
+        ``given`` blocks, where an engine's own count is known (`ServingEngine.usable_kv_blocks`).
 
         30 bytes a token without a window and 20 with one are three and two blocks of 10 bytes a
         token; a state of 170 bytes takes five blocks of 40:
@@ -112,7 +128,7 @@ class MemoryUse:
         if not block_bytes:
             return KvBlocks(0, 0.0, 0, 0, 0)
         return KvBlocks(
-            total=max(0, int(self.kv_bytes // block_bytes)),
+            total=max(0, int(self.kv_bytes // block_bytes)) if given is None else given,
             block_bytes=block_bytes,
             growing=round(growing / token_bytes) if token_bytes else 0,
             windowed=round(windowed / token_bytes) if token_bytes else 0,
@@ -147,6 +163,34 @@ class EngineShare:
     """Weights of a chip that lie in slower tiers, at most (``cpu_offload_gb`` in vLLM)."""
     offload_kv_bytes: float = 0.0
     """Room for keys and values of a chip in slower tiers."""
+    fraction_of: FractionOf = "total"
+    """What ``memory_fraction`` is a share of."""
+    sampler_copies: float = SAMPLER_COPIES
+    """Peak of the sampler, in copies of the 32-bit logits of all sequences."""
+
+
+def engine_share(engine: ServingEngine, parallelism: Parallelism) -> EngineShare:
+    """Read an engine's settings that decide about memory.
+
+    Parameters
+    ----------
+    engine : ServingEngine
+        With the values of its preset (`sim.presets.resolved`).
+    parallelism : Parallelism
+        What the engine holds beside its tensors depends on it, unless that is given.
+    """
+    reserved = engine.reserved_bytes
+    held = engine_bytes(parallelism) if reserved is None else reserved
+    return EngineShare(
+        memory_fraction=engine.memory_fraction,
+        engine_bytes=held + engine.graph_bytes,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_seqs=engine.max_num_seqs,
+        offload_weights_bytes=engine.offload_weights_bytes,
+        offload_kv_bytes=engine.offload_kv_bytes,
+        fraction_of=engine.memory_fraction_of,
+        sampler_copies=engine.sampler_copies,
+    )
 
 
 def memory_use(
@@ -160,19 +204,54 @@ def memory_use(
     """Divide one chip's memory between weights, activations, the engine and the KV cache.
 
     The chip is the fullest one: of the pipeline stage with the most layers.
+
+    Three ways to read the same share of 0.9, with 80 bytes of memory, 16 of weights, 3 of
+    activations and 1 of the engine: ``total`` leaves 72 - 20 = 52 for the cache, ``static``
+    0.9 x 79 - 16 = 55.1, ``free`` 0.9 x 60 = 54.
     """
     capacity = accelerator.local_memory.capacity_bytes.value
     weights = weight_bytes_per_chip(model, parallelism, precision, routing)
+    budgets: Mapping[FractionOf, float] = {
+        "total": capacity * share.memory_fraction,
+        "static": (capacity - share.engine_bytes) * share.memory_fraction,
+        "free": capacity,
+    }
     return MemoryUse(
         capacity_bytes=capacity,
-        budget_bytes=capacity * share.memory_fraction,
+        budget_bytes=budgets[share.fraction_of],
         weights_bytes=weights,
         activations_bytes=activation_bytes(model, parallelism, share),
         engine_bytes=share.engine_bytes,
         cache=cache_use(model, parallelism, precision),
         offloaded_weights_bytes=min(share.offload_weights_bytes, weights),
         offloaded_kv_bytes=share.offload_kv_bytes,
+        fraction_of=share.fraction_of,
+        cache_fraction=share.memory_fraction if share.fraction_of == "free" else 1.0,
     )
+
+
+def doubt_about_blocks(use: MemoryUse, block_tokens: int, blocks: int) -> str | None:
+    """Say why a number of KV blocks that an engine is said to have is hard to believe, if it is.
+
+    Half as many as 54 bytes of cache hold, in blocks of 16 tokens of a quarter byte:
+
+    >>> use = MemoryUse(80.0, 72.0, 16.0, 2.0, 0.0, CacheUse(growing_bytes=0.25))
+    >>> doubt_about_blocks(use, 16, 13)
+    >>> doubt_about_blocks(use, 16, 6)
+    'kv_blocks: 6 blocks of 16 tokens are given where the memory of the chip suggests 13'
+    >>> doubt_about_blocks(use, 16, 17)
+    'kv_blocks: 17 blocks of 16 tokens take 68 bytes, and the weights leave 64 of the chip'
+    """
+    counted, block_bytes, *_ = use.blocks(block_tokens)
+    left = use.capacity_bytes - use.weights_bytes + use.offloaded_weights_bytes
+    left += use.offloaded_kv_bytes
+    start = f"kv_blocks: {blocks} blocks of {block_tokens} tokens"
+    if blocks * block_bytes > left:
+        asked = blocks * block_bytes
+        return f"{start} take {asked:.0f} bytes, and the weights leave {left:.0f} of the chip"
+    if abs(blocks - counted) > PLAUSIBLE_FRACTION * counted:
+        return f"{start} are given where the memory of the chip suggests {counted}"
+    return None
 
 
 def cache_use(model: Model, parallelism: Parallelism, precision: Precision) -> CacheUse:
@@ -241,7 +320,7 @@ def activation_bytes(model: Model, parallelism: Parallelism, share: EngineShare)
     inner = model.mlp_matrices * model.mlp_width / parallelism.tp
     forward = tokens * (4 * model.hidden + inner) * ACTIVATION_BYTES
     logits = share.max_num_seqs * model.vocabulary * DTYPE_BYTES["fp32"]
-    sampler = tokens * model.hidden * ACTIVATION_BYTES + SAMPLER_COPIES * logits
+    sampler = tokens * model.hidden * ACTIVATION_BYTES + share.sampler_copies * logits
     return max(forward, sampler) + _expert_workspace_bytes(model, parallelism, tokens)
 
 

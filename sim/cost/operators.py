@@ -150,6 +150,14 @@ class ExpertGemm:
         """Token-expert pairs that this chip computes, expected."""
         return self.routing.visits(tokens, self.experts, self.experts_per_token, self.ranks)
 
+    def visited(self, shape: StepShape) -> Number:
+        """Token-expert pairs of a step: `visits`, and more of them where a step says so."""
+        visits = self.visits(shape.tokens)
+        if shape.expert_load == 1.0:
+            return visits
+        most = shape.tokens * min(self.experts_per_token, self.local_experts)
+        return np.minimum(np.multiply(visits, shape.expert_load), most)
+
     def streamed_bytes(self, shape: StepShape) -> Number:
         """Weights that one call reads: those of the touched experts."""
         return self.touched(shape.tokens) * self.expert_bytes
@@ -174,7 +182,7 @@ class ExpertGemm:
         >>> round(float(moved)) == 8 * (3 * 7168 * 2048 + 7168 * 3 + 2048 * 5)
         True
         """
-        visits = self.visits(shape.tokens)
+        visits = self.visited(shape)
         read = DTYPE_BYTES[inputs or self.activation_dtype or input_dtype(self.dtype)]
         per_visit = self.hidden * (read + ACTIVATION_BYTES)
         per_visit += self.intermediate * ((self.matrices - 1) * ACTIVATION_BYTES + read)
@@ -208,6 +216,8 @@ class DecodeAttention:
     """Tokens of context that share one key; infinite where no older key is seen at all."""
     latest_keys: int = 0
     """Keys that each query sees besides: a bound, met once the context is as long."""
+    picked: bool = False
+    """Whether every query has keys of its own, an indexer's picks."""
     scope: Scope = "rank"
 
     @property
@@ -233,15 +243,24 @@ class DecodeAttention:
     def work(self, shape: StepShape) -> Work:
         """FLOP and bytes of one layer: both proportional to the keys attended to.
 
+        Where several tokens of a sequence are verified at once, its keys are read once for all of
+        them, unless each picks its own. The keys of the drafts themselves are left out.
+
         One of eight chips of Llama 3.1 70B keeps one KV head of 128: a key and a value in FP8
         are 256 bytes, and 8 query heads do 2 * 8 * (128 + 128) FLOP on them.
 
         >>> op = DecodeAttention("attention_decode", 80, "gqa", 8, 1, 128, 128, 256, "fp8")
         >>> op.work(StepShape(decode_sequences=1, decode_context_tokens=1024))
         Work(flop=4194304.0, bytes=262144.0)
+        >>> op.work(StepShape(decode_sequences=1, decode_context_tokens=1024, queries=4))
+        Work(flop=16777216.0, bytes=262144.0)
         """
         context = self.context_tokens(shape)
-        return Work(context * self.flop_per_context_token, context * self.bytes_per_context_token)
+        reads = shape.queries if self.picked else 1
+        return Work(
+            context * (shape.queries * self.flop_per_context_token),
+            context * (reads * self.bytes_per_context_token),
+        )
 
 
 @dataclass(frozen=True)
@@ -264,6 +283,10 @@ class PrefillAttention:
     """Tokens of context that share one key; infinite where no older key is seen at all."""
     latest_keys: int = 0
     """Keys that each query sees besides: a bound, met once the context is as long."""
+    picked: bool = False
+    """Whether every query has keys of its own, an indexer's picks."""
+    prefix_bytes_per_token: float = 0.0
+    """Keys and values of a token that was in the cache before, read once for each chunk."""
     scope: Scope = "rank"
 
     @property
@@ -271,20 +294,38 @@ class PrefillAttention:
         """What sets the size of this operator."""
         return "prefill_tokens"
 
+    @property
+    def flop_per_pair(self) -> float:
+        """FLOP of a query and a key: scores and weighted values of all heads on this chip."""
+        return 2 * self.heads * (self.score_dim + self.value_dim)
+
+    def prefix(self, shape: StepShape) -> Work:
+        """FLOP and bytes that the cached prefix causes, which `work` counts too.
+
+        Every token of a prompt meets every cached key of it; prompts of a step are taken to be of
+        one length. Nothing for layers with a window or picks: they see no more than so many.
+        """
+        if not self.prefix_bytes_per_token:
+            return Work(0.0, 0.0)
+        cached = shape.prefill_context_tokens
+        pairs = cached * shape.tokens_per_prompt / self.tokens_per_key
+        return Work(pairs * self.flop_per_pair, cached * self.prefix_bytes_per_token)
+
     def pairs(self, shape: StepShape) -> Number:
         """Query-key pairs of this layer, summed over the prompts."""
         seen = shape.prefill_window_pairs if self.windowed else shape.prefill_pairs
         return seen / self.tokens_per_key + shape.prefill_tokens * self.latest_keys
 
     def work(self, shape: StepShape) -> Work:
-        """FLOP of the pairs, and the bytes of everything that moves once per token.
+        """FLOP of the pairs, and the bytes of everything that moves once per token or cached key.
 
         >>> op = PrefillAttention("attention", 80, "gqa", 8, 128, 128, "bf16", "fp8", 4864.0)
         >>> op.work(StepShape(prefill_tokens=2, prefill_pairs=3)).flop == 3 * 2 * 8 * 256
         True
         """
-        flop = self.pairs(shape) * 2 * self.heads * (self.score_dim + self.value_dim)
-        return Work(flop, shape.prefill_tokens * self.bytes_per_token)
+        moved = shape.prefill_tokens * self.bytes_per_token
+        moved = moved + shape.prefill_context_tokens * self.prefix_bytes_per_token
+        return Work(self.pairs(shape) * self.flop_per_pair, moved)
 
 
 LOGIT_BYTES = 2 * DTYPE_BYTES["fp32"]
@@ -317,7 +358,7 @@ class IndexScores:
     def keys(self, shape: StepShape) -> Number:
         """Query-key pairs: one for each key of the context of each query."""
         decoding = self.rows == "decode_sequences"
-        pairs = shape.decode_context_tokens if decoding else shape.prefill_pairs
+        pairs = shape.decode_context_tokens * shape.queries if decoding else shape.prefill_pairs
         return pairs / self.tokens_per_key
 
     def work(self, shape: StepShape) -> Work:
@@ -333,10 +374,12 @@ class IndexScores:
         keys = self.keys(shape)
         flop = keys * (2.0 * self.heads * self.head_dim)
         if self.rows == "decode_sequences":
-            return Work(flop, keys * (self.key_bytes + LOGIT_BYTES))
+            return Work(flop, keys * (self.key_bytes / shape.queries + LOGIT_BYTES))
         # prompts read each query and key once: blocks of queries share the keys
-        once = self.heads * self.key_bytes + self.key_bytes / self.tokens_per_key
-        return Work(flop, shape.prefill_tokens * once + keys * LOGIT_BYTES)
+        key_bytes = self.key_bytes / self.tokens_per_key
+        moved = shape.prefill_tokens * (self.heads * self.key_bytes + key_bytes)
+        moved = moved + shape.prefill_context_tokens * key_bytes
+        return Work(flop, moved + keys * LOGIT_BYTES)
 
 
 @dataclass(frozen=True)
@@ -370,6 +413,9 @@ class StateUpdate:
     def work(self, shape: StepShape) -> Work:
         """FLOP and bytes of one layer.
 
+        A sequence with drafts to verify is taken to read and write its state for each token, so
+        that it can go back to the last one that is accepted.
+
         >>> op = StateUpdate("linear_decode", 1, "decode_sequences", 400.0, 700.0, 800.0)
         >>> op.work(StepShape(decode_sequences=2))
         Work(flop=1400.0, bytes=1600.0)
@@ -379,6 +425,49 @@ class StateUpdate:
         if self.conv_weights:
             moved = moved + self.streamed_bytes(shape)
         return Work(rows * self.flop_per_row, moved)
+
+
+@dataclass(frozen=True)
+class PrefixExpansion:
+    """Keys and values of the heads made again from the cached latents of a prompt's prefix.
+
+    vLLM and SGLang gather the latents of the prefix for every chunk and expand them with the
+    weights of ``product``, which the chip stores anyway.
+    """
+
+    product: DenseGemm
+    """The expansion of the prompt's own tokens."""
+    latent_bytes: float
+    """Of one cached token and layer."""
+    scope: Scope = "rank"
+
+    @property
+    def name(self) -> str:
+        """What it is called among the operators of a step."""
+        return f"{self.product.name}_prefix"
+
+    @property
+    def calls(self) -> float:
+        """Once per layer, like the product."""
+        return self.product.calls
+
+    @property
+    def rows(self) -> Rows:
+        """What sets the size of this operator."""
+        return "prefix_tokens"
+
+    def work(self, shape: StepShape) -> Work:
+        """FLOP of the product, and the bytes of latents in, and keys and values out and in again.
+
+        >>> expand = DenseGemm("up", 1, "prefill_tokens", n=256, k=512, dtype="bf16")
+        >>> PrefixExpansion(expand, 576.0).work(StepShape(prefill_context_tokens=10))
+        Work(flop=2621440, bytes=16000.0)
+        """
+        rows = shape.rows(self.rows)
+        vectors = 2 * self.product.n * ACTIVATION_BYTES
+        return Work(
+            2 * rows * self.product.n * self.product.k, rows * (self.latent_bytes + vectors)
+        )
 
 
 @dataclass(frozen=True)
@@ -514,6 +603,7 @@ Operator = (
     | PrefillAttention
     | IndexScores
     | StateUpdate
+    | PrefixExpansion
     | Elementwise
     | Collective
     | ExpertExchange

@@ -62,6 +62,8 @@ class Shares:
     chunk_tokens: int
     """Most prompt tokens of one rank in one micro-batch (``max_num_batched_tokens``)."""
     context_spread: float = CONTEXT_SPREAD
+    queries: int = 1
+    """Tokens that each decoding sequence has in a step, drafts included."""
 
     @cached_property
     def whole(self) -> bool:
@@ -116,7 +118,8 @@ class Shares:
             decode=own,
             prefill=_ceil(longest, cp),
             prompts=_ceil(prompts, spread * ranks),
-            group_tokens=_ceil(decode, batches) + _ceil(_most(_ceil(prefill, spread), piece), cp),
+            group_tokens=self.queries * _ceil(decode, batches)
+            + _ceil(_most(_ceil(prefill, spread), piece), cp),
             context_share=_least(mean_share * excess, 1.0) / cp,
             window_share=mean_share / cp,
             pair_share=longest / _most(prefill, 1) / cp,
@@ -136,7 +139,7 @@ class Shares:
             decode=decode / ranks,
             prefill=prefill / (ranks * cp),
             prompts=prompts / ranks,
-            group_tokens=(decode + prefill / cp) / dealt.micro_batches,
+            group_tokens=(self.queries * decode + prefill / cp) / dealt.micro_batches,
             context_share=1 / (ranks * cp),
             window_share=1 / (ranks * cp),
             pair_share=1 / (ranks * cp),
@@ -154,6 +157,7 @@ class Shares:
             prefill_tokens=dealt.prefill,
             prefill_pairs=shape.prefill_pairs * dealt.pair_share,
             prefill_window_pairs=shape.prefill_window_pairs * dealt.pair_share,
+            prefill_context_tokens=shape.prefill_context_tokens * dealt.pair_share,
         )
 
     def group(self, shape: StepShape, dealt: Counts) -> StepShape:

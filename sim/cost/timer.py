@@ -8,7 +8,7 @@ slowest one, which goes by once for every micro-batch, but at least once for eve
 comes after the last layer is done once per micro-batch (`sim.cost.shares`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatchmethod
 from typing import Literal, NamedTuple
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.cost.comms import Network
+from sim.cost.execution import PLAIN, Execution, decoding, padded
 from sim.cost.kernels import KernelShelf
 from sim.cost.memory import NO_DETOUR, Detour
 from sim.cost.operators import (
@@ -29,11 +30,13 @@ from sim.cost.operators import (
     IndexScores,
     Operator,
     PrefillAttention,
+    PrefixExpansion,
     StateUpdate,
 )
 from sim.cost.shares import Counts, Shares
 from sim.cost.work import Number, StepShape, Work
 from sim.efficiency import MlaDecodeKernel, PowerLaw, PrefillAttentionKernel
+from sim.errors import InputError
 from sim.hardware import Accelerator
 from sim.overhead import EngineOverhead
 from sim.parallelism import Parallelism
@@ -50,16 +53,25 @@ SCAN_EFFICIENCY = 0.4
 """Fraction of the arithmetic peak that index scores and the scan of linear attention reach in
 prompts: assumed, of the order of fitted prefill attention."""
 
+PREFIX_ROWS = 1e6
+"""Rows between which and twice as many the time of a product per further row is read off."""
+
+LOAD_PROBE = 1.5
+"""Load of the fullest expert rank at which the growth of a step with it is read off: of the order
+of what unbalanced routers give (`sim.routing`)."""
+
 Bound = Literal["compute", "memory", "network", "overhead"]
 
 
 class Placement(NamedTuple):
-    """How a replica lies on its chips."""
+    """How a replica lies on its chips and runs its steps."""
 
     shares: Shares
     """How they share its batch."""
     detour: Detour = NO_DETOUR
     """What bytes cost beside the time of the fastest memory."""
+    execution: Execution = PLAIN
+    """Padded sizes, time of the host, drafts."""
 
 
 ONE_CHIP = Shares(Parallelism(tp=1), chunk_tokens=1)
@@ -129,7 +141,12 @@ class StepTimer:
     overhead : EngineOverhead
         Host and launch time that no kernel measurement contains.
     placement : Placement
-        How a replica lies on its chips.
+        How a replica lies on its chips and runs its steps.
+
+    Raises
+    ------
+    InputError
+        Drafts on a pipeline of several stages.
     """
 
     def __init__(
@@ -147,45 +164,103 @@ class StepTimer:
         self.network = network
         self.overhead = overhead
         self.placement = placement
-        self.shares, self.detour = placement
+        self.shares, self.detour, self.execution = placement
+        if self.execution.speculation is not None:
+            if self.shares.parallelism.pp > 1:
+                raise InputError(
+                    "speculative decoding on a pipeline is not modelled: set parallelism.pp to 1 "
+                    "or leave the speculation out"
+                )
+            self.shares = replace(self.shares, queries=self.execution.queries)
         self._bandwidth = accelerator.local_memory.bandwidth_bytes_per_s.value
         self._layers = sum(op.calls for op in self.operators if _mixes_tokens(op))
 
     def with_overhead(self, overhead: EngineOverhead) -> "StepTimer":
         """Return the same timer with another overhead."""
+        return self._changed(self.network, overhead, self.placement)
+
+    def with_network(self, network: Network) -> "StepTimer":
+        """Return the same timer with another network, which the drafter uses too.
+
+        With `Network.degraded` it says how long steps take while links are down or slow.
+        """
+        placement, drafting = self.placement, self.execution.speculation
+        if drafting is not None and drafting.drafter is not None:
+            drafter = drafting.drafter.with_network(network)
+            execution = replace(self.execution, speculation=replace(drafting, drafter=drafter))
+            placement = placement._replace(execution=execution)
+        return self._changed(network, self.overhead, placement)
+
+    def _changed(
+        self, network: Network, overhead: EngineOverhead, placement: Placement
+    ) -> "StepTimer":
         return StepTimer(
             self.operators,
             self.accelerator,
             self.kernels,
-            self.network,
+            network,
             overhead,
-            self.placement,
+            placement,
         )
 
-    def seconds(self, shape: StepShape) -> float:
-        """Time of one step: all operators one after the other, and the engine's overhead."""
+    def seconds(self, shape: StepShape, expert_load: float = 1.0) -> float:
+        """Time of one step: all operators one after the other, the engine, drafts, the host.
+
+        Parameters
+        ----------
+        shape : StepShape
+            Of the whole replica, as the engine counts it: without drafts and padding.
+        expert_load : float
+            Visits of the fullest expert rank over what the law of routing expects.
+        """
+        device_s = self.device_s(shape, expert_load)
+        host_s = self.host_s(shape)
+        return max(device_s, host_s) if self.execution.host.overlapped else device_s + host_s
+
+    def device_s(self, shape: StepShape, expert_load: float = 1.0) -> float:
+        """Time of one step without `host_s`."""
         dealt = self._dealt(shape)
         timed = [(op, float(self.time(op, shape).seconds)) for op in self.operators]
-        return sum(s for _, s in timed) + self.overhead_s(shape) + _bubbles_s(timed, dealt)
+        drafts_s = sum(float(row.seconds) for row in self.drafts(shape))
+        total = sum(s for _, s in timed) + self.overhead_s(shape) + _bubbles_s(timed, dealt)
+        return total + drafts_s + self.imbalance_s(shape, expert_load)
+
+    def host_s(self, shape: StepShape) -> float:
+        """Time of the host for one step, to be waited for or hidden (`HostTime`)."""
+        sequences = shape.decode_sequences + shape.prefill_sequences
+        fullest = np.ceil(sequences / self.shares.parallelism.attention_dp)
+        return float(self.execution.host.seconds(fullest))
 
     def overhead_s(self, shape: StepShape) -> float:
         """Engine time of one step that belongs to no operator.
 
         Stages prepare their inputs and launch their layers each time they run, idle or not; what
-        is done for each sequence is done once, by the engine of its rank.
+        is done for each sequence is done once, by the engine of its rank, and in compiled shapes
+        for padding too.
         """
         dealt = self._dealt(shape)
-        sequences = float(dealt.micro_batches * (dealt.decode + dealt.prompts))
+        rank = self.shares.rank(shape, dealt)._replace(queries=self.shares.queries)
+        decode = padded(self.execution.padding, rank).decode_sequences
+        sequences = float(dealt.micro_batches * (decode + dealt.prompts))
         all_s = self.overhead.seconds(layers=self._layers, sequences=sequences)
-        return float(all_s + (dealt.runs - 1) * self.stage_overhead_s)
+        launched = self.execution.padding.eager(self.shares.queries * dealt.decode, dealt.prefill)
+        eager_s = float(dealt.runs) * self.eager_s * launched
+        return float(all_s + (dealt.runs - 1) * self.stage_overhead_s + eager_s)
+
+    @property
+    def eager_s(self) -> float:
+        """Time that one run of one stage takes longer without a graph."""
+        return float(self._layers * self.execution.padding.eager_layer_s)
 
     @property
     def stage_overhead_s(self) -> float:
         """Engine time of one run of one stage, whatever is in it."""
         return float(self.overhead.seconds(layers=self._layers, sequences=0.0))
 
-    def explain(self, shape: StepShape) -> list[OperatorTime]:
+    def explain(self, shape: StepShape, expert_load: float = 1.0) -> list[OperatorTime]:
         """List the operators that have something to do in a step, and the engine's overhead.
+
+        Operators of a drafter stand behind those of the model, ``draft_`` before their names.
 
         The rows add up to `seconds`. Work is arithmetic on the shape of the model. One sequence
         with 1024 tokens of context, Llama 3.1 70B in FP8 over eight chips, 80 layers: the gate
@@ -242,10 +317,19 @@ class StepTimer:
         seconds = [float(row.seconds) for row in timed]
         idle_s = _bubbles_s(zip(self.operators, seconds, strict=True), self._dealt(shape))
         if idle_s > 0:
-            rows.append(OperatorTime("pipeline_bubble", 1, 0.0, 0.0, idle_s, 0.0, 0.0, BUBBLE))
+            rows.append(_waiting("pipeline_bubble", idle_s, BUBBLE))
         overhead_s = self.overhead_s(shape)
         source = self.kernels.overhead_source
-        rows.append(OperatorTime("engine_overhead", 1, 0.0, 0.0, overhead_s, 0.0, 0.0, source))
+        rows += [row for row in self.drafts(shape) if float(row.seconds) > 0]
+        imbalance_s = self.imbalance_s(shape, expert_load)
+        if imbalance_s:
+            rows.append(_waiting("expert_imbalance", imbalance_s, "stated: law of the scenario"))
+        host_s, source_of_host = self.host_s(shape), "stated: host time of the engine"
+        if self.execution.host.overlapped:
+            host_s = max(0.0, host_s - self.device_s(shape, expert_load))
+        if host_s > 0:
+            rows.append(_waiting("host", host_s, source_of_host))
+        rows.append(_waiting("engine_overhead", overhead_s, source))
         return rows
 
     def time(self, operator: Operator, shape: StepShape) -> OperatorTime:
@@ -257,22 +341,10 @@ class StepTimer:
         shape : StepShape
             Of the whole replica; fields may be arrays.
         """
-        if self.shares.whole:
+        if self.shares.whole and self.execution is PLAIN:
             return self.time_once(operator, shape)
-        dealt = self._dealt(shape)
-        share = self.shares.group if operator.scope == "group" else self.shares.rank
-        once = self.time_once(operator, share(shape, dealt))
-        batches = dealt.micro_batches
-        return OperatorTime(
-            once.name,
-            once.calls * batches,
-            once.flop * batches,
-            once.bytes * batches,
-            once.seconds * batches,
-            once.compute_s * batches,
-            once.memory_s * batches,
-            once.source,
-        )
+        once = self.time_once(operator, self._seen(operator, shape))
+        return once if self.shares.whole else _repeated(once, self._dealt(shape).micro_batches)
 
     def time_once(self, operator: Operator, shape: StepShape) -> OperatorTime:
         """Price one operator in one micro-batch.
@@ -298,11 +370,78 @@ class StepTimer:
             call.source,
         )
 
+    def drafts(self, shape: StepShape) -> list[OperatorTime]:
+        """Price the passes of the drafter in one step: nothing without one."""
+        drafting = self.execution.speculation
+        if drafting is None or drafting.drafter is None:
+            return []
+        drafter = drafting.drafter
+        first = replace(self.shares, queries=drafting.first_queries)
+        later = replace(self.shares, queries=1)
+        passes = ((1, first, shape), (drafting.draft_tokens - 1, later, decoding(shape)))
+        rows = []
+        for op in drafter.operators:
+            priced = [
+                _repeated(drafter.time_once(op, _part(op, shares, batch)), times)
+                for times, shares, batch in passes
+            ]
+            rows.append(_together(f"draft_{op.name}", priced))
+        overhead_s = 0.0
+        for times, shares, batch in passes:
+            dealt = _deal(shares, batch)
+            sequences = float(dealt.decode + dealt.prompts)
+            if sequences:
+                each_s = drafter.stage_overhead_s + drafter.overhead.sequence_s * sequences
+                overhead_s += times * each_s
+        rows.append(_waiting("draft_overhead", overhead_s, drafter.kernels.overhead_source))
+        return rows
+
+    def imbalance_s(self, shape: StepShape, expert_load: float) -> float:
+        """Time that a step takes longer where the fullest expert rank has another load.
+
+        A straight line through `LOAD_PROBE`, so that whole steps of load add up to whole ticks.
+        """
+        if expert_load == 1.0:
+            return 0.0
+        slope_s = sum(
+            float(self.load_slope(op, self._seen(op, shape), _seconds)) for op in self.operators
+        )
+        return (expert_load - 1.0) * float(self._dealt(shape).runs) * slope_s
+
+    def load_slope(
+        self, operator: Operator, shape: StepShape, quantity: Callable[[OperatorTime], Number]
+    ) -> Number:
+        """Growth of a quantity of one call by the load of the fullest expert rank.
+
+        Parameters
+        ----------
+        operator : Operator
+        shape : StepShape
+            What the operator sees of the micro-batch.
+        quantity : callable
+        """
+        if not isinstance(operator, ExpertGemm):
+            return 0.0
+        loaded = quantity(self.time_once(operator, shape._replace(expert_load=LOAD_PROBE)))
+        return (loaded - quantity(self.time_once(operator, shape))) / (LOAD_PROBE - 1.0)
+
+    def _seen(self, operator: Operator, shape: StepShape) -> StepShape:
+        """Give what an operator sees of a micro-batch, drafts and padding included."""
+        dealt, padding = self._dealt(shape), self.execution.padding
+        rank = self.shares.rank(shape, dealt)._replace(queries=self.shares.queries)
+        ranks = self.shares.parallelism.attention_dp
+        if operator.scope != "group" or ranks == 1:
+            return padded(padding, rank)
+        tokens = dealt.group_tokens
+        if padding.active:
+            extra = padding.filling(rank.decode_tokens, rank.prefill_tokens)
+            eager = padding.eager(rank.decode_tokens, rank.prefill_tokens)
+            tokens = np.where(eager, tokens, ranks * (rank.tokens + extra))
+        return StepShape(prefill_tokens=tokens)
+
     def _dealt(self, shape: StepShape) -> Counts:
         """Deal a batch out to the chips."""
-        return self.shares.counts(
-            shape.decode_sequences, shape.prefill_sequences, shape.prefill_tokens
-        )
+        return _deal(self.shares, shape)
 
     @singledispatchmethod
     def _price(self, operator: Operator, shape: StepShape) -> _Call:
@@ -334,7 +473,7 @@ class StepTimer:
         seconds = kernel.law.seconds(
             compute_s=compute_s,
             memory_s=memory_s,
-            pick_s=_array(operator.visits(shape.tokens) * vector_s),
+            pick_s=_array(operator.visited(shape) * vector_s),
             token_s=_array(shape.tokens * vector_s),
         )
         return _Call(work, seconds, compute_s, memory_s, kernel.law.floor_s, source)
@@ -348,7 +487,8 @@ class StepTimer:
         rows = np.maximum(_array(shape.decode_sequences * operator.kv_heads), 1.0)
         tiles, padding = 1, 1.0
         if isinstance(kernel, MlaDecodeKernel):
-            tiles, padding = kernel.tiles(operator.heads), kernel.padding(operator.heads)
+            heads = operator.heads * shape.queries  # queries of a sequence lie side by side
+            tiles, padding = kernel.tiles(heads), kernel.padding(heads)
         seconds = kernel.law.seconds(
             rows=rows, memory_s=memory_s, compute_s=compute_s * padding, tiles=float(tiles)
         )
@@ -357,14 +497,39 @@ class StepTimer:
     @_price.register
     def _(self, operator: PrefillAttention, shape: StepShape) -> _Call:
         kernel, source = self.kernels.prefill_attention(operator)
-        work = operator.work(shape)
-        compute_s, memory_s = self._light(kernel.compute_dtype, work)
+        fresh = operator.work(shape._replace(prefill_context_tokens=0))
+        compute_s, token_s = self._light(kernel.compute_dtype, fresh)
         computed_s = compute_s
         if isinstance(kernel, PrefillAttentionKernel) and kernel.masked:
             whole = replace(operator, windowed=False).work(shape)
             computed_s, _ = self._light(kernel.compute_dtype, whole)
-        seconds = kernel.law.seconds(compute_s=computed_s, token_s=memory_s)
-        return _Call(work, seconds, compute_s, memory_s, kernel.law.floor_s, source)
+        seconds = kernel.law.seconds(compute_s=computed_s, token_s=token_s)
+        # the cached keys stream in behind the arithmetic on them, unless that is shorter
+        prefix = operator.prefix(shape)
+        detour_s = prefix.bytes * self.detour.kv_s_per_byte
+        prefix_s, read_s = self._light(kernel.compute_dtype, prefix, detour_s)
+        wait_s = read_s / ELEMENTWISE_EFFICIENCY - prefix_s / kernel.law.compute_efficiency
+        seconds = seconds + np.maximum(wait_s, 0.0)
+        work = operator.work(shape)
+        return _Call(work, seconds, compute_s, token_s + read_s, kernel.law.floor_s, source)
+
+    @_price.register
+    def _(self, operator: PrefixExpansion, shape: StepShape) -> _Call:
+        """As long as those rows make a large product longer, and the traffic of what comes out."""
+        kernel, _ = self.kernels.gemm(operator.product)
+        large, larger = (
+            self._price(operator.product, StepShape(prefill_tokens=rows)).seconds
+            for rows in (PREFIX_ROWS, 2 * PREFIX_ROWS)
+        )
+        work = operator.work(shape)
+        detour_s = shape.rows(operator.rows) * operator.latent_bytes * self.detour.kv_s_per_byte
+        compute_s, memory_s = self._light(kernel.compute_dtype, work, detour_s)
+        row_s = (larger - large) / PREFIX_ROWS
+        read_s = operator.latent_bytes + operator.product.n * ACTIVATION_BYTES
+        read_s /= self._bandwidth * ELEMENTWISE_EFFICIENCY  # the product writes the other copy
+        seconds = shape.rows(operator.rows) * (row_s + read_s) + _array(detour_s)
+        source = f"assumed: rows of a large {operator.product.name}"
+        return _Call(work, _array(seconds), compute_s, memory_s, 0.0, source)
 
     @_price.register
     def _(self, operator: Elementwise, shape: StepShape) -> _Call:
@@ -442,6 +607,55 @@ class StepTimer:
     def _conversion_s(self, dtype: Dtype) -> float:
         """Speed-of-light time of turning one activation into the format of a product."""
         return 0.0 if dtype == "bf16" else self._element_s(dtype)
+
+
+def _seconds(timed: OperatorTime) -> Number:
+    return timed.seconds
+
+
+def _deal(shares: Shares, shape: StepShape) -> Counts:
+    """Deal a batch out to the chips."""
+    return shares.counts(shape.decode_sequences, shape.prefill_sequences, shape.prefill_tokens)
+
+
+def _part(operator: Operator, shares: Shares, shape: StepShape) -> StepShape:
+    """Give what an operator sees of a batch."""
+    dealt = _deal(shares, shape)
+    if operator.scope == "group" and shares.parallelism.attention_dp > 1:
+        return shares.group(shape, dealt)
+    return shares.rank(shape, dealt)._replace(queries=shares.queries)
+
+
+def _repeated(timed: OperatorTime, times: float) -> OperatorTime:
+    """Do an operator several times."""
+    return replace(
+        timed,
+        calls=timed.calls * times,
+        flop=timed.flop * times,
+        bytes=timed.bytes * times,
+        seconds=timed.seconds * times,
+        compute_s=timed.compute_s * times,
+        memory_s=timed.memory_s * times,
+    )
+
+
+def _together(name: str, rows: Sequence[OperatorTime]) -> OperatorTime:
+    """Add up rows of one operator."""
+    return OperatorTime(
+        name,
+        sum(row.calls for row in rows),
+        sum(row.flop for row in rows),
+        sum(row.bytes for row in rows),
+        sum(row.seconds for row in rows),
+        sum(row.compute_s for row in rows),
+        sum(row.memory_s for row in rows),
+        rows[0].source,
+    )
+
+
+def _waiting(name: str, seconds: float, source: str) -> OperatorTime:
+    """Describe time in which the chip does nothing."""
+    return OperatorTime(name, 1, 0.0, 0.0, seconds, 0.0, 0.0, source)
 
 
 def _array(value: Number) -> Array:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 Number = float | npt.NDArray[np.float64]
 """A count that may be one number or an array of alternatives."""
 
-Rows = Literal["tokens", "sequences", "decode_sequences", "prefill_tokens"]
-"""The sum of the batch that sets the size of an operator."""
+Rows = Literal["tokens", "sequences", "decode_sequences", "prefill_tokens", "prefix_tokens"]
+"""The sum of the batch that sets the size of an operator. Decoding sequences count as often as
+they have tokens in the step: once, and once more for every draft that is verified."""
 
 Scope = Literal["rank", "group", "head"]
 """Whose batch an operator sees. ``rank``: that of one attention rank; ``group``: the tokens of all
@@ -26,7 +27,8 @@ in the last pipeline stage and not in every stage."""
 class StepShape(NamedTuple):
     """The sums over the batch of one step that its cost depends on.
 
-    All fields count over the whole replica; each may be a number or an array.
+    All fields count over the whole replica; each may be a number or an array. What a caller says of
+    a batch ends with ``prefill_context_tokens``: the timer fills in the rest.
     """
 
     decode_sequences: Number = 0
@@ -43,16 +45,35 @@ class StepShape(NamedTuple):
     """Query-key pairs of those tokens under the causal mask."""
     prefill_window_pairs: Number = 0
     """The same with each query capped at the sliding window."""
+    prefill_context_tokens: Number = 0
+    """Tokens of those prompts that were in the cache before the step."""
+    queries: int = 1
+    """Tokens that each decoding sequence has in the step: one, and the drafts to be verified."""
+    padding_tokens: Number = 0
+    """Tokens that only fill the step up to a size that was captured or compiled."""
+    expert_load: float = 1.0
+    """Visits of the fullest expert rank over what its law of routing expects."""
+
+    @property
+    def decode_tokens(self) -> Number:
+        """Tokens of the decoding sequences."""
+        return self.decode_sequences * self.queries
 
     @property
     def tokens(self) -> Number:
         """Tokens that go through the linear layers."""
-        return self.decode_sequences + self.prefill_tokens
+        return self.decode_tokens + self.prefill_tokens + self.padding_tokens
 
     @property
     def sequences(self) -> Number:
-        """Sequences for which logits are computed."""
-        return self.decode_sequences + self.prefill_sequences
+        """Rows for which logits are computed: every token that decodes, and one per prompt."""
+        return self.decode_tokens + self.prefill_sequences
+
+    @property
+    def tokens_per_prompt(self) -> Number:
+        """Whole tokens of each prompt in the step, at least one."""
+        mean = np.floor_divide(self.prefill_tokens, np.maximum(self.prefill_sequences, 1))
+        return np.maximum(mean, 1)
 
     def rows(self, kind: Rows) -> Number:
         """Give the sum of the batch that sets the size of an operator.
@@ -63,8 +84,9 @@ class StepShape(NamedTuple):
         counts: dict[Rows, Number] = {
             "tokens": self.tokens,
             "sequences": self.sequences,
-            "decode_sequences": self.decode_sequences,
+            "decode_sequences": self.decode_tokens,
             "prefill_tokens": self.prefill_tokens,
+            "prefix_tokens": self.prefill_context_tokens,
         }
         return counts[kind]
 

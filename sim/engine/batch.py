@@ -24,24 +24,36 @@ class DecodeBatch:
         Sliding window of the model's windowed layers.
     blocks : SequenceBlocks
         KV blocks that each sequence holds.
+    by_priority : bool
+        Preempt those of the last priority first, not simply the last admitted.
     """
+
+    grain = 1
+    """Into how many parts a token is divided in the counts of contexts."""
 
     def __init__(
         self,
         block_tokens: int,
         window_tokens: int | None = None,
         blocks: SequenceBlocks = WHOLE_CONTEXT,
+        *,
+        by_priority: bool = False,
     ) -> None:
         self.block_tokens = block_tokens
+        self.by_priority = by_priority
         self._blocks = blocks
+        self._held = blocks.counter(block_tokens, window_tokens)
         self._window = None if window_tokens is None else WindowSums(window_tokens, block_tokens)
         self.step = 0
         """Decode steps taken so far."""
         self.size = 0
         """Sequences in the batch."""
         self._requests: dict[int, Request] = {}
+        self._classes: dict[int, dict[int, Request]] = {}
+        """The same by priority, where that matters."""
         self._base_sum = 0
         self._finishing: list[tuple[int, int, Request]] = []
+        self._added = 0
         self._phases = BlockPhases(block_tokens)
 
     def __iter__(self) -> Iterator[Request]:
@@ -62,19 +74,39 @@ class DecodeBatch:
         """Sequences whose context is still shorter than the window."""
         return 0 if self._window is None else self._window.growing
 
+    @property
+    def context_growing(self) -> int:
+        """Tokens by which the contexts grow in each step, all sequences together."""
+        return self.size
+
+    def decoded_tokens(self, steps: int) -> float:
+        """Tokens that the sequences produce in the next steps."""
+        return self.size * steps
+
     def context_of(self, request: Request) -> int:
         """Tokens in the KV cache of one sequence."""
         return request.base_tokens + self.step
+
+    def blocks_of(self, request: Request) -> int:
+        """KV blocks that a sequence holds."""
+        return self._held(request.base_tokens + self.step)
+
+    def final_blocks(self, request: Request) -> int:
+        """KV blocks that a sequence held when it completed."""
+        return self._held(request.input_tokens + request.output_tokens - 1)
 
     def add(self, request: Request) -> None:
         """Take in a sequence whose prefill has just produced a token that was not its last."""
         request.base_tokens = request.prefill_tokens - 1 - self.step
         request.finish_step = self.step + request.output_tokens - request.generated_tokens
         self._requests[request.request_id] = request
+        if self.by_priority:
+            self._classes.setdefault(request.priority, {})[request.request_id] = request
         self.size += 1
         self._base_sum += request.base_tokens
         self._phases.count(request.base_tokens, 1)
-        heappush(self._finishing, (request.finish_step, request.request_id, request))
+        self._added += 1
+        heappush(self._finishing, (request.finish_step, self._added, request))
         if self._window is not None:
             self._window.add(request, self.step)
 
@@ -141,16 +173,32 @@ class DecodeBatch:
             self._window.advance(step)
         return done
 
+    def last(self) -> Request:
+        """Give the sequence that would be preempted first: the last admitted of the last class."""
+        requests = self._requests
+        if self.by_priority:
+            requests = self._classes[max(self._classes)]
+        return next(reversed(requests.values()))
+
     def preempt_last(self) -> Request:
-        """Drop the most recently admitted sequence, keeping count of the tokens it produced."""
-        request = next(reversed(self._requests.values()))
+        """Drop a sequence for want of memory, keeping count of the tokens it produced."""
+        request = self.last()
+        self.remove(request)
+        return request
+
+    def remove(self, request: Request) -> None:
+        """Drop a sequence in mid-answer, keeping count of the tokens it produced."""
         request.generated_tokens = request.output_tokens - (request.finish_step - self.step)
         self._forget(request)
         request.finish_step = -1
-        return request
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.request_id]
+        if self.by_priority:
+            members = self._classes[request.priority]
+            del members[request.request_id]
+            if not members:
+                del self._classes[request.priority]
         self.size -= 1
         self._base_sum -= request.base_tokens
         self._phases.count(request.base_tokens, -1)

@@ -1,13 +1,27 @@
 """Where requests come from: a timetable of arrivals, or clients that wait for their answers."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Protocol
 
 import simpy
 
-from sim.engine.requests import Request
+from sim.engine.requests import Request, Turn
 
 Submit = Callable[[Request], None]
+
+
+class Source(Protocol):
+    """Sends requests."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it will send no more, whatever happens."""
+        ...
+
+    def start(self, env: simpy.Environment, submit: Submit, turn: Turn) -> None:
+        """Begin to send."""
+        ...
 
 
 class OpenLoop:
@@ -15,26 +29,26 @@ class OpenLoop:
 
     Parameters
     ----------
-    env : simpy.Environment
-    requests : iterator of Request
+    requests : iterable of Request
         In order of arrival.
-    submit : callable
-        Takes each request at its arrival tick.
     """
 
-    def __init__(self, env: simpy.Environment, requests: Iterator[Request], submit: Submit) -> None:
-        self.env = env
+    def __init__(self, requests: Iterable[Request]) -> None:
         self.requests = requests
-        self.submit = submit
-        env.process(self._run())
+        self.exhausted = False
 
-    def _run(self) -> Generator[simpy.Event, None, None]:
-        env, submit = self.env, self.submit
+    def start(self, env: simpy.Environment, submit: Submit, turn: Turn) -> None:
+        """Begin to send."""
+        del turn
+        env.process(self._run(env, submit))
+
+    def _run(self, env: simpy.Environment, submit: Submit) -> Generator[simpy.Event, None, None]:
         for request in self.requests:
             delay = request.arrival_tick - env.now
             if delay > 0:
                 yield env.timeout(delay)
             submit(request)
+        self.exhausted = True
 
 
 class ClosedLoop:
@@ -42,68 +56,63 @@ class ClosedLoop:
 
     Parameters
     ----------
-    env : simpy.Environment
-    lengths : sequence of (int, int)
-        Input and output tokens of each request, in the order in which they are sent.
+    supply : sequence of Request
+        In the order in which they are sent; the clock gives their arrival ticks.
     clients : int
         Requests in the system at any time, until the supply ends.
-    submit : callable
     answer_ticks : int
         Time from the end of a request in the engine until its client has seen it.
     """
 
-    def __init__(
-        self,
-        env: simpy.Environment,
-        lengths: Sequence[tuple[int, int]],
-        clients: int,
-        submit: Submit,
-        answer_ticks: int = 0,
-    ) -> None:
-        self.env = env
-        self.submit = submit
+    def __init__(self, supply: Sequence[Request], clients: int, answer_ticks: int = 0) -> None:
         self._answer_ticks = answer_ticks
-        self._supply = deque(enumerate(lengths))
+        self._supply = deque(supply)
         self._vacancies = min(clients, len(self._supply))
         self._sending = False
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the supply has ended."""
+        return not self._supply
+
+    def start(self, env: simpy.Environment, submit: Submit, turn: Turn) -> None:
+        """Begin to send."""
+        del turn
+        self._env, self._submit = env, submit
         env.process(self._start())
 
     def _start(self) -> Generator[simpy.Event, None, None]:
-        yield self.env.timeout(0)
-        self._fill(-1)
+        yield self._env.timeout(0)
+        self._fill()
 
     def request_done(self, request: Request) -> None:
         """Send the next request in place of the one that is done."""
         if self._answer_ticks and request.outcome == "completed":
-            seen = self.env.timeout(self._answer_ticks)
+            seen = self._env.timeout(self._answer_ticks)
             if seen.callbacks is not None:
                 seen.callbacks.append(self._answer_seen)
             return
         self._vacancies += 1
-        self._fill(request.replica)
+        self._fill()
 
     def _answer_seen(self, event: simpy.Event) -> None:
         del event
         self._vacancies += 1
-        self._fill(-1)
+        self._fill()
 
-    def _fill(self, boundary_of: int) -> None:
+    def _fill(self) -> None:
         """Send requests as long as clients are free.
 
-        A request that is rejected frees its client at once, from within `_send`; it is this loop
-        and not a deeper call that sends the next one.
+        A request that is rejected frees its client at once, from within the call that sends it;
+        it is this loop and not a deeper call that sends the next one.
         """
         if self._sending:
             return
         self._sending = True
         while self._vacancies and self._supply:
             self._vacancies -= 1
-            self._send(boundary_of)
+            request = self._supply.popleft()
+            request.arrival_tick = int(self._env.now)
+            request.on_done = self
+            self._submit(request)
         self._sending = False
-
-    def _send(self, boundary_of: int) -> None:
-        request_id, (input_tokens, output_tokens) = self._supply.popleft()
-        request = Request(request_id, int(self.env.now), input_tokens, output_tokens)
-        request.on_done = self
-        request.sent_at_boundary_of = boundary_of
-        self.submit(request)

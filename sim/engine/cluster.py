@@ -1,37 +1,55 @@
-"""All replicas of one case behind their router, run to the end."""
+"""All pools of one case, and the way of each request through them, run to the end."""
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import simpy
 
-from sim.engine.clients import ClosedLoop, OpenLoop
-from sim.engine.kv import WHOLE_CONTEXT, BlockPool, SequenceBlocks
+from sim.engine.clients import Source
+from sim.engine.links import Link
+from sim.engine.plan import ReplicaPlan
+from sim.engine.pool import Pool
 from sim.engine.records import Columns, Recorder
-from sim.engine.replica import Replica
-from sim.engine.requests import Request
-from sim.engine.router import ROUTERS, RouterKind
-from sim.engine.scheduler import BatchLimits, Scheduler
-from sim.engine.ticks import Pace
+from sim.engine.replica import Replica, Surroundings
+from sim.engine.requests import Outcome, Request, Turn
+from sim.engine.router import RoundRobin, Router
+from sim.engine.transport import Elsewhere, Handover, Ports, SwapSpace, Transport, release
+from sim.pools import Role
 
 
 @dataclass(frozen=True)
-class ReplicaPlan:
-    """What all replicas of a cluster have in common."""
+class LinkPlan:
+    """A link to be built."""
 
-    limits: BatchLimits
-    kv_blocks: int
-    block_tokens: int
-    window_tokens: int | None
-    pace: Pace
-    max_model_len: int
-    """Longest prompt plus answer that is accepted."""
-    answer_ticks: int = 0
-    """Time from the end of a request in the engine until its client has seen it."""
-    sequence_blocks: SequenceBlocks = WHOLE_CONTEXT
-    """KV blocks that each sequence holds."""
+    bandwidth_bytes_per_s: float
+    latency_s: float = 0.0
+
+    def build(self) -> Link:
+        """Make a link that nothing has used."""
+        return Link(self.bandwidth_bytes_per_s, self.latency_s)
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """The replicas of one role."""
+
+    role: Role
+    replicas: int
+    plan: ReplicaPlan
+    new_router: Callable[[], Router] = RoundRobin
+    port: LinkPlan | None = None
+    """How keys and values leave or enter a replica; needed with more than one pool."""
+    overlap_fraction: float = 0.0
+    """Share of a prompt's keys and values that can be sent while the rest is computed."""
+    host_link: LinkPlan | None = None
+    """To the host's memory, where preempted sequences are swapped to; none: computed again."""
+    swap_tokens: int = 0
+    """Room there, in tokens of each replica."""
+    fetches: bool = False
+    """Requests may come with keys and values elsewhere, though no prefill pool sends any."""
 
 
 @dataclass(frozen=True)
@@ -40,79 +58,249 @@ class RunRecord:
 
     requests: Columns
     stretches: Columns
+    states: Columns
+    transfers: Columns
+    losses: Columns
+
+
+class Companion(Protocol):
+    """Something that acts on a cluster while it runs: failures, an autoscaler, patience."""
+
+    def attach(self, cluster: "Cluster") -> None:
+        """Begin to act."""
+        ...
 
 
 class Cluster:
-    """Equal replicas behind a router, on a clock of their own.
+    """Pools of replicas on a clock of their own.
 
     Parameters
     ----------
-    plan : ReplicaPlan
-    replicas : int
-    router : RouterKind
+    plans : sequence of PoolPlan
+        One of role ``serve``, or a prefill and a decode pool, perhaps after an encode pool.
     every_step : bool
         Walk every step instead of jumping over stretches.
     """
 
-    def __init__(
-        self,
-        plan: ReplicaPlan,
-        replicas: int,
-        router: RouterKind = "round_robin",
-        *,
-        every_step: bool = False,
-    ) -> None:
+    def __init__(self, plans: Sequence[PoolPlan], *, every_step: bool = False) -> None:
         self.env = simpy.Environment()
-        self.plan = plan
+        self.turn = Turn()
         self.recorder = Recorder()
-        self.router = ROUTERS[router]()
-        self.replicas = [
-            Replica(
-                self.env,
-                index,
-                Scheduler(
-                    plan.limits,
-                    BlockPool(plan.kv_blocks, plan.block_tokens),
-                    plan.window_tokens,
-                    plan.sequence_blocks,
-                ),
-                plan.pace,
-                self.recorder,
-                every_step=every_step,
-            )
-            for index in range(replicas)
+        self.surroundings = Surroundings(self.env, self.turn, self.recorder, every_step)
+        self.in_system = 0
+        """Requests that were sent and have not left."""
+        self.source: Source | None = None
+        self.when_sent: Callable[[Request], None] | None = None
+        """Told of every attempt."""
+        self.when_left: Callable[[Request], None] | None = None
+        """Told of every request that has left for good."""
+        self.second_chance: Callable[[Request], bool] | None = None
+        """Asked of requests that leave without an answer: whether they will come back."""
+        self.when_lost: Callable[[Request], bool] | None = None
+        """Asked of requests that a failure broke off: whether they are to be sent again."""
+        self._over: simpy.Event | None = None
+        """Ends the run although companions may still have something in mind."""
+        self.pools: dict[Role, Pool] = {}
+        self.replicas: list[Replica] = []
+        self._plans = {plan.role: plan for plan in plans}
+        self._ports: dict[int, Ports] = {}
+        for plan in plans:
+            self._add_pool(plan)
+        self._first: Role = plans[0].role
+        self._longest = min(plan.plan.max_model_len for plan in plans if plan.role != "encode")
+
+    def _add_pool(self, plan: PoolPlan) -> None:
+        first = len(self.replicas)
+        replicas = [
+            Replica(index, plan.plan.new_scheduler, plan.plan.pace, self.surroundings)
+            for index in range(first, first + plan.replicas)
         ]
-        for replica in self.replicas:
-            replica.on_leave = self.router.left
+        self.replicas += replicas
+        self.pools[plan.role] = Pool(plan.role, replicas, plan.new_router(), self.recorder, self)
+        for replica in replicas:
+            self._connect(replica, plan)
+
+    def _connect(self, replica: Replica, plan: PoolPlan) -> None:
+        """Lay the links of a replica."""
+        swap = None
+        if plan.port is not None:
+            self._ports[replica.index] = Ports(plan.port.build(), plan.port.build())
+        if plan.host_link is not None and plan.swap_tokens:
+            swap = SwapSpace(plan.swap_tokens, plan.host_link.build())
+        if plan.role == "decode" or swap is not None or plan.fetches:
+            replica.scheduler.transport = Transport(
+                self.env,
+                replica,
+                self.recorder,
+                plan.plan.kv_bytes_per_token,
+                self._ports,
+                swap,
+            )
+
+    # -- the way of a request -----------------------------------------------------------------
+
+    @property
+    def active(self) -> bool:
+        """Whether there are requests, or more to come: companions rest when there are none."""
+        return self.in_system > 0 or (self.source is not None and not self.source.exhausted)
 
     def submit(self, request: Request) -> None:
-        """Hand a request to the replica that the router chooses."""
-        if request.input_tokens + request.output_tokens > self.plan.max_model_len:
+        """Take in a request."""
+        self.in_system += 1
+        self.send(request)
+
+    def send(self, request: Request) -> None:
+        """Send a request on its way, or on its way again."""
+        if self.when_sent is not None:
+            self.when_sent(request)
+        if request.input_tokens + request.output_tokens > self._longest:
             request.outcome = "rejected"
-            self.recorder.request(request)
-            if request.on_done is not None:
-                request.on_done.request_done(request)
+            self._finish(request)
+        elif self._first == "serve":
+            self.pools["serve"].submit(request)
+        elif self._first == "encode" and request.encode_tokens:
+            self._begin_stage(request, "encode", request.encode_tokens)
+        else:
+            self._begin_stage(request, "prefill", request.prefill_tokens)
+
+    def abort(self, request: Request, outcome: Outcome) -> None:
+        """Drop a request that nobody waits for any more, wherever it is."""
+        part = request.stage or request
+        part.pool.abort(part, outcome)
+
+    def _begin_stage(self, request: Request, role: Role, tokens: int) -> None:
+        """Have one part of a request done by a pool of its own."""
+        stage = Request(request.request_id, request.arrival_tick, tokens, 1)
+        stage.tenant, stage.priority, stage.session = (
+            request.tenant,
+            request.priority,
+            request.session,
+        )
+        stage.stage_of, request.stage = request, stage
+        if role == "prefill":
+            stage.content = request.content
+            stage.keeps_blocks = request.generated_tokens + 1 < request.output_tokens
+        self.pools[role].submit(stage)
+
+    def left(self, request: Request) -> None:
+        """Send a request on, or let it leave."""
+        if request.stage_of is None:
+            self._finish(request)
+        elif request.outcome != "completed":
+            whole = request.stage_of
+            whole.outcome, whole.stage = request.outcome, None
+            self._finish(whole)
+        elif request.pool.role == "encode":
+            request.stage_of.stage = None
+            self._begin_stage(request.stage_of, "prefill", request.stage_of.prefill_tokens)
+        else:
+            self._hand_over(request, request.stage_of)
+
+    def _hand_over(self, stage: Request, request: Request) -> None:
+        """Give a prompt that is computed to the decode pool."""
+        request.stage = None
+        request.prefill_replica = request.replica = stage.replica
+        request.generated_tokens += 1
+        request.preemptions += stage.preemptions
+        request.preempted_ticks += stage.preempted_ticks
+        request.cached_tokens = stage.cached_tokens
+        if request.admit_tick < 0:
+            request.admit_tick = stage.admit_tick
+        if request.first_token_tick < 0:
+            request.first_token_tick = stage.first_token_tick
+        if request.generated_tokens == request.output_tokens:
+            request.done_tick, request.outcome = stage.done_tick, "completed"
+            self._finish(request)
             return
-        self.router.choose(request, self.replicas).submit(request)
+        source = self.replicas[stage.replica]
+        overlap = self._plans["prefill"].overlap_fraction
+        request.remote = Handover(
+            tokens=stage.input_tokens,
+            source=source,
+            stage=stage,
+            since_tick=stage.done_tick,
+            hidden_ticks=round(source.last_step_ticks * overlap),
+            least_fraction=1.0 - overlap,
+        )
+        self.pools["decode"].submit(request)
+
+    def lost(self, request: Request) -> None:
+        """Try a request again that a failure broke off, or let it leave without an answer."""
+        whole = request.stage_of or request
+        if request.outcome == "completed":
+            if whole.remote is None or whole.outcome != "unfinished":
+                return  # it had been fetched already
+            whole.remote = None
+            whole.pool.abort(whole, "lost")
+            return
+        whole.stage, whole.computed_tokens = None, request.computed_tokens
+        self._break_off(whole)
+
+    def _break_off(self, request: Request) -> None:
+        _let_go(request)
+        if self.when_lost is not None and self.when_lost(request):
+            return
+        request.outcome = "lost"
+        self._finish(request)
+
+    def _finish(self, request: Request) -> None:
+        """Let a request leave, unless it comes back."""
+        if request.remote is not None:
+            _let_go(request)
+        unanswered = request.outcome != "completed"
+        if unanswered and self.second_chance is not None and self.second_chance(request):
+            return
+        self.in_system -= 1
+        self.recorder.request(request)
+        if self.when_left is not None:
+            self.when_left(request)
+        if request.on_done is not None:
+            request.on_done.request_done(request)
+        if self._over is not None and not self.active and not self._over.triggered:
+            self._over.succeed()
+
+    # -- a run --------------------------------------------------------------------------------
 
     def report_progress(self, listener: Callable[[int, int], None], total: int) -> None:
         """Tell a listener from time to time how many of the requests have left."""
         self.recorder.listen(lambda left: listener(left, total))
 
-    def run_open(self, requests: Iterator[Request]) -> RunRecord:
-        """Serve requests that arrive by the clock, until the last one has left."""
-        OpenLoop(self.env, requests, self.submit)
-        return self._finish()
-
-    def run_closed(self, lengths: Sequence[tuple[int, int]], clients: int) -> RunRecord:
-        """Serve clients that wait for their answers, until the supply of requests ends."""
-        ClosedLoop(self.env, lengths, clients, self.submit, self.plan.answer_ticks)
-        return self._finish()
-
-    def _finish(self) -> RunRecord:
+    def run(self, source: Source, companions: Sequence[Companion] = ()) -> RunRecord:
+        """Serve what a source sends, until the last request has left."""
+        self.source = source
+        for companion in companions:
+            companion.attach(self)
+        source.start(self.env, self.submit, self.turn)
+        if companions:
+            self._over = self.env.event()
         with _no_garbage_collection():
-            self.env.run()
-        return RunRecord(self.recorder.requests.columns(), self.recorder.stretches.columns())
+            self.env.run(until=self._over)
+        self._close()
+        record = self.recorder
+        return RunRecord(
+            record.requests.columns(),
+            record.stretches.columns(),
+            record.states.columns(),
+            record.transfers.columns(),
+            record.losses.columns(),
+        )
+
+    def _close(self) -> None:
+        """Record what is left: requests that nobody could take, states that last."""
+        for pool in self.pools.values():
+            while pool.at_door:
+                request = pool.at_door.popleft()
+                self.in_system -= 1
+                self.recorder.request(request.stage_of or request)
+            for replica in pool.replicas:
+                pool.record_state(replica)
+
+
+def _let_go(request: Request) -> None:
+    """Free what a request has left elsewhere."""
+    if isinstance(request.remote, Elsewhere):
+        release(request.remote)
+    request.remote = None
 
 
 @contextmanager

@@ -1,8 +1,12 @@
 """The paged KV cache of one replica: a pool of equal blocks, counted, not named."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sim.errors import InternalError
+
+BlockCounter = Callable[[int], int]
+"""Blocks of a sequence by its tokens in the cache."""
 
 
 def blocks_for(tokens: int, block_tokens: int) -> int:
@@ -43,6 +47,17 @@ class SequenceBlocks(NamedTuple):
             + self.growing * blocks_for(tokens, block_tokens)
             + self.windowed * blocks_for(seen, block_tokens)
         )
+
+
+    def counter(self, block_tokens: int, window_tokens: int | None = None) -> BlockCounter:
+        """Give the function that counts the blocks of a sequence by its tokens in the cache.
+
+        >>> SequenceBlocks().counter(16)(40)
+        3
+        """
+        if self == WHOLE_CONTEXT:
+            return lambda tokens: -(-tokens // block_tokens)
+        return lambda tokens: self.held(tokens, block_tokens, window_tokens)
 
 
 WHOLE_CONTEXT = SequenceBlocks()

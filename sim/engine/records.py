@@ -18,19 +18,31 @@ Columns = dict[str, npt.NDArray[Any]]
 
 BLOCK_ROWS = 65_536
 PROGRESS_ROWS = 1_000
+NAN = float("nan")
+"""Time of what has not happened."""
 
 REQUEST_COLUMNS: Mapping[str, str] = {
     "request_id": "i8",
+    "session": "i8",
+    "turn": "i4",
+    "tenant": "i2",
     "arrival_s": "f8",
     "admit_s": "f8",
     "first_token_s": "f8",
     "done_s": "f8",
     "input_tokens": "i8",
     "output_tokens": "i8",
+    "cached_tokens": "i8",
+    "prefill_replica": "i4",
     "replica": "i4",
     "preemptions": "i4",
+    "attempts": "i4",
+    "transfer_s": "f8",
+    "preempted_s": "f8",
     "outcome": "O",
 }
+"""Of requests that have left. ``arrival_s`` is when the client sent it first; ``replica`` the one
+that was last at work on it."""
 
 STRETCH_COLUMNS: Mapping[str, str] = {
     "replica": "i4",
@@ -42,12 +54,45 @@ STRETCH_COLUMNS: Mapping[str, str] = {
     "decode_window_tokens": "f8",
     "prefill_sequences": "i8",
     "prefill_tokens": "i8",
+    "prefill_context_tokens": "i8",
     "prefill_pairs": "f8",
     "prefill_window_pairs": "f8",
     "first_tokens": "i8",
+    "output_tokens": "f8",
     "kv_used_blocks": "i8",
     "waiting_requests": "i8",
 }
+"""Counts are those of one step; sums of contexts and ``output_tokens`` those of all steps."""
+
+STATE_COLUMNS: Mapping[str, str] = {
+    "replica": "i4",
+    "state": "O",
+    "start_s": "f8",
+    "end_s": "f8",
+}
+"""What replicas were, and from when to when, where they are not up from the start to the end."""
+
+TRANSFER_COLUMNS: Mapping[str, str] = {
+    "kind": "O",
+    "request_id": "i8",
+    "source": "O",
+    "replica": "i4",
+    "asked_s": "f8",
+    "start_s": "f8",
+    "end_s": "f8",
+    "bytes": "f8",
+}
+"""Keys and values on their way: asked for, under way (after those before it on the link), there."""
+
+LOSS_COLUMNS: Mapping[str, str] = {
+    "replica": "i4",
+    "time_s": "f8",
+    "request_id": "i8",
+    "cause": "O",
+    "computed_tokens": "i8",
+    "generated_tokens": "i8",
+}
+"""Work that was thrown away: tokens in the cache, and of the answer, when it was."""
 
 
 class Table:
@@ -98,6 +143,9 @@ class Recorder:
     def __init__(self) -> None:
         self.requests = Table(REQUEST_COLUMNS)
         self.stretches = Table(STRETCH_COLUMNS)
+        self.states = Table(STATE_COLUMNS)
+        self.transfers = Table(TRANSFER_COLUMNS)
+        self.losses = Table(LOSS_COLUMNS)
         self._left = 0
         self._listener: Callable[[int], None] | None = None
 
@@ -110,22 +158,41 @@ class Recorder:
         self._left += 1
         if self._listener is not None and self._left % PROGRESS_ROWS == 0:
             self._listener(self._left)
+        admit, first_token = request.admit_tick, request.first_token_tick
+        done = request.done_tick
         self.requests.append(
             (
                 request.request_id,
+                request.session,
+                request.turn,
+                request.tenant,
                 request.arrival_tick / TICKS_PER_S,
-                _seconds_or_nan(request.admit_tick),
-                _seconds_or_nan(request.first_token_tick),
-                _seconds_or_nan(request.done_tick),
+                admit / TICKS_PER_S if admit >= 0 else NAN,
+                first_token / TICKS_PER_S if first_token >= 0 else NAN,
+                done / TICKS_PER_S if done >= 0 else NAN,
                 request.input_tokens,
                 request.output_tokens,
+                request.cached_tokens,
+                request.prefill_replica,
                 request.replica,
                 request.preemptions,
+                request.attempts,
+                request.transfer_ticks / TICKS_PER_S,
+                request.preempted_ticks / TICKS_PER_S,
                 request.outcome,
             )
         )
 
+    def loss(self, request: Request, tick: int, cause: str, computed_tokens: int) -> None:
+        """Record work that is thrown away."""
+        self.losses.append(
+            (
+                request.replica,
+                tick / TICKS_PER_S,
+                request.request_id,
+                cause,
+                computed_tokens,
+                request.generated_tokens,
+            )
+        )
 
-def _seconds_or_nan(tick: int) -> float:
-    """Convert the tick of an event; NaN says that it has not happened."""
-    return tick / TICKS_PER_S if tick >= 0 else float("nan")

@@ -1,18 +1,24 @@
 """One engine instance of one model: plan a stretch, let it pass, account for it, repeat."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from math import sqrt
+from typing import Literal, NamedTuple, Protocol
 
 import simpy
 
 from sim.engine.clock import TICKS_PER_S
 from sim.engine.records import Recorder
-from sim.engine.requests import Request
-from sim.engine.scheduler import Scheduler, Stretch
+from sim.engine.requests import Outcome, Request, Turn
+from sim.engine.scheduler import Scheduler
+from sim.engine.stretch import Stretch
 from sim.engine.ticks import Pace
+from sim.workload.content import Content
 
 AFTER_ARRIVALS = 2
 """Priority of step boundaries: whatever else happens at the same tick happens before."""
+
+State = Literal["off", "booting", "up", "draining", "down"]
+"""Switched off; on its way up; at work; taking in nothing new; or out of order."""
 
 
 class Alarm(simpy.Event):
@@ -22,20 +28,49 @@ class Alarm(simpy.Event):
     which differs between a jump over many steps and the same steps one by one.
     """
 
-    def __init__(self, env: simpy.Environment, delay: int, replica_index: int) -> None:
+    def __init__(
+        self,
+        env: simpy.Environment,
+        delay: int,
+        replica_index: int,
+        ring: Callable[[simpy.Event], None],
+    ) -> None:
         # like simpy.Timeout, it is triggered at birth; the base class would set it pending
         self.env = env
-        self.callbacks = []
+        self.callbacks = [ring]
         self._value = None
         self._ok = True
         env.schedule(self, AFTER_ARRIVALS + replica_index, delay)  # type: ignore[arg-type]
 
 
-def _hand_over(waited_for: simpy.Event, earlier: simpy.Event) -> None:
-    """Let an earlier event wake up whoever waits for another one."""
-    if waited_for.callbacks is not None and earlier.callbacks is not None:
-        earlier.callbacks.extend(waited_for.callbacks)
-        waited_for.callbacks.clear()
+class ReplicaListener(Protocol):
+    """Who stands behind a replica: its pool."""
+
+    def left(self, replica: "Replica", request: Request) -> None:
+        """Take note that a request has left, whatever its outcome."""
+        ...
+
+    def lost(self, replica: "Replica", request: Request) -> None:
+        """Take note that a failure broke a request off; ``computed_tokens`` were in the cache.
+
+        Also of one that was done, if nobody has fetched yet what it computed.
+        """
+        ...
+
+    def changed(self, replica: "Replica", state: State) -> None:
+        """Take note that a replica is about to change its state."""
+        ...
+
+
+class Surroundings(NamedTuple):
+    """What all replicas of a cluster share."""
+
+    env: simpy.Environment
+    """Its clock counts ticks."""
+    turn: Turn
+    recorder: Recorder
+    every_step: bool = False
+    """Walk every step instead of jumping over stretches: the oracle of the jumps."""
 
 
 class Replica:
@@ -43,79 +78,262 @@ class Replica:
 
     Parameters
     ----------
-    env : simpy.Environment
-        Its clock counts ticks.
     index : int
-        Position in the cluster.
-    scheduler : Scheduler
+        Position in the cluster, counted through all pools.
+    new_scheduler : callable
+        Makes an empty scheduler; again after a crash.
     pace : Pace
         How long steps take.
-    recorder : Recorder
-    every_step : bool
-        Walk every step instead of jumping over stretches: the oracle of the jumps.
+    surroundings : Surroundings
     """
 
     def __init__(
         self,
-        env: simpy.Environment,
         index: int,
-        scheduler: Scheduler,
+        new_scheduler: Callable[[], Scheduler],
         pace: Pace,
-        recorder: Recorder,
-        *,
-        every_step: bool = False,
+        surroundings: Surroundings,
     ) -> None:
-        self.env = env
         self.index = index
-        self.scheduler = scheduler
         self.pace = pace
-        self.recorder = recorder
-        self.on_leave: Callable[[Replica], None] | None = None
-        """Hears of every request that leaves, done or rejected."""
-        self.every_step = every_step
+        self.env, self.turn, self.recorder, self.every_step = surroundings
+        self.listener: ReplicaListener | None = None
+        self.state: State = "up"
+        self.scheduler = new_scheduler()
+        self._new_scheduler = new_scheduler
+        self._stretch: Stretch | None = None
         self._start_tick = 0
         self._steps = 0
+        """Steps of the stretch in progress; 0 between two stretches."""
         self._line = (0, 0)
-        self._bell = env.event()
+        self._steps_taken = 0
         self._alarm: Alarm | None = None
-        """Wakes the process at the end of the stretch, or out of its idle time."""
-        self._idle = True
-        env.process(self._run())
+        """Rings at the end of the stretch, or to wake it up; none while idle."""
+        self._next_pace: Pace | None = None
+        self._aborts: list[tuple[Request, Outcome]] = []
+        self._ring = self._boundary
+
+    # -- what others may see ----------------------------------------------------------------
+
+    @property
+    def accepts(self) -> bool:
+        """Whether it takes in new requests."""
+        return self.state == "up"
 
     @property
     def outstanding_requests(self) -> int:
         """Accepted and not done, as of now: completions only happen at the ends of stretches."""
         return self.scheduler.outstanding_requests
 
+    @property
+    def outstanding_tokens(self) -> int:
+        """Prompts and longest answers of those."""
+        return self.scheduler.outstanding_tokens
+
+    @property
+    def waiting_requests(self) -> int:
+        """Accepted and not admitted."""
+        return self.scheduler.waiting_requests
+
+    def kv_used_fraction(self) -> float:
+        """Share of the KV blocks in use, as of now."""
+        self._catch_up()
+        pool = self.scheduler.pool
+        return pool.used_blocks / pool.total_blocks
+
+    def cached_tokens(self, content: Content) -> int:
+        """Tokens of a prompt that the prefix cache holds, as of now."""
+        self._catch_up()
+        return self.scheduler.cached_tokens(content)
+
+    @property
+    def last_step_ticks(self) -> int:
+        """Duration of the step that has just ended, if it had prompts."""
+        return self._ticks(1)
+
+    # -- requests -----------------------------------------------------------------------------
+
     def submit(self, request: Request) -> None:
         """Accept a request, or reject it when the whole KV cache could not hold it."""
         request.replica = self.index
-        if not self.scheduler.can_ever_run(request):
+        scheduler = self.scheduler
+        if not scheduler.can_ever_run(request):
             request.outcome = "rejected"
             self._leave(request)
             return
-        self.scheduler.add(request)
-        if self._idle:
+        scheduler.add(request, int(self.env.now))
+        if self._alarm is None:
             self._wake()
-        elif self._steps > 1 and self.scheduler.admits_at_once():
-            # boundaries of one tick come in the order of the replicas: ours may be over
-            self._cut_short(boundary_is_over=request.sent_at_boundary_of > self.index)
+        elif self._steps > 1 and scheduler.admits_at_once(request):
+            self._cut_short()
 
-    def _run(self) -> Generator[simpy.Event, None, None]:
-        env, scheduler = self.env, self.scheduler
-        while True:
-            if not scheduler.outstanding_requests:
-                self._idle, self._alarm, self._bell = True, None, env.event()
-                yield self._bell
-                self._idle = False
-            now = int(env.now)
-            stretch = scheduler.plan(now)
-            self._start_tick = now
-            self._steps = 1 if self.every_step else stretch.max_steps
-            self._line = self.pace.line(stretch)
-            self._alarm = Alarm(env, self._ticks(self._steps), self.index)
-            yield self._alarm
-            self._account(stretch, self._steps)
+    def abort(self, request: Request, outcome: Outcome) -> None:
+        """Drop a request that nobody waits for any more.
+
+        One that waits leaves at once; one that runs, at the end of the step in progress.
+        """
+        if self.scheduler.drop_waiting(request):
+            request.outcome = outcome
+            self._leave(request)
+        else:
+            self._aborts.append((request, outcome))
+        self.look_again()
+
+    def fetched(self, request: Request) -> None:
+        """Take note that keys and values of a request have come."""
+        self.scheduler.fetched(request)
+        self.look_again()
+
+    def free_kept(self, request: Request) -> None:
+        """Free the blocks of a request that has been fetched by another replica."""
+        self._catch_up()
+        self.scheduler.free_kept(request)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Decide anew at the end of the step in progress, or at once when idle."""
+        if self._alarm is None:
+            self._wake()
+        elif self._steps > 1:
+            self._cut_short()
+
+    # -- state --------------------------------------------------------------------------------
+
+    def set_state(self, state: State) -> None:
+        """Change the state; what it has accepted it serves to the end, unless it failed."""
+        if state != self.state:
+            if self.listener is not None:
+                self.listener.changed(self, state)
+            self.state = state
+
+    def drain(self) -> None:
+        """Take in nothing new, and switch off when all is served."""
+        self.set_state("draining")
+        self._switch_off_when_drained()
+
+    def fail(self) -> None:
+        """Break down at once: all that was accepted is lost, the step in progress too."""
+        steps = self._steps_done()
+        stretch, scheduler = self._stretch, self.scheduler
+        lost = [] if stretch is None else [request for request, _ in stretch.chunks]
+        if stretch is not None and steps:
+            self._settle(stretch, steps)
+        self._alarm, self._stretch, self._steps = None, None, 0
+        lost = list(dict.fromkeys([*lost, *scheduler.clear()]))
+        self.scheduler = self._new_scheduler()
+        self.scheduler.transport = scheduler.transport
+        self.set_state("down")
+        aborts, self._aborts = self._aborts, []
+        for request, outcome in aborts:
+            if request.outcome == "unfinished":
+                request.outcome = outcome
+                self._leave(request)
+        for request in [*lost, *scheduler.kept]:
+            gone = request.outcome == "unfinished" or request in scheduler.kept
+            if gone and self.listener is not None:
+                self.listener.lost(self, request)
+
+    def keep_pace(self, pace: Pace) -> None:
+        """Go on at another pace from the end of the step in progress."""
+        self._next_pace = pace
+        self.look_again()
+
+    # -- steps --------------------------------------------------------------------------------
+
+    def _begin(self, known_tick: int | None = None) -> None:
+        """Begin a stretch, or fall idle when nothing can run.
+
+        ``known_tick`` is when the last step began, if one has just ended.
+        """
+        now = int(self.env.now)
+        if self._next_pace is not None:
+            self.pace, self._next_pace = self._next_pace, None
+        stretch = self.scheduler.plan(now, known_tick)
+        if stretch is None and known_tick is not None:
+            stretch = self.scheduler.plan(now)  # nothing runs: all that is there counts at once
+        self._stretch = stretch
+        if stretch is None:
+            self._alarm = None
+            return
+        start, growth, valid_steps = self.pace.line(stretch, self._steps_taken)
+        self._line = (start, growth)
+        self._start_tick = now
+        steps = stretch.max_steps
+        if self.every_step:
+            steps = 1
+        elif valid_steps is not None and valid_steps < steps:
+            steps = valid_steps
+        self._steps = steps
+        self._alarm = Alarm(self.env, self._ticks(steps), self.index, self._ring)
+
+    def _boundary(self, alarm: simpy.Event) -> None:
+        """Settle the stretch that has just ended and begin the next."""
+        if alarm is not self._alarm:
+            return  # it was moved to another tick
+        self.turn.replica = self.index
+        stretch, steps = self._stretch, self._steps
+        self._stretch, self._steps, known_tick = None, 0, None
+        if stretch is not None:
+            known_tick = self._start_tick + self._ticks(steps - 1)
+            for request in self._settle(stretch, steps):
+                self._leave(request)
+        if self._aborts:
+            self._drop_aborted()
+        if self.scheduler.outstanding_requests:
+            self._begin(known_tick)
+        else:
+            self._alarm = None
+            self._switch_off_when_drained()
+        self.turn.replica = -1
+
+    def _settle(self, stretch: Stretch, steps: int) -> list[Request]:
+        """Account for steps that have ended at this moment or before."""
+        start = self._start_tick
+        end = start + self._ticks(steps)
+        scheduler = self.scheduler
+        done = scheduler.finish(stretch, steps, end)
+        self._steps_taken += steps
+        grain = stretch.grain
+        self.recorder.stretches.append(
+            (
+                self.index,
+                start / TICKS_PER_S,
+                end / TICKS_PER_S,
+                steps,
+                stretch.decode_sequences,
+                stretch.context_sum(steps) / grain,
+                stretch.window_sum(steps) / grain,
+                len(stretch.chunks),
+                stretch.prefill_tokens,
+                stretch.prefill_context_tokens,
+                stretch.prefill_pairs,
+                stretch.prefill_window_pairs,
+                stretch.first_tokens,
+                stretch.decoded_tokens + stretch.first_tokens,
+                stretch.used_blocks,
+                len(scheduler.line),
+            )
+        )
+        return done
+
+    def _drop_aborted(self) -> None:
+        aborts, self._aborts = self._aborts, []
+        for request, outcome in aborts:
+            if request.outcome == "unfinished" and request.replica == self.index:
+                self.scheduler.drop(request)
+                request.outcome = outcome
+                self._leave(request)
+
+    def _leave(self, request: Request) -> None:
+        if self.listener is not None:
+            self.listener.left(self, request)
+
+    def _switch_off_when_drained(self) -> None:
+        scheduler = self.scheduler
+        if self.state == "draining" and not scheduler.outstanding_requests and not scheduler.kept:
+            self.set_state("off")
+
+    # -- time ---------------------------------------------------------------------------------
 
     def _ticks(self, steps: int) -> int:
         """Duration of the current stretch's first steps."""
@@ -124,19 +342,31 @@ class Replica:
 
     def _wake(self) -> None:
         """End the idle time once all arrivals of this tick are in."""
-        if self._alarm is None:
-            self._alarm = Alarm(self.env, 0, self.index)
-            _hand_over(self._bell, self._alarm)
+        self._alarm = Alarm(self.env, 0, self.index, self._ring)
 
-    def _cut_short(self, *, boundary_is_over: bool) -> None:
-        """End the stretch with the step in progress, so that the next one admits a newcomer."""
+    def _cut_short(self) -> None:
+        """End the stretch with the step in progress, so that the next one sees what is new."""
         elapsed = int(self.env.now) - self._start_tick
-        steps = self._steps_until(elapsed + boundary_is_over)
-        if steps < self._steps and self._alarm is not None:
+        steps = self._steps_until(elapsed + self._boundary_is_over())
+        if steps < self._steps:
             self._steps = steps
-            earlier = Alarm(self.env, self._ticks(steps) - elapsed, self.index)
-            _hand_over(self._alarm, earlier)
-            self._alarm = earlier
+            self._alarm = Alarm(self.env, self._ticks(steps) - elapsed, self.index, self._ring)
+
+    def _boundary_is_over(self) -> bool:
+        """Whether a step that ends at this tick has ended: boundaries come in order."""
+        return self.turn.replica > self.index
+
+    def _steps_done(self) -> int:
+        """Count the steps of the stretch in progress that are over by now."""
+        if self._stretch is None or not self._steps:
+            return 0
+        elapsed = int(self.env.now) - self._start_tick + self._boundary_is_over()
+        return self._steps_until(elapsed) - 1 if elapsed > 0 else 0
+
+    def _catch_up(self) -> None:
+        """Take the KV blocks of the steps that have begun by now."""
+        if self._stretch is not None and self._steps > 1:
+            self.scheduler.take_blocks(self._stretch, min(self._steps_done() + 1, self._steps))
 
     def _steps_until(self, elapsed: int) -> int:
         """Fewest steps, at least one, of the current stretch that take ``elapsed`` ticks or more.
@@ -154,36 +384,3 @@ class Replica:
         while steps > 1 and self._ticks(steps - 1) >= elapsed:
             steps -= 1
         return steps
-
-    def _account(self, stretch: Stretch, steps: int) -> None:
-        """Settle the stretch that has just ended."""
-        now = int(self.env.now)
-        scheduler = self.scheduler
-        done = scheduler.finish(stretch, steps, now)
-        self.recorder.stretches.append(
-            (
-                self.index,
-                self._start_tick / TICKS_PER_S,
-                now / TICKS_PER_S,
-                steps,
-                stretch.decode_sequences,
-                stretch.context_sum(steps),
-                stretch.window_sum(steps),
-                len(stretch.chunks),
-                stretch.prefill_tokens,
-                stretch.prefill_pairs,
-                stretch.prefill_window_pairs,
-                stretch.first_tokens,
-                stretch.used_blocks,
-                len(scheduler.waiting),
-            )
-        )
-        for request in done:
-            self._leave(request)
-
-    def _leave(self, request: Request) -> None:
-        self.recorder.request(request)
-        if self.on_leave is not None:
-            self.on_leave(self)
-        if request.on_done is not None:
-            request.on_done.request_done(request)

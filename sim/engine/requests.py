@@ -1,16 +1,43 @@
 """One request on its way through the engine."""
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-Outcome = Literal["completed", "rejected", "unfinished"]
+from sim.workload.content import Content
+
+Outcome = Literal["completed", "rejected", "timed_out", "lost", "shed", "unfinished"]
+"""How a request has left: answered; longer than the cache or the model allows; given up by its
+client; broken off by a failure and not tried again; turned away at the door; or not at all."""
+
+NEVER = -1
+"""Tick of what has not happened."""
+
+
+class Turn:
+    """Whose step boundary is being settled at this moment.
+
+    Boundaries of one tick come in the order of the replicas. Whoever is told of something in the
+    middle of a boundary can tell from it which of the others are over.
+    """
+
+    __slots__ = ("replica",)
+
+    def __init__(self) -> None:
+        self.replica = -1
+        """Index of the replica; -1 while the clock acts (arrivals, timers, transfers)."""
+
+
+class RemoteKv(Protocol):
+    """Keys and values that lie elsewhere and have to be fetched before a request can go on."""
+
+    tokens: int
+    """How many tokens of the request's context they cover, from its start."""
 
 
 class Request:
     """A prompt, the answer it will get, and what has happened to it so far.
 
     ``output_tokens`` is the simulator's foreknowledge of when the model will stop. No scheduling
-    or routing decision may read it; the check at the door does, because it stands for the
-    ``max_tokens`` that a client asks for, taken to be what the answer needs.
+    or routing decision may read it; they may read ``max_tokens``, which the client asks for.
 
     Parameters
     ----------
@@ -20,24 +47,64 @@ class Request:
         At least 1 each.
     """
 
-    __slots__ = (
-        "admit_tick",
-        "arrival_tick",
-        "base_tokens",
-        "computed_tokens",
-        "done_tick",
-        "finish_step",
-        "first_token_tick",
-        "generated_tokens",
-        "input_tokens",
-        "on_done",
-        "outcome",
-        "output_tokens",
-        "preemptions",
-        "replica",
-        "request_id",
-        "sent_at_boundary_of",
-    )
+    # Class attributes instead of slots: what a request does not need costs nothing to make.
+    tenant = 0
+    """Index of the tenant."""
+    priority = 0
+    """Smaller ones are served first, by engines that look at it."""
+    session = -1
+    turn = 0
+    """Place in the session."""
+    content: Content | None = None
+    """What the prompt consists of; none: nothing that any other prompt has."""
+    answer: tuple[int, int] | None = None
+    """Stream and position of the answer's first token; none: nobody will send it again."""
+    encode_tokens = 0
+    """Tokens of images and the like, which an encoder computes first."""
+    max_tokens = 0
+    """Longest answer that the client asks for; 0: just as long as the answer will be."""
+
+    queued_tick = NEVER
+    """When it joined the waiting line of its replica."""
+    admit_tick = NEVER
+    first_token_tick = NEVER
+    done_tick = NEVER
+    left_batch_tick = NEVER
+    """When it was preempted last, while it waits to come back."""
+    preempted_ticks = 0
+    """Time between preemptions and returns, summed."""
+    transfer_ticks = 0
+    """Time in which its keys and values were on their way, summed."""
+    preemptions = 0
+    attempts = 1
+    computed_tokens = 0
+    """Tokens in the KV cache while prefilling."""
+    cached_tokens = 0
+    """Prompt tokens that its first admission found in a cache."""
+    base_tokens = 0
+    """Context while decoding, less the batch's step count (see `DecodeBatch`)."""
+    finish_step = -1
+    """Step count of the batch at which it completes; -1 while not decoding."""
+    remote: RemoteKv | None = None
+    """Keys and values to fetch before it can run."""
+    keeps_blocks = False
+    """Its blocks stay in use when it is done, until somebody has fetched what is in them."""
+    reserved_blocks = 0
+    """KV blocks set aside for it by engines that never preempt."""
+    holding: Any = None
+    """Its readership of shared blocks, kept by the prefix cache."""
+    stage_of: "Request | None" = None
+    """The request of which this one is a part, done in a pool of its own."""
+    stage: "Request | None" = None
+    """The part that is under way."""
+    pool: Any = None
+    """Where it is."""
+    replica = -1
+    prefill_replica = -1
+    """Where the prompt was computed, if that was another one."""
+    outcome: Outcome = "unfinished"
+    on_done: "RequestListener | None" = None
+    """Who waits for the answer."""
 
     def __init__(
         self, request_id: int, arrival_tick: int, input_tokens: int, output_tokens: int
@@ -46,29 +113,18 @@ class Request:
         self.arrival_tick = arrival_tick
         self.input_tokens = input_tokens
         self.output_tokens = output_tokens
-        self.admit_tick = -1
-        self.first_token_tick = -1
-        self.done_tick = -1
         self.generated_tokens = 0
         """Output tokens produced; all but the last are part of the context."""
-        self.computed_tokens = 0
-        """Prompt tokens in the KV cache while prefilling."""
-        self.base_tokens = 0
-        """Context while decoding, less the batch's step count (see `DecodeBatch`)."""
-        self.finish_step = -1
-        """Step count of the batch at which it completes; -1 while not decoding."""
-        self.preemptions = 0
-        self.replica = -1
-        self.sent_at_boundary_of = -1
-        """Replica whose step boundary let a client send it; -1 if the clock did."""
-        self.outcome: Outcome = "unfinished"
-        self.on_done: RequestListener | None = None
-        """Who waits for the answer (a closed-loop client)."""
 
     @property
     def prefill_tokens(self) -> int:
         """Tokens that prefill must put into the cache: after a preemption the answer so far too."""
         return self.input_tokens + self.generated_tokens
+
+    @property
+    def longest_tokens(self) -> int:
+        """Prompt and longest answer that the client asks for."""
+        return self.input_tokens + (self.max_tokens or self.output_tokens)
 
     def __repr__(self) -> str:
         return (
@@ -81,5 +137,5 @@ class RequestListener(Protocol):
     """Somebody to be told when a request has left the system."""
 
     def request_done(self, request: Request) -> None:
-        """Take note that ``request`` completed or was rejected."""
+        """Take note that ``request`` has left, whatever its outcome."""
         ...

@@ -17,8 +17,16 @@ class Router(Protocol):
         """Return the replica that shall serve the request."""
         ...
 
+    def accepted(self, request: Request, replica: Replica) -> None:
+        """Hear that a replica has taken a request."""
+        ...
+
     def left(self, replica: Replica) -> None:
         """Hear that a request has left a replica."""
+        ...
+
+    def changed(self, replicas: Sequence[Replica]) -> None:
+        """Hear that other replicas take requests now."""
         ...
 
 
@@ -35,8 +43,14 @@ class RoundRobin:
         self._next += 1
         return chosen
 
+    def accepted(self, request: Request, replica: Replica) -> None:
+        """Take turns whatever comes."""
+
     def left(self, replica: Replica) -> None:
         """Take turns whatever leaves."""
+
+    def changed(self, replicas: Sequence[Replica]) -> None:
+        """Go on with those that are there."""
 
 
 class LeastOutstanding:
@@ -72,9 +86,18 @@ class LeastOutstanding:
             else:
                 heappop(heap)  # undercut since
 
+    def accepted(self, request: Request, replica: Replica) -> None:
+        """Count it when it comes to the top."""
+
+    def changed(self, replicas: Sequence[Replica]) -> None:
+        """Begin anew with those that are there."""
+        self._heap.clear()
+        self._lowest.clear()
+        self._places.clear()
+
     def left(self, replica: Replica) -> None:
         """Undercut the count of a replica that a request has left."""
-        if replica.outstanding_requests < self._lowest[replica]:
+        if replica in self._lowest and replica.outstanding_requests < self._lowest[replica]:
             self._enter(replica)
 
     def _enter(self, replica: Replica) -> None:

@@ -1,13 +1,20 @@
-"""Continuous batching as vLLM v1 does it: who computes what in the next step.
+"""Continuous batching: who computes what in the next step.
 
-Rules (vLLM ``vllm/v1/core/sched/scheduler.py``):
+Rules of vLLM v1 (``vllm/v1/core/sched/scheduler.py``), which others change in single points:
 
 1. Every step has a budget of tokens. Running sequences come first: one token for each that
    decodes, then the next chunk of the prompts that did not fit into the last step.
 2. A running sequence that needs a KV block when none is free preempts the most recently admitted
    one, whose blocks are freed and whose prompt and answer so far are computed again later.
-3. What is left of the budget admits waiting prompts in order of arrival, the last one cut to fit,
-   as long as there are free blocks and places; not in a step that preempted.
+3. What is left of the budget admits waiting prompts in the order of the line, the last one cut to
+   fit, as long as there are free blocks and places; not in a step that preempted. What a prompt
+   finds in the prefix cache is not computed again.
+4. With ``steps_ahead`` a step is decided while the one before it runs (vLLM's asynchronous
+   scheduling): who has arrived, and what completed requests have given free since that one began,
+   counts one step later. An idle engine starts at once.
+
+With ``prefill_first`` (SGLang) prompts go in steps of their own, as long as there are any that
+may come in, and decoding waits meanwhile.
 
 Because admission is in order and uses up the budget, at most one prompt is unfinished at a time,
 unless prompts are cut by a limit of their own (``long_prefill_token_threshold`` in vLLM). Then
@@ -16,70 +23,50 @@ order of their admission: the same sequences run, but another may be preempted.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from sim.cost.work import prefill_pairs
+from sim.engine.admission import Reservation
 from sim.engine.batch import DecodeBatch
 from sim.engine.kv import WHOLE_CONTEXT, BlockPool, SequenceBlocks
+from sim.engine.prefix import Match, PrefixCache
 from sim.engine.requests import Request
+from sim.engine.rules import SchedulerRules
+from sim.engine.stretch import Stretch
+from sim.engine.waiting import WaitingLine
 from sim.errors import InternalError
+from sim.workload.content import PRIVATE_STREAM, Content, first_tokens, joined, tokens_of
 
 
-@dataclass(frozen=True)
-class BatchLimits:
-    """How much one step and one replica take in."""
+class KvTransport(Protocol):
+    """Moves keys and values between a replica and wherever else they lie."""
 
-    max_num_seqs: int
-    """Sequences that run at the same time."""
-    max_num_batched_tokens: int
-    """Tokens per step."""
-    max_chunk_tokens: int | None = None
-    """Tokens of one prompt per step; no limit of its own unless given."""
+    def remote_tokens(self, request: Request, cached_tokens: int) -> int:
+        """Count the tokens from the start whose keys and values could be fetched.
 
-
-@dataclass(slots=True)
-class Stretch:
-    """Consecutive steps whose batch does not change; a single step where prompts take part.
-
-    In step ``i`` of the stretch (from 1) the decoding sequences attend to ``context_tokens +
-    i * decode_sequences`` keys, and windowed layers to ``window_tokens + i * window_growing``.
-    """
-
-    decode_sequences: int
-    context_tokens: int
-    """Tokens in the KV cache of the decoding sequences before the first step."""
-    window_tokens: int
-    """The same, each sequence capped at the sliding window."""
-    window_growing: int
-    """Sequences that have not filled the window."""
-    first_step_blocks: int
-    """KV blocks that the decoding sequences take in the first step."""
-    max_steps: int = 1
-    """Steps until the batch must change by itself."""
-    chunks: list[tuple[Request, int]] = field(default_factory=list)
-    """Prompts in the step and how many of their tokens."""
-    prefill_tokens: int = 0
-    prefill_pairs: int = 0
-    prefill_window_pairs: int = 0
-    first_tokens: int = 0
-    """Prompts that were completed and gave a token."""
-    used_blocks: int = 0
-    """KV blocks in use in the last step, before those of completed requests come back."""
-
-    def context_sum(self, steps: int) -> int:
-        """Keys attended to in the first steps, summed over steps and sequences.
-
-        One sequence with 10 tokens in cache attends to 11, 12 and 13 keys in three steps:
-
-        >>> Stretch(1, 10, 0, 0, 0).context_sum(3)
-        36
+        ``cached_tokens`` if there are no more than those that are here already.
         """
-        grown = self.decode_sequences * (steps * (steps + 1) // 2)
-        return steps * self.context_tokens + grown
+        ...
 
-    def window_sum(self, steps: int) -> int:
-        """Keys attended to by windowed layers in the first steps."""
-        return steps * self.window_tokens + self.window_growing * (steps * (steps + 1) // 2)
+    def fetch(self, request: Request, cached_tokens: int, tokens: int) -> None:
+        """Fetch those beyond ``cached_tokens``; `Scheduler.fetched` hears when they are here."""
+        ...
+
+    def swap_out(self, request: Request, tokens: int) -> bool:
+        """Store those of a preempted sequence elsewhere, if there is room."""
+        ...
+
+
+class _Found(NamedTuple):
+    """What of a request's context need not be computed."""
+
+    cached_tokens: int
+    remote_tokens: int
+    """Those that could be fetched, counted from the start; no less than ``cached_tokens``."""
+    match: Match | None
+
+
+NOTHING_FOUND = _Found(0, 0, None)
 
 
 class Scheduler:
@@ -87,82 +74,159 @@ class Scheduler:
 
     Parameters
     ----------
-    limits : BatchLimits
+    rules : SchedulerRules
     pool : BlockPool
-    window_tokens : int, optional
-        Sliding window of the model's windowed layers.
+    batch : DecodeBatch
+    line : WaitingLine
     blocks : SequenceBlocks
         KV blocks that each sequence holds.
+    reservation : Reservation, optional
+        What is set aside for answers; nothing unless given.
     """
 
     def __init__(
         self,
-        limits: BatchLimits,
+        rules: SchedulerRules,
         pool: BlockPool,
-        window_tokens: int | None = None,
+        batch: DecodeBatch,
+        line: WaitingLine,
         blocks: SequenceBlocks = WHOLE_CONTEXT,
+        reservation: Reservation | None = None,
     ) -> None:
-        self.limits = limits
+        self.rules = rules
         self.pool = pool
-        self.window_tokens = window_tokens
+        self.batch = batch
+        self.line = line
         self.blocks = blocks
-        self.waiting: deque[Request] = deque()
-        self.batch = DecodeBatch(pool.block_tokens, window_tokens, blocks)
+        self.reservation = reservation
+        self.window_tokens = rules.window_tokens
+        self._transport: KvTransport | None = None
         self.prefilling: list[Request] = []
         """Admitted prompts that are not fully computed yet, in the order of their admission."""
-        self._max_chunk_tokens = limits.max_chunk_tokens or limits.max_num_batched_tokens
+        self.fetching: dict[Request, int] = {}
+        """Requests that hold blocks while their keys and values are on the way, and how many
+        tokens will be there."""
+        self.ready: deque[Request] = deque()
+        """Those whose keys and values have come, and who wait for a place."""
+        self.kept: dict[Request, tuple[int, int]] = {}
+        """Tokens and blocks of requests that are done here, until somebody has fetched them."""
+        self.running_requests = 0
+        """Admitted and not done, those whose prompts are in the step in progress included."""
         self.outstanding_requests = 0
         """Accepted and not done."""
+        self.outstanding_tokens = 0
+        """Prompts and longest answers of those."""
+        self._now = 0
+        self._known_tick = 0
+        """Up to when arrivals are known to the step that is being decided."""
+        self._unknown_blocks = 0
+        """Blocks that came free too late for it."""
+        self._unknown_places = 0
+        self._hidden = False
+        """Whether the next step may be decided otherwise for what this one did not know."""
+        self._held = blocks.counter(pool.block_tokens, rules.window_tokens)
+        """KV blocks of a sequence with so many tokens in the cache."""
+        self._cache = pool if isinstance(pool, PrefixCache) else None
+        self._looks_for_kv = self._cache is not None
+        self._watermark = int(rules.watermark_fraction * pool.total_blocks)
+        self._max_chunk_tokens = rules.max_chunk_tokens or rules.max_num_batched_tokens
+        self._tokens_per_sequence = rules.tokens_per_sequence
 
     @property
-    def running_requests(self) -> int:
-        """Admitted and not done: those whose prompts are in the step in progress too."""
-        return self.outstanding_requests - len(self.waiting)
+    def transport(self) -> KvTransport | None:
+        """The way to keys and values that lie elsewhere; none: there are no such."""
+        return self._transport
+
+    @transport.setter
+    def transport(self, transport: KvTransport | None) -> None:
+        self._transport = transport
+        self._looks_for_kv = self._cache is not None or transport is not None
+
+    @property
+    def waiting_requests(self) -> int:
+        """Accepted and not admitted, or preempted."""
+        return len(self.line)
 
     def can_ever_run(self, request: Request) -> bool:
         """Tell at the door whether the whole pool could hold the longest answer asked for."""
-        return self._held(request.input_tokens + request.output_tokens - 1) <= (
-            self.pool.total_blocks
+        return (
+            self._held(request.longest_tokens - 1 + self._tokens_per_sequence - 1)
+            <= self.pool.total_blocks
         )
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, tick: int) -> None:
         """Put a request at the end of the waiting line."""
-        self.waiting.append(request)
+        request.queued_tick = tick
+        self.line.push(request)
         self.outstanding_requests += 1
+        self.outstanding_tokens += request.longest_tokens
 
-    def admits_at_once(self) -> bool:
+    def cached_tokens(self, content: Content) -> int:
+        """Tokens of a prompt that its prefix cache holds."""
+        if self._cache is None:
+            return 0
+        return self._cache.match(content, tokens_of(content)).tokens
+
+    def admits_at_once(self, request: Request) -> bool:
         """Tell whether a request that has just joined may be admitted at the next step.
 
-        It cannot when others wait before it (whatever holds them back lasts until the batch
+        It cannot when others come before it (whatever holds them back lasts until the batch
         changes) or when all places are taken.
         """
-        return len(self.waiting) == 1 and self.running_requests < self.limits.max_num_seqs
+        if self.running_requests >= self.rules.max_num_seqs:
+            return False
+        return len(self.line) == 1 or self.line.head() is request
 
-    def plan(self, tick: int) -> Stretch:
+    def plan(self, tick: int, known_tick: int | None = None) -> Stretch | None:
         """Decide the next step, and for how many steps the decision holds.
 
         Parameters
         ----------
         tick : int
             The clock, for the records of the admitted requests.
+        known_tick : int, optional
+            When the last step began, for engines that decide a step ahead; none: now, as
+            nothing was running.
+
+        Returns
+        -------
+        Stretch, optional
+            None when nothing can run until something happens from outside.
         """
+        self._now = tick
+        if self.rules.steps_ahead:
+            self._look_back(tick if known_tick is None else known_tick)
+        if self.ready:
+            self._take_in_ready()
+        if self.rules.prefill_first and (self.prefilling or self.line):
+            stretch = Stretch(0, 0, 0, 0, 0, 0)
+            preempted = not self._fill(stretch)
+            if stretch.chunks:
+                return stretch
+            return self._plan_decode(preempted=preempted)
+        return self._plan_mixed()
+
+    def _plan_mixed(self) -> Stretch | None:
+        """Decide a step of decoding sequences and prompts together."""
         batch, pool = self.batch, self.pool
         blocks = batch.blocks_needed(1)
-        preempted = False
-        if self.prefilling or blocks > pool.free_blocks:
-            preempted = self._make_room()
+        if self.prefilling or blocks > pool.free_blocks - self._unknown_blocks:
+            preempted = self._make_room(decoding=True)
             blocks = batch.blocks_needed(1)
-        stretch = Stretch(
-            batch.size, batch.context_tokens, batch.window_tokens, batch.window_growing, blocks
-        )
+        else:
+            preempted = False
+        stretch = self._decoding(blocks)
         pool.take(blocks)
         if self.prefilling:
-            for request, tokens in self._next_chunks():
+            for request, tokens in self._next_chunks(batch.size):
                 self._compute(request, tokens, stretch)
-        if self.waiting and not preempted:
-            self._admit(stretch, tick)
-        if not stretch.chunks and not preempted:  # the next step may admit again
-            stretch.max_steps = self._steps_without_change(blocks)
+        if self.line and not preempted:
+            self._admit(stretch)
+        if not stretch.chunks:
+            if not batch.size:
+                return None
+            if not preempted and not self._hidden:  # else the next step may admit again
+                stretch.max_steps = self._steps_without_change(blocks)
         return stretch
 
     def finish(self, stretch: Stretch, steps: int, tick: int) -> list[Request]:
@@ -179,114 +243,408 @@ class Scheduler:
         """
         batch, pool = self.batch, self.pool
         if steps > 1:
-            pool.take(batch.blocks_needed(steps) - stretch.first_step_blocks)
+            self.take_blocks(stretch, steps)
         stretch.used_blocks = pool.used_blocks
-        done = batch.advance(steps) if stretch.decode_sequences else []
+        free_before = pool.free_blocks
+        done: list[Request] = []
+        if stretch.decode_sequences:
+            stretch.decoded_tokens = batch.decoded_tokens(steps)
+            done = batch.advance(steps)
+            for request in done:
+                cached = request.input_tokens + request.output_tokens - 1
+                self._leave_cache(request, cached, batch.final_blocks(request))
+        if stretch.chunks:
+            self._finish_chunks(stretch, tick, done)
         for request in done:
-            pool.give_back(self._held(request.input_tokens + request.output_tokens - 1))
+            request.done_tick = tick
+            request.outcome = "completed"
+            self.outstanding_tokens -= request.longest_tokens
+        count = len(done)
+        self.outstanding_requests -= count
+        self.running_requests -= count
+        if self.rules.steps_ahead:
+            self._unknown_places = count
+            self._unknown_blocks = max(0, pool.free_blocks - free_before)
+        return done
+
+    def take_blocks(self, stretch: Stretch, steps: int) -> None:
+        """Take the KV blocks of the first steps of a stretch, as far as it has not been done."""
+        blocks = self.batch.blocks_needed(steps)
+        self.pool.take(blocks - stretch.taken_blocks)
+        stretch.taken_blocks = blocks
+
+    # -- what happens from outside, between two steps ------------------------------------------
+
+    def fetched(self, request: Request) -> None:
+        """Take note that the keys and values of a request have come."""
+        request.computed_tokens = self.fetching.pop(request)
+        self.ready.append(request)
+
+    def free_kept(self, request: Request) -> None:
+        """Free the blocks of a request that was done before, now that they have been fetched."""
+        self._free_blocks(request, *self.kept.pop(request))
+
+    def drop_waiting(self, request: Request) -> bool:
+        """Take a request out of the waiting line, if it is there."""
+        if not self.line.remove(request):
+            return False
+        self._forget(request)
+        return True
+
+    def drop(self, request: Request) -> None:
+        """Take a request out between two steps, wherever it is; its blocks are free again."""
+        if self.drop_waiting(request):
+            return
+        cached = request.computed_tokens
+        blocks = self._held(cached)
+        if request in self.fetching:
+            cached = self.fetching.pop(request)
+            blocks = self._held(cached)
+        elif request in self.ready:
+            self.ready.remove(request)
+        elif request in self.prefilling:
+            self.prefilling.remove(request)
+            self.running_requests -= 1
+        else:
+            cached, blocks = self.batch.context_of(request), self.batch.blocks_of(request)
+            self.batch.remove(request)
+            self.running_requests -= 1
+        request.keeps_blocks = False
+        self._leave_cache(request, cached, blocks)
+        self._forget(request)
+
+    def clear(self) -> list[Request]:
+        """Forget everything, as a crash does, and return the requests that were here.
+
+        The pool is worthless afterwards: the replica comes back with a new scheduler.
+        """
+        waiting = list(self.line)
+        running = [*self.batch, *self.prefilling, *self.ready, *self.fetching]
+        for request in list(self.batch):
+            request.computed_tokens = self.batch.context_of(request)
+            self.batch.remove(request)
+        return [*running, *waiting]
+
+    def _look_back(self, known_tick: int) -> None:
+        """See what this step could not know when it was decided: what came while another ran."""
+        self._known_tick = known_tick
+        if known_tick == self._now:
+            self._unknown_blocks = self._unknown_places = 0
+        self._hidden = bool(self._unknown_places and self.line)
+
+    @property
+    def _free_blocks_now(self) -> int:
+        """Free blocks that the step being decided may count on."""
+        return self.pool.free_blocks - self._unknown_blocks
+
+    # -- admission ------------------------------------------------------------------------------
+
+    def _take_in_ready(self) -> None:
+        """Give places to requests whose keys and values have come, before all that wait."""
+        while self.ready and self.running_requests < self.rules.max_num_seqs:
+            request = self.ready.popleft()
+            self.running_requests += 1
+            self._mark_admitted(request)
+            if request.computed_tokens >= request.input_tokens + request.generated_tokens - 1:
+                self.batch.add(request)  # nothing is left to compute: it decodes on
+            else:
+                self.prefilling.append(request)
+
+    def _admit(self, stretch: Stretch) -> None:
+        rules, line = self.rules, self.line
+        budget = rules.max_num_batched_tokens - stretch.prefill_tokens
+        budget -= stretch.decode_sequences * self._tokens_per_sequence
+        prompts = rules.max_prompts_per_step or rules.max_num_seqs
+        places, ahead = rules.max_num_seqs - self._unknown_places, rules.steps_ahead > 0
+        while budget > 0 and self.running_requests < places:
+            request = line.head()
+            if request is None or len(stretch.chunks) >= prompts:
+                return
+            if ahead and request.queued_tick > self._known_tick:
+                self._hidden = True
+                return
+            tokens = self._admit_one(request, budget, stretch)
+            if tokens is None:
+                return
+            budget -= tokens
+
+    def _admit_one(self, request: Request, budget: int, stretch: Stretch) -> int | None:
+        """Let the head of the line in, and return how many of its tokens are in the step.
+
+        None if it has to wait; 0 if it holds its blocks now and waits for what is to be fetched.
+        """
+        found = self._find(request) if self._looks_for_kv else NOTHING_FOUND
+        cached, remote = found.cached_tokens, found.remote_tokens
+        missing = request.input_tokens + request.generated_tokens - cached
+        tokens = min(missing, budget, self._max_chunk_tokens)
+        if tokens < missing and not self.rules.chunked_prefill:
+            return None  # it waits for a step that has room for all of it
+        upto = remote if remote > cached else cached + tokens
+        needed = self._held(upto) - self._held(cached) if cached else self._held(upto)
+        if not self._has_room(request, needed, found):
+            return None
+        self.line.pop()
+        self._let_in(request, found)
+        if remote > cached:
+            self._start_fetching(request, needed, found)
+            return 0
+        if tokens < missing:
+            self.prefilling.append(request)
+        self.running_requests += 1
+        self._mark_admitted(request)
+        self._compute(request, tokens, stretch)
+        return tokens
+
+    def _find(self, request: Request) -> "_Found":
+        """Look up what of a request's context is in the cache, here or elsewhere."""
+        cached, match = 0, None
+        if self._cache is not None and request.content is not None:
+            wanted = request.input_tokens + request.generated_tokens
+            match = self._cache.match(self._content(request), wanted - 1)
+            cached = match.tokens
+        remote = cached
+        if self._transport is not None:
+            remote = self._transport.remote_tokens(request, cached)
+        return _Found(cached, remote, match)
+
+    def _has_room(self, request: Request, needed: int, found: "_Found") -> bool:
+        """Tell whether there are blocks for a request's next chunk, as the engine's rules say."""
+        idle = 0 if found.match is None else found.match.idle_blocks
+        must_fit = needed
+        if self.rules.whole_prompt_must_fit:
+            whole = self._held(request.input_tokens + request.generated_tokens)
+            must_fit = max(needed, whole - self._held(found.cached_tokens))
+        spare = self._watermark if self.running_requests else 0
+        if must_fit + idle + spare > self._free_blocks_now:
+            return False
+        return self.reservation is None or self.reservation.admits(request, needed + idle)
+
+    def _let_in(self, request: Request, found: "_Found") -> None:
+        """Take note of what an admitted request need not compute."""
+        if found.match is not None and self._cache is not None:
+            request.holding = self._cache.hold(found.match)
+        request.computed_tokens = found.cached_tokens
+        if request.admit_tick < 0:
+            request.cached_tokens = max(found.cached_tokens, found.remote_tokens)
+        if self.reservation is not None:
+            self.reservation.admitted(request)
+
+    def _start_fetching(self, request: Request, blocks: int, found: "_Found") -> None:
+        """Let a request hold its blocks while their contents are on the way."""
+        if self._transport is None:
+            raise InternalError(f"{request} has keys and values elsewhere, and no way to them")
+        self.pool.take(blocks)
+        self._extend(request, found.remote_tokens)
+        self.fetching[request] = found.remote_tokens
+        self._transport.fetch(request, found.cached_tokens, found.remote_tokens)
+
+    def _mark_admitted(self, request: Request) -> None:
+        if request.admit_tick < 0:
+            request.admit_tick = self._now
+        elif request.left_batch_tick >= 0:
+            request.preempted_ticks += self._now - request.left_batch_tick
+            request.left_batch_tick = -1
+
+    # -- prompts --------------------------------------------------------------------------------
+
+    def _fill(self, stretch: Stretch) -> bool:
+        """Fill a step of prompts alone; tell whether nobody was preempted for it."""
+        if self.prefilling and self._make_room(decoding=False):
+            return False
+        for request, tokens in self._next_chunks(0):
+            self._compute(request, tokens, stretch)
+        if self.line:
+            self._admit(stretch)
+        return True
+
+    def _next_chunks(self, decoding: int) -> list[tuple[Request, int]]:
+        """Deal what the decoding sequences leave of the budget to the unfinished prompts."""
+        chunks = []
+        budget = self.rules.max_num_batched_tokens - decoding * self._tokens_per_sequence
+        for request in self.prefilling:
+            left = request.input_tokens + request.generated_tokens - request.computed_tokens
+            tokens = min(left, budget, self._max_chunk_tokens)
+            if tokens <= 0:
+                break
+            chunks.append((request, tokens))
+            budget -= tokens
+        return chunks
+
+    def _compute(self, request: Request, tokens: int, stretch: Stretch) -> None:
+        done = request.computed_tokens
+        self.pool.take(self._held(done + tokens) - self._held(done))
+        if request.holding is not None:
+            self._extend(request, done + tokens)
+        stretch.chunks.append((request, tokens))
+        stretch.prefill_tokens += tokens
+        stretch.prefill_context_tokens += done
+        stretch.prefill_pairs += prefill_pairs(done, tokens)
+        if self.window_tokens is not None:
+            stretch.prefill_window_pairs += prefill_pairs(done, tokens, self.window_tokens)
+
+    def _finish_chunks(self, stretch: Stretch, tick: int, done: list[Request]) -> None:
         for request, tokens in stretch.chunks:
             request.computed_tokens += tokens
-            if request.computed_tokens == request.prefill_tokens:
+            if request.computed_tokens == request.input_tokens + request.generated_tokens:
                 if request in self.prefilling:
                     self.prefilling.remove(request)
                 stretch.first_tokens += 1
                 self._finish_prefill(request, tick, done)
-        for request in done:
-            request.done_tick = tick
-            request.outcome = "completed"
-        self.outstanding_requests -= len(done)
-        return done
 
     def _finish_prefill(self, request: Request, tick: int, done: list[Request]) -> None:
         request.generated_tokens += 1
         if request.first_token_tick < 0:
             request.first_token_tick = tick
         if request.generated_tokens == request.output_tokens:
-            self.pool.give_back(self._held(request.computed_tokens))
+            self._leave_cache(request, request.computed_tokens, self._held(request.computed_tokens))
             done.append(request)
         else:
             self.batch.add(request)
 
-    def _make_room(self) -> bool:
+    # -- decoding -------------------------------------------------------------------------------
+
+    def _decoding(self, blocks: int) -> Stretch:
+        batch = self.batch
+        return Stretch(
+            batch.size,
+            batch.context_tokens,
+            batch.context_growing,
+            batch.window_tokens,
+            batch.window_growing,
+            blocks,
+            batch.grain,
+        )
+
+    def _plan_decode(self, *, preempted: bool) -> Stretch | None:
+        """Decide a stretch of decoding alone."""
+        batch, pool = self.batch, self.pool
+        blocks = batch.blocks_needed(1)
+        if blocks > pool.free_blocks - self._unknown_blocks:
+            preempted = self._make_room(decoding=True)
+            blocks = batch.blocks_needed(1)
+        if not batch.size:
+            return None
+        stretch = self._decoding(blocks)
+        pool.take(blocks)
+        if not (preempted or self.prefilling or self._hidden):
+            stretch.max_steps = self._steps_without_change(blocks)
+        return stretch
+
+    def _steps_without_change(self, first_step_blocks: int) -> int:
+        batch, pool = self.batch, self.pool
+        limit = batch.steps_to_next_change()
+        most = limit * batch.size * (self.blocks.growing + self.blocks.windowed)
+        if most * self._tokens_per_sequence > pool.free_blocks:  # a bound spares the exact count
+            limit = batch.steps_within(pool.free_blocks + first_step_blocks, limit)
+        if self.reservation is not None and self.line and limit > 1:
+            limit = self._steps_to_admission(limit, pool.free_blocks + first_step_blocks)
+        return limit
+
+    def _steps_to_admission(self, limit: int, free_blocks: int) -> int:
+        """Count the steps after which the head of the line may come in, though nobody leaves.
+
+        ``free_blocks`` are those before the first step. Those who decode take theirs before others
+        are let in, unless prompts come first.
+        """
+        request = self.line.head()
+        assert request is not None and self.reservation is not None  # noqa: S101
+        if self.running_requests >= self.rules.max_num_seqs:
+            return limit
+        found = self._find(request) if self._looks_for_kv else NOTHING_FOUND
+        upto = found.remote_tokens
+        if upto == found.cached_tokens:
+            budget = self.rules.max_num_batched_tokens
+            if not self.rules.prefill_first:
+                budget -= self.batch.size * self._tokens_per_sequence
+            missing = request.input_tokens + request.generated_tokens - upto
+            upto += min(missing, budget, self._max_chunk_tokens)
+        blocks = self._held(upto) - self._held(found.cached_tokens)
+        taken = int(not self.rules.prefill_first)
+        return self.reservation.steps_to_admission(
+            request,
+            blocks,
+            limit,
+            lambda steps: free_blocks - self.batch.blocks_needed(steps + taken),
+        )
+
+    # -- preemption -----------------------------------------------------------------------------
+
+    def _make_room(self, *, decoding: bool) -> bool:
         """Preempt the last admitted until the running sequences have blocks for one step."""
         victims = []
-        while self._blocks_for_next_step() > self.pool.free_blocks:
+        while self._blocks_for_next_step(decoding=decoding) > self._free_blocks_now:
             victims.append(self._preempt_last())
-        self.waiting.extendleft(victims)
+        for request in victims:
+            self.line.push_front(request)
         return bool(victims)
 
-    def _blocks_for_next_step(self) -> int:
-        chunks = sum(self._chunk_blocks(*chunk) for chunk in self._next_chunks())
-        return self.batch.blocks_needed(1) + chunks
+    def _blocks_for_next_step(self, *, decoding: bool) -> int:
+        blocks = self.batch.blocks_needed(1) if decoding else 0
+        for request, tokens in self._next_chunks(self.batch.size if decoding else 0):
+            done = request.computed_tokens
+            blocks += self._held(done + tokens) - self._held(done)
+        return blocks
 
     def _preempt_last(self) -> Request:
         if self.prefilling:
             request = self.prefilling.pop()
-            cached = request.computed_tokens
+            cached, blocks = request.computed_tokens, self._held(request.computed_tokens)
         else:
-            request = self.batch.preempt_last()
-            cached = self.batch.context_of(request)
-        self.pool.give_back(self._held(cached))
+            request = self.batch.last()
+            cached, blocks = self.batch.context_of(request), self.batch.blocks_of(request)
+            self.batch.remove(request)
+        if self.reservation is not None:
+            self.reservation.left(request, preempted=True)
+        if self._cache is not None and request.content is None:
+            stream = PRIVATE_STREAM - request.request_id  # it may find its own blocks again
+            request.content = ((stream, 0, request.input_tokens),)
+            request.answer = (stream, request.input_tokens)
+            request.holding = self._cache.hold(self._cache.match(request.content, 0))
+        if self._transport is not None:
+            self._transport.swap_out(request, cached)
+        self._free_blocks(request, cached, blocks)
         request.computed_tokens = 0
         request.preemptions += 1
+        request.left_batch_tick = request.queued_tick = self._now
+        self.running_requests -= 1
         return request
 
-    def _next_chunks(self) -> list[tuple[Request, int]]:
-        """Deal what the decoding sequences leave of the budget to the unfinished prompts."""
-        chunks = []
-        budget = self.limits.max_num_batched_tokens - self.batch.size
-        for request in self.prefilling:
-            left = request.prefill_tokens - request.computed_tokens
-            tokens = min(left, budget, self._max_chunk_tokens)
-            if not tokens:
-                break
-            chunks.append((request, tokens))
-            budget -= tokens
-        return chunks
+    # -- blocks ---------------------------------------------------------------------------------
 
-    def _chunk_blocks(self, request: Request, tokens: int) -> int:
-        after = self._held(request.computed_tokens + tokens)
-        return after - self._held(request.computed_tokens)
+    def _leave_cache(self, request: Request, tokens: int, blocks: int) -> None:
+        """Free the blocks of a request that is over, or keep them for whoever fetches them."""
+        if self.reservation is not None:
+            self.reservation.left(request)
+        if request.keeps_blocks:
+            self.kept[request] = (tokens, blocks)
+        else:
+            self._free_blocks(request, tokens, blocks)
 
-    def _held(self, tokens: int) -> int:
-        """KV blocks of a sequence with so many tokens in the cache."""
-        return self.blocks.held(tokens, self.pool.block_tokens, self.window_tokens)
+    def _free_blocks(self, request: Request, tokens: int, blocks: int) -> None:
+        """Free the blocks of a sequence; what is in them may be found again."""
+        if request.holding is None:
+            self.pool.give_back(blocks)
+            return
+        assert self._cache is not None  # noqa: S101 - who else would have given the holding
+        content = first_tokens(self._content(request), tokens)
+        private = blocks - request.holding.shared_blocks
+        self._cache.release(request.holding, content, tokens, private)
+        request.holding = None
 
-    def _admit(self, stretch: Stretch, tick: int) -> None:
-        waiting, limits = self.waiting, self.limits
-        budget = limits.max_num_batched_tokens - self.batch.size - stretch.prefill_tokens
-        places = limits.max_num_seqs - self.running_requests
-        while waiting and budget > 0 and places > 0:
-            request = waiting[0]
-            wanted = request.input_tokens + request.generated_tokens
-            tokens = min(wanted, budget, self._max_chunk_tokens)
-            if self._held(tokens) > self.pool.free_blocks:
-                return
-            waiting.popleft()
-            if request.admit_tick < 0:
-                request.admit_tick = tick
-            if tokens < wanted:
-                self.prefilling.append(request)
-            self._compute(request, tokens, stretch)
-            budget -= tokens
-            places -= 1
+    def _extend(self, request: Request, tokens: int) -> None:
+        """Let others find what is computed of a request, up to some tokens."""
+        if request.holding is not None and self._cache is not None:
+            self._cache.extend(request.holding, self._content(request), tokens)
 
-    def _compute(self, request: Request, tokens: int, stretch: Stretch) -> None:
-        self.pool.take(self._chunk_blocks(request, tokens))
-        stretch.chunks.append((request, tokens))
-        stretch.prefill_tokens += tokens
-        stretch.prefill_pairs += prefill_pairs(request.computed_tokens, tokens)
-        if self.window_tokens is not None:
-            stretch.prefill_window_pairs += prefill_pairs(
-                request.computed_tokens, tokens, self.window_tokens
-            )
+    def _content(self, request: Request) -> Content:
+        """Give the content of prompt and answer so far."""
+        content = request.content or ()
+        if not request.generated_tokens:
+            return content
+        stream, start = request.answer or (PRIVATE_STREAM - request.request_id, 0)
+        return joined(content, (stream, start, request.generated_tokens))
 
-    def _steps_without_change(self, first_step_blocks: int) -> int:
-        batch = self.batch
-        if not batch.size:
-            raise InternalError(f"nothing to run with {len(self.waiting)} requests waiting")
-        limit = batch.steps_to_next_change()
-        most = limit * batch.size * (self.blocks.growing + self.blocks.windowed)
-        if most <= self.pool.free_blocks:  # a bound that spares the exact count
-            return limit
-        return batch.steps_within(self.pool.free_blocks + first_step_blocks, limit)
+    def _forget(self, request: Request) -> None:
+        """Count a request no more that has left before its end."""
+        self.outstanding_requests -= 1
+        self.outstanding_tokens -= request.longest_tokens

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from sim.deployment import Deployment
+from sim.service import Service
 
 COLUMN = "caveats"
 """Column of the summary that holds the words; empty where there is nothing to say."""
@@ -17,12 +18,13 @@ ESTIMATE = "estimated model"
 """The vendor of the model has not published its shape."""
 
 
-def caveats(deployment: Deployment) -> str:
+def caveats(what: Service | Deployment) -> str:
     """Say what a case rests on that is neither measured nor published; empty if nothing."""
+    pools = what.pools if isinstance(what, Service) else (what,)
     found = {
-        UNCALIBRATED: deployment.calibration is None,
-        SPECULATIVE: deployment.accelerator.speculative,
-        ESTIMATE: deployment.model.estimate,
+        UNCALIBRATED: any(pool.calibration is None for pool in pools),
+        SPECULATIVE: any(pool.accelerator.speculative for pool in pools),
+        ESTIMATE: any(pool.model.estimate for pool in pools),
     }
     return ", ".join(words for words, holds in found.items() if holds)
 

@@ -47,11 +47,33 @@ SUMMARY_COLUMNS: tuple[str, ...] = (
     "usd_per_mtok_input",
     "usd_per_mtok_output",
     "usd_per_mtok_total",
+    "cached_input_fraction",
+    "preemptions",
+    "rejected_requests",
+    "timed_out_requests",
+    "shed_requests",
+    "lost_requests",
+    "unfinished_requests",
+    "kv_transfer_bytes",
+    "lost_work_usd_per_hour",
 )
 """Columns every summary has, in the order they are written."""
 
 TEXT_COLUMNS = frozenset({"case", "system", "model"})
-COUNT_COLUMNS = frozenset({"chips", "replicas", "completed_requests", "failed_requests"})
+COUNT_COLUMNS = frozenset(
+    {
+        "chips",
+        "replicas",
+        "completed_requests",
+        "failed_requests",
+        "preemptions",
+        "rejected_requests",
+        "timed_out_requests",
+        "shed_requests",
+        "lost_requests",
+        "unfinished_requests",
+    }
+)
 INTERVAL_SUFFIXES = ("_lo", "_hi")
 
 REQUEST_COLUMNS: tuple[str, ...] = (
@@ -70,6 +92,16 @@ REQUEST_COLUMNS: tuple[str, ...] = (
     "ttft_s",
     "tpot_s",
     "e2e_s",
+    "session",
+    "turn",
+    "attempts",
+    "cached_tokens",
+    "prefill_replica",
+    "queue_s",
+    "prefill_s",
+    "decode_s",
+    "transfer_s",
+    "preempted_s",
 )
 TIMELINE_COLUMNS: tuple[str, ...] = (
     "case",
@@ -82,7 +114,17 @@ TIMELINE_COLUMNS: tuple[str, ...] = (
     "kv_used_fraction",
     "utilization_fraction",
     "power_w",
+    "replicas_up",
+    "cached_input_fraction",
+    "kv_transfer_bytes_per_s",
 )
+POOL_TIMELINE_COLUMNS: tuple[str, ...] = (
+    "waiting_requests",
+    "running_requests",
+    "kv_used_fraction",
+    "utilization_fraction",
+)
+"""Columns of the timeline for each pool, with its role before them, where a case has several."""
 BILL_COLUMNS: tuple[str, ...] = (
     "case",
     "line",
@@ -90,6 +132,48 @@ BILL_COLUMNS: tuple[str, ...] = (
     "usd",
     "share_fraction",
     "source",
+)
+POOL_COLUMNS: tuple[str, ...] = (
+    "case",
+    "pool",
+    "system",
+    "chips",
+    "replicas",
+    "chips_per_replica",
+    "replicas_mean",
+    "utilization_fraction",
+    "kv_used_fraction",
+    "running_requests",
+    "waiting_requests",
+    "chip_power_w",
+    "usd_per_hour",
+)
+TENANT_COLUMNS: tuple[str, ...] = (
+    "case",
+    "tenant",
+    "requests",
+    "completed_requests",
+    "rejected_requests",
+    "timed_out_requests",
+    "shed_requests",
+    "lost_requests",
+    "unfinished_requests",
+    "input_tokens",
+    "output_tokens",
+    "cached_input_fraction",
+    "ttft_s_p50",
+    "ttft_s_p95",
+    "ttft_s_p99",
+    "tpot_s_p50",
+    "tpot_s_p95",
+    "tpot_s_p99",
+    "e2e_s_p50",
+    "e2e_s_p95",
+    "e2e_s_p99",
+    "slo_attainment_fraction",
+    "goodput_requests_per_s",
+    "usd_per_hour",
+    "share_fraction",
 )
 CURVE_COLUMNS: tuple[str, ...] = (
     "case",
@@ -143,6 +227,10 @@ class RunTables:
     """One row per case and interval of time, `TIMELINE_COLUMNS`."""
     bill: pd.DataFrame
     """One row per case and cost line, `BILL_COLUMNS`."""
+    pools: pd.DataFrame
+    """One row per case and pool, `POOL_COLUMNS`."""
+    tenants: pd.DataFrame
+    """One row per case and tenant, `TENANT_COLUMNS`."""
     curve: pd.DataFrame | None
     """One row per case and concurrency, `CURVE_COLUMNS`; None if none was asked for."""
     provenance: pd.DataFrame
@@ -169,6 +257,8 @@ class RunTables:
         yield "requests", self.requests, REQUEST_COLUMNS
         yield "timeline", self.timeline, TIMELINE_COLUMNS
         yield "bill", self.bill, BILL_COLUMNS
+        yield "pools", self.pools, POOL_COLUMNS
+        yield "tenants", self.tenants, TENANT_COLUMNS
         yield "provenance", self.provenance, PROVENANCE_COLUMNS
         if self.curve is not None:
             yield "curve", self.curve, CURVE_COLUMNS

@@ -1,6 +1,7 @@
 """What a step is made of: the operators behind its time, each beside its speed-of-light time."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from sim.cost.timer import BUBBLE, Bound, OperatorTime
 from sim.cost.work import StepShape, prefill_pairs
@@ -8,6 +9,7 @@ from sim.deployment import Deployment
 from sim.errors import InputError
 from sim.parallelism import Parallelism
 from sim.report.caveats import caveats
+from sim.service import Service
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class ExplainedStep:
     step: str
     """What is in the step, in words."""
     kind: str
-    """``prefill`` or ``decode``."""
+    """``prefill``, ``decode`` or ``encode``."""
     model: str
     system: str
     accelerator: str
@@ -66,38 +68,57 @@ class ExplainedStep:
 
 
 def explanation(
-    deployment: Deployment, batch: int, context: int, prompt: int
-) -> tuple[ExplainedStep, ExplainedStep]:
-    """Explain a prefill step and a decode step.
+    service: Service, batch: int, context: int, prompt: int
+) -> tuple[ExplainedStep, ...]:
+    """Explain a prefill step and a decode step, each of the pool that runs it.
 
     Parameters
     ----------
-    deployment : Deployment
+    service : Service
     batch : int
         Sequences of the decode step.
     context : int
         Keys that each of them attends to, its new token included.
     prompt : int
         Tokens of the prefill step, one prompt without a cached prefix.
+
+    Returns
+    -------
+    steps : tuple of ExplainedStep
+        In the order of the pools; an encode pool explains the step of a prompt of its own.
     """
-    _check_limits(deployment, batch, prompt)
-    window = deployment.window_tokens
-    prefill = StepShape(
+    steps = []
+    for pool in service.pools:
+        if pool.role != "decode":
+            steps.append(_prefill_step(pool, prompt))
+        if pool.role in ("serve", "decode"):
+            steps.append(_decode_step(pool, batch, context))
+    return tuple(steps)
+
+
+def _prefill_step(pool: Deployment, prompt: int) -> ExplainedStep:
+    _check_limit(pool, prompt, "max_num_batched_tokens")
+    window = pool.window_tokens
+    shape = StepShape(
         prefill_sequences=1,
         prefill_tokens=prompt,
         prefill_pairs=prefill_pairs(0, prompt),
         prefill_window_pairs=0 if window is None else prefill_pairs(0, prompt, window),
     )
-    decode = StepShape(
+    kind = "encode" if pool.role == "encode" else "prefill"
+    return _step(pool, kind, f"{kind} of {prompt:,} tokens", shape)
+
+
+def _decode_step(pool: Deployment, batch: int, context: int) -> ExplainedStep:
+    _check_limit(pool, batch, "max_num_seqs")
+    window = pool.window_tokens
+    shape = StepShape(
         decode_sequences=batch,
         decode_context_tokens=batch * context,
         decode_window_tokens=0 if window is None else batch * min(context, window),
     )
     words = f"decode of {batch:,} sequence{'' if batch == 1 else 's'}, {context:,} keys each"
-    return (
-        _step(deployment, "prefill", f"prefill of {prompt:,} tokens", prefill),
-        _step(deployment, "decode", words, decode),
-    )
+    return _step(pool, "decode", words, shape)
 
 
 def split_in_words(parallelism: Parallelism) -> str:
@@ -126,7 +147,9 @@ def cut_in_words(parallelism: Parallelism) -> str:
     return chips if cut.ep == 1 else f"{chips}, ep {cut.ep}"
 
 
-def _check_limits(deployment: Deployment, batch: int, prompt: int) -> None:
+def _check_limit(
+    pool: Deployment, asked: int, what: Literal["max_num_seqs", "max_num_batched_tokens"]
+) -> None:
     """Refuse a step that the engine would never run.
 
     Raises
@@ -134,19 +157,17 @@ def _check_limits(deployment: Deployment, batch: int, prompt: int) -> None:
     InputError
         Naming the setting that limits it.
     """
-    engine, ranks = deployment.case.engine, deployment.case.parallelism.attention_dp
-    batches = deployment.timer.shares.micro_batches
-    for asked, limit, times, what in (
-        (batch, engine.max_num_seqs, ranks, "max_num_seqs"),
-        (prompt, engine.max_num_batched_tokens, batches, "max_num_batched_tokens"),
-    ):
-        if asked > limit * times:
-            each = "attention ranks" if what == "max_num_seqs" else "micro-batches"
-            many = "" if times == 1 else f" in each of {times} {each}"
-            raise InputError(
-                f"a step of {asked} is beyond engine.{what} = {limit}{many} of case "
-                f"{deployment.case.name!r}; ask for less, or raise it with --set engine.{what}=..."
-            )
+    limit = getattr(pool.case.engine, what)
+    times = pool.case.parallelism.attention_dp
+    each = "attention ranks"
+    if what == "max_num_batched_tokens":
+        times, each = pool.timer.shares.micro_batches, "micro-batches"
+    if asked > limit * times:
+        many = "" if times == 1 else f" in each of {times} {each}"
+        raise InputError(
+            f"a step of {asked} is beyond engine.{what} = {limit}{many} of case "
+            f"{pool.case.name!r}; ask for less, or raise it with --set engine.{what}=..."
+        )
 
 
 def _step(deployment: Deployment, kind: str, words: str, shape: StepShape) -> ExplainedStep:

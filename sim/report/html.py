@@ -18,6 +18,7 @@ from sim.report.charts import Chart
 from sim.report.data import RunTables, ordered_summary, rows_of
 from sim.report.findings import answer
 from sim.report.formats import UNDEFINED, percent, usd
+from sim.report.parts import parts_tables
 from sim.report.style import CASE_COLOURS, css_variables, themed
 from sim.report.tables import GROUPS, Cell, Row, summary_cell
 
@@ -102,6 +103,7 @@ def report_page(tables: RunTables, charts: Sequence[Chart]) -> str:
         systems=[_system(case) for _, case in tables.summary.iterrows()],
         caveats=[caveats_of(case) for _, case in tables.summary.iterrows()],
         groups=list(_groups(tables.summary)),
+        parts=list(parts_tables(tables)),
         figures=[_figure(chart) for chart in charts],
         bills=list(_bills(tables)),
         grounds=list(_grounds(tables)),
@@ -136,7 +138,13 @@ def _groups(summary: pd.DataFrame) -> Iterator[tuple[str, list[SummaryLine]]]:
         lines = [
             SummaryLine(row, tuple(summary_cell(case, row) for case in cases)) for row in group.rows
         ]
-        yield group.title, [line for line in lines if any(c.text != UNDEFINED for c in line.cells)]
+        yield group.title, [line for line in lines if _says_something(line)]
+
+
+def _says_something(line: SummaryLine) -> bool:
+    """Leave out what no case defines, and counts of mishaps where there was none."""
+    silent = {UNDEFINED, line.row.write(0.0)} if line.row.only_if_any else {UNDEFINED}
+    return any(cell.text not in silent for cell in line.cells)
 
 
 _PROLOGUE = re.compile(r"\A.*?(?=<svg\b)", re.DOTALL)
@@ -171,12 +179,19 @@ def _notes(tables: RunTables) -> Iterator[tuple[str, str]]:
     """Give each note once, with the cases that it is about before it; none if about the run."""
     entries: dict[str, list[str]] = {}
     for note in tables.notes:
-        about = [case for case in tables.cases if note.startswith(f"{case}: ")]
+        about = [name for name in _subjects(tables) if note.startswith(f"{name}: ")]
         case = max(about, key=len, default="")
         entries.setdefault(note.removeprefix(f"{case}: ") if case else note, []).append(case)
     for words, cases in entries.items():
         everywhere = len(tables.cases) > 1 and set(cases) == set(tables.cases)
         yield ALL_CASES if everywhere else ", ".join(filter(None, cases)), words
+
+
+def _subjects(tables: RunTables) -> Iterator[str]:
+    """Name all that notes are about: cases, and pools of cases."""
+    yield from tables.cases
+    for row in tables.pools.to_dict("records"):
+        yield f"{row['case']}, {row['pool']}"
 
 
 def _bills(tables: RunTables) -> Iterator[Bill]:

@@ -38,6 +38,7 @@ ABOUT: Mapping[Kind, str] = {
     "calibrations": "how far measured kernels of a chip stay from its peaks",
     "priors": "what stands in for measurements on the chips of a family",
     "overheads": "what a serving engine adds to its kernels",
+    "engines": "what a serving engine does unless it is told otherwise",
     "prices": "prices of one market at one date",
     "models": "shapes of transformers",
     "lengths": "lengths and arrivals fitted to a recorded trace",
@@ -80,6 +81,7 @@ def listing(catalog: Catalog, kind: Kind) -> Listing:
         "calibrations": _calibrations,
         "priors": _priors,
         "overheads": _overheads,
+        "engines": _engines,
         "prices": _prices,
         "scenarios": _scenarios,
     }
@@ -420,6 +422,46 @@ def _overheads(catalog: Catalog) -> Listing:
         rows.append({"id": entry_id, "date": found.date, "families": ", ".join(found.families)})
     columns = (_text("id"), _text("date", "fitted"), _text("families", "chip families"))
     return Listing(columns, tuple(rows))
+
+
+def _engines(catalog: Catalog) -> Listing:
+    rows = []
+    for entry_id in catalog.names("engines"):
+        preset = catalog.engine(entry_id)
+        values = {key: setting.value for key, setting in preset.settings.items()}
+        rows.append(
+            {
+                "id": entry_id,
+                "version": preset.version,
+                "date": preset.date,
+                "kernels": values["kernels"],
+                "max_num_seqs": values["max_num_seqs"],
+                "max_num_batched_tokens": values["max_num_batched_tokens"],
+                "block_tokens": values["block_tokens"],
+                "composition": values["composition"],
+                "admission": values["admission"],
+                "confidence": preset.weakest,
+                "about": preset.about,
+            }
+        )
+    columns = (
+        _text("id"),
+        _text("version"),
+        _text("date", "as of"),
+        _text("kernels"),
+        _count("max_num_seqs", "seqs"),
+        _count("max_num_batched_tokens", "tokens"),
+        _count("block_tokens", "block"),
+        _text("composition", "steps", folds=True),
+        _text("admission", folds=True),
+        _text("confidence", "weakest"),
+    )
+    caption = (
+        "Seqs, tokens: sequences that run and tokens of a step, at most, on a large chip; some "
+        "engines take other values on smaller ones. Block: tokens of a KV block. Weakest: "
+        "confidence of the least certain value."
+    )
+    return Listing(columns, tuple(rows), caption=caption)
 
 
 def _prices(catalog: Catalog) -> Listing:

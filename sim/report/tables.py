@@ -12,7 +12,7 @@ from rich.text import Text
 from sim.report.caveats import caveats_of
 from sim.report.findings import interval
 from sim.report.formats import UNDEFINED, figure, percent, usd
-from sim.units import KW, MILLISECOND_S
+from sim.units import GB, KW, MILLISECOND_S
 
 TERMINAL_QUANTILES = ("p50", "p95", "p99")
 
@@ -25,6 +25,8 @@ class Row:
     label: str
     unit: str
     write: Callable[[float], str]
+    only_if_any: bool = False
+    """Left out where it is zero in all cases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,10 @@ def _kw(value_w: float) -> str:
     return figure(value_w / KW)
 
 
+def _gb(value_bytes: float) -> str:
+    return figure(value_bytes / GB)
+
+
 def _count(value: float) -> str:
     return f"{value:,.0f}" if math.isfinite(value) else UNDEFINED
 
@@ -72,6 +78,11 @@ GROUPS: tuple[Group, ...] = (
             Row("duration_s", "Measured time", "s", figure),
             Row("completed_requests", "Completed requests", "", _count),
             Row("failed_requests", "Failed or unfinished requests", "", _count),
+            Row("rejected_requests", "of these too long", "", _count, only_if_any=True),
+            Row("timed_out_requests", "of these given up by clients", "", _count, only_if_any=True),
+            Row("shed_requests", "of these turned away", "", _count, only_if_any=True),
+            Row("lost_requests", "of these lost in failures", "", _count, only_if_any=True),
+            Row("unfinished_requests", "of these unfinished", "", _count, only_if_any=True),
         ),
     ),
     Group(
@@ -83,6 +94,9 @@ GROUPS: tuple[Group, ...] = (
             Row("utilization_fraction", "Utilisation", "%", _percent),
             Row("mfu_fraction", "MFU", "%", _percent),
             Row("mbu_fraction", "MBU", "%", _percent),
+            Row("cached_input_fraction", "Input from cache", "%", _percent, only_if_any=True),
+            Row("preemptions", "Preemptions", "", _count, only_if_any=True),
+            Row("kv_transfer_bytes", "KV between pools", "GB", _gb, only_if_any=True),
         ),
     ),
     Group(
@@ -110,6 +124,7 @@ GROUPS: tuple[Group, ...] = (
             Row("usd_per_mtok_input", "Input tokens", "USD/million", _usd),
             Row("usd_per_mtok_output", "Output tokens", "USD/million", _usd),
             Row("usd_per_mtok_total", "All tokens together", "USD/million", _usd),
+            Row("lost_work_usd_per_hour", "Work thrown away", "USD/hour", _usd, only_if_any=True),
         ),
     ),
     Group(

@@ -1,8 +1,10 @@
 """A run as Chrome trace events, for Perfetto (ui.perfetto.dev) and chrome://tracing.
 
-One process per case. In it one track per replica shows its stretches, a counter per replica its
-KV blocks and queue, and each request is a slice from arrival to completion with its first token
-marked. Times are microseconds, as the format wants (Trace Event Format, Google, 2016).
+One process per case. In it one track per replica shows its stretches, a track beside it what state
+it was in where it was not always up, a track for each replica that keys and values come to shows
+their transfers, a counter per replica its KV blocks and queue, and each request is a slice from
+arrival to completion with its first token marked. Times are microseconds, as the format wants
+(Trace Event Format, Google, 2016).
 """
 
 import json
@@ -13,38 +15,48 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from sim.engine.cluster import RunRecord
+from sim.metrics.activity import blocks_of
+from sim.service import Service
 from sim.simulate import CaseRun
 from sim.units import MICROSECOND_S
 
 Columns = Mapping[str, npt.NDArray[np.generic]]
 Event = dict[str, object]
 
+STATE_TRACKS = 1_000_000
+"""Numbers of the tracks of states start here, above those of all replicas."""
+TRANSFER_TRACKS = 2_000_000
+"""Numbers of the tracks of transfers start here."""
+
 
 def trace_events(
-    case: str, process: int, requests: pd.DataFrame, stretches: Columns
+    service: Service, process: int, requests: pd.DataFrame, record: RunRecord
 ) -> Iterator[Event]:
     """Yield the events of one case.
 
     Parameters
     ----------
-    case : str
-        Name of the process in the viewer.
+    service : Service
+        Names the process and the replicas in the viewer.
     process : int
         Its number.
     requests : DataFrame
         The requests table.
-    stretches : mapping
-        The columns of `sim.engine.records.STRETCH_COLUMNS`.
+    record : RunRecord
     """
-    yield {"ph": "M", "name": "process_name", "pid": process, "args": {"name": case}}
-    for replica in np.unique(stretches["replica"]).tolist():
-        name = {"name": f"replica {replica}"}
-        yield {"ph": "M", "name": "thread_name", "pid": process, "tid": replica, "args": name}
-    frame = pd.DataFrame(dict(stretches))
-    for row in frame.to_dict("records"):
-        yield from _stretch(process, {str(key): value for key, value in row.items()})
-    for row in requests.to_dict("records"):
-        yield from _request(process, {str(key): value for key, value in row.items()})
+    name = {"name": service.case.name}
+    yield {"ph": "M", "name": "process_name", "pid": process, "args": name}
+    yield from _tracks(service, process, record)
+    for block in blocks_of(record.stretches):
+        for row in _rows(block):
+            yield from _stretch(process, row)
+    for row in _rows(_out_of_service(record)):
+        yield _state(process, row)
+    for row in _rows(record.transfers):
+        yield from _transfer(process, row)
+    for request in requests.to_dict("records"):
+        yield from _request(process, {str(key): value for key, value in request.items()})
 
 
 def run_events(runs: Sequence[CaseRun], requests: pd.DataFrame) -> Iterator[Event]:
@@ -57,9 +69,8 @@ def run_events(runs: Sequence[CaseRun], requests: pd.DataFrame) -> Iterator[Even
         The requests of all cases, with the column ``case``.
     """
     for process, run in enumerate(runs):
-        case = run.deployment.case.name
-        mine = requests[requests["case"] == case]
-        yield from trace_events(case, process, mine, run.record.stretches)
+        mine = requests[requests["case"] == run.service.case.name]
+        yield from trace_events(run.service, process, mine, run.record)
 
 
 def write_trace(events: Iterator[Event], path: Path) -> None:
@@ -69,6 +80,44 @@ def write_trace(events: Iterator[Event], path: Path) -> None:
         for index, event in enumerate(events):
             file.write((",\n" if index else "") + json.dumps(event))
         file.write("\n]}\n")
+
+
+def _rows(columns: Columns) -> Iterator[Mapping[str, float]]:
+    frame = pd.DataFrame(dict(columns))
+    for row in frame.to_dict("records"):
+        yield {str(key): value for key, value in row.items()}
+
+
+def _out_of_service(record: RunRecord) -> Columns:
+    """Keep the times in which replicas were anything but up."""
+    other = record.states["state"].astype(str) != "up"
+    return {name: values[other] for name, values in record.states.items()}
+
+
+def _tracks(service: Service, process: int, record: RunRecord) -> Iterator[Event]:
+    """Name the tracks that have something on them."""
+    tables = (
+        ("", 0, record.stretches["replica"]),
+        (", state", STATE_TRACKS, _out_of_service(record)["replica"]),
+        (", keys and values", TRANSFER_TRACKS, record.transfers["replica"]),
+    )
+    for what, first, replicas in tables:
+        for replica in np.unique(replicas).tolist():
+            yield {
+                "ph": "M",
+                "name": "thread_name",
+                "pid": process,
+                "tid": first + replica,
+                "args": {"name": f"{_called(service, replica)}{what}"},
+            }
+
+
+def _called(service: Service, replica: int) -> str:
+    """Name a replica: by its pool too, where there are several."""
+    if len(service.pools) == 1:
+        return f"replica {replica}"
+    place = int(np.searchsorted(service.first_replicas, replica, side="right")) - 1
+    return f"{service.pools[place].role} replica {replica}"
 
 
 def _stretch(process: int, row: Mapping[str, float]) -> Iterator[Event]:
@@ -98,8 +147,38 @@ def _stretch(process: int, row: Mapping[str, float]) -> Iterator[Event]:
     }
 
 
+def _state(process: int, row: Mapping[str, object]) -> Event:
+    """Give the slice of a time in which a replica booted, was down, or the like."""
+    start_s, end_s = float(str(row["start_s"])), float(str(row["end_s"]))
+    return {
+        "ph": "X",
+        "name": str(row["state"]),
+        "cat": "state",
+        "pid": process,
+        "tid": STATE_TRACKS + int(str(row["replica"])),
+        "ts": _us(start_s),
+        "dur": _us(end_s - start_s),
+    }
+
+
+def _transfer(process: int, row: Mapping[str, float]) -> Iterator[Event]:
+    """Yield the slice of a transfer; those that share a link may overlap in their latency."""
+    common: Event = {
+        "cat": "transfer",
+        "name": f"{row['kind']} from {row['source']}",
+        "id": f"{row['kind']} {int(row['request_id'])} {_us(row['start_s'])}",
+        "pid": process,
+        "tid": TRANSFER_TRACKS + int(row["replica"]),
+    }
+    asked = {"request": int(row["request_id"]), "bytes": float(row["bytes"])}
+    waited_us = _us(row["start_s"] - row["asked_s"])
+    args = {**asked, "waited_us": waited_us}
+    yield {**common, "ph": "b", "ts": _us(row["start_s"]), "args": args}
+    yield {**common, "ph": "e", "ts": _us(row["end_s"])}
+
+
 def _request(process: int, row: Mapping[str, float]) -> Iterator[Event]:
-    """Yield the begin, first token and end of a request; nothing of one that was rejected."""
+    """Yield the begin, first token and end of a request; nothing of one without an answer."""
     if np.isnan(row["done_s"]):
         return
     common: Event = {
@@ -108,7 +187,11 @@ def _request(process: int, row: Mapping[str, float]) -> Iterator[Event]:
         "id": int(row["request_id"]),
         "pid": process,
     }
-    tokens = {"input": int(row["input_tokens"]), "output": int(row["output_tokens"])}
+    tokens = {
+        "input": int(row["input_tokens"]),
+        "cached": int(row["cached_tokens"]),
+        "output": int(row["output_tokens"]),
+    }
     yield {**common, "ph": "b", "ts": _us(row["arrival_s"]), "args": tokens}
     yield {**common, "ph": "n", "ts": _us(row["first_token_s"]), "args": {"first": "token"}}
     yield {**common, "ph": "e", "ts": _us(row["done_s"])}

@@ -22,7 +22,9 @@ from sim.report.charts import CHART_NAMES, draw_charts, draw_steps
 from sim.report.data import (
     BILL_COLUMNS,
     CURVE_COLUMNS,
+    POOL_COLUMNS,
     REQUEST_COLUMNS,
+    TENANT_COLUMNS,
     TIMELINE_COLUMNS,
     RunTables,
     ordered,
@@ -40,6 +42,8 @@ OUR_FILES: tuple[str, ...] = (
     "requests.parquet",
     "timeline.csv",
     "bill.csv",
+    "pools.csv",
+    "tenants.csv",
     "curve.csv",
     *(f"charts/{name}.{kind}" for name in CHART_NAMES for kind in ("svg", "png")),
     "trace.json",
@@ -50,7 +54,20 @@ OUR_FILES: tuple[str, ...] = (
 ZSTD_LEVEL = 3
 ROWS_PER_GROUP = 131_072
 
-_COUNTS = ("request_id", "input_tokens", "output_tokens", "replica", "preemptions")
+_COUNTS = frozenset(
+    {
+        "request_id",
+        "session",
+        "turn",
+        "attempts",
+        "input_tokens",
+        "output_tokens",
+        "cached_tokens",
+        "prefill_replica",
+        "replica",
+        "preemptions",
+    }
+)
 
 
 def write_run(tables: RunTables, out: Path) -> Path:
@@ -119,6 +136,8 @@ def _write_files(tables: RunTables, folder: Path) -> None:
     _write_csv(ordered_summary(tables.summary), folder / "summary.csv")
     _write_csv(ordered(tables.timeline, TIMELINE_COLUMNS), folder / "timeline.csv")
     _write_csv(ordered(tables.bill, BILL_COLUMNS), folder / "bill.csv")
+    _write_csv(ordered(tables.pools, POOL_COLUMNS), folder / "pools.csv")
+    _write_csv(ordered(tables.tenants, TENANT_COLUMNS), folder / "tenants.csv")
     if tables.curve is not None:
         _write_csv(ordered(tables.curve, CURVE_COLUMNS), folder / "curve.csv")
     _write_requests(ordered(tables.requests, REQUEST_COLUMNS), folder / "requests.parquet")
@@ -135,18 +154,17 @@ def _write_csv(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _write_requests(requests: pd.DataFrame, path: Path) -> None:
-    """Write the requests; the schema of the cast leaves out the versions that pandas adds."""
-    table = pa.Table.from_pandas(requests, preserve_index=False)
-    fields = [pa.field(field.name, _request_type(field)) for field in table.schema]
-    pq.write_table(
-        table.cast(pa.schema(fields)),
-        path,
-        compression="zstd",
-        compression_level=ZSTD_LEVEL,
-        row_group_size=ROWS_PER_GROUP,
-        version="2.6",
-        data_page_version="1.0",
-    )
+    """Write the requests, a group of rows at a time: a long run has many.
+
+    The schema leaves out the versions that pandas adds.
+    """
+    first = pa.Table.from_pandas(requests.iloc[:ROWS_PER_GROUP], preserve_index=False)
+    schema = pa.schema([pa.field(field.name, _request_type(field)) for field in first.schema])
+    form = {"compression": "zstd", "compression_level": ZSTD_LEVEL}
+    with pq.ParquetWriter(path, schema, version="2.6", data_page_version="1.0", **form) as writer:
+        for start in range(0, max(len(requests), 1), ROWS_PER_GROUP):
+            rows = requests.iloc[start : start + ROWS_PER_GROUP]
+            writer.write_table(pa.Table.from_pandas(rows, preserve_index=False).cast(schema))
 
 
 def _request_type(field: pa.Field) -> pa.DataType:

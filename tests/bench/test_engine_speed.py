@@ -17,9 +17,9 @@ import simpy
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from sim.catalog import open_catalog
-from sim.deployment import Deployment, deploy
 from sim.engine.cluster import RunRecord
 from sim.scenario import OpenLoopWorkload, load_scenario
+from sim.service import Service, service_of
 from sim.simulate import Traffic, draw_traffic, serve
 from sim.workload.arrivals import BurstArrivals
 
@@ -58,16 +58,16 @@ class Timed:
 
 
 @pytest.fixture(scope="module")
-def deployment() -> Deployment:
+def service() -> Service:
     catalog = open_catalog()
     (case,) = load_scenario(catalog.path("scenarios", SCENARIO)).cases
-    found = deploy(case, catalog)
-    _ = found.plan  # compiled once, before any clock starts
+    found = service_of(case, catalog)
+    _ = found.pools[0].plan  # compiled once, before any clock starts
     return found
 
 
-def traffic(deployment: Deployment, requests: int, load: float) -> Traffic:
-    case = deployment.case
+def traffic(service: Service, requests: int, load: float) -> Traffic:
+    case = service.case
     workload = case.workload
     assert isinstance(workload, OpenLoopWorkload)
     assert workload.arrivals is not None
@@ -77,19 +77,17 @@ def traffic(deployment: Deployment, requests: int, load: float) -> Traffic:
     return draw_traffic(case, asked, open_catalog(), seed=1)
 
 
-def timed(
-    deployment: Deployment, requests: int, load: float = 1.0, *, every_step: bool = False
-) -> Timed:
+def timed(service: Service, requests: int, load: float = 1.0, *, every_step: bool = False) -> Timed:
     """Serve requests at a fraction of the scenario's rate."""
-    drawn = traffic(deployment, requests, load)
+    drawn = traffic(service, requests, load)
     started = time.process_time()
-    record = serve(deployment, drawn, every_step=every_step)
+    record = serve(service, drawn, every_step=every_step)
     return Timed(record, time.process_time() - started)
 
 
-def calls_per_request(deployment: Deployment, requests: int) -> float:
+def calls_per_request(service: Service, requests: int) -> float:
     """Count the calls of Python functions while requests are served: work without a clock."""
-    drawn, count = traffic(deployment, requests, 1.0), 0
+    drawn, count = traffic(service, requests, 1.0), 0
 
     def called(_frame: FrameType, event: str, _argument: object) -> None:
         nonlocal count
@@ -97,7 +95,7 @@ def calls_per_request(deployment: Deployment, requests: int) -> float:
 
     sys.setprofile(called)
     try:
-        serve(deployment, drawn)
+        serve(service, drawn)
     finally:
         sys.setprofile(None)
     return count / requests
@@ -131,12 +129,12 @@ def tell(benchmark: BenchmarkFixture, figures: dict[str, float]) -> None:
 
 @pytest.mark.parametrize(("load", "fewer"), [(1.0, 1.0), (0.5, 2.0), (0.1, 3.0)])
 def test_jumps_over_stretches(
-    benchmark: BenchmarkFixture, deployment: Deployment, load: float, fewer: float
+    benchmark: BenchmarkFixture, service: Service, load: float, fewer: float
 ) -> None:
     """Same requests, same times, fewer stretches: at the full load nearly every step begins or
     ends a request, below it most of them can be jumped over.
     """
-    arguments = (deployment, WALKED_REQUESTS, load)
+    arguments = (service, WALKED_REQUESTS, load)
     jumped = benchmark.pedantic(timed, arguments, rounds=3, warmup_rounds=1)
     walked = timed(*arguments, every_step=True)
     tell(
@@ -156,12 +154,10 @@ def test_jumps_over_stretches(
     assert jumped.stretches_per_request * fewer < walked.stretches_per_request
 
 
-def test_cost_of_a_request_beside_simpy(
-    benchmark: BenchmarkFixture, deployment: Deployment
-) -> None:
+def test_cost_of_a_request_beside_simpy(benchmark: BenchmarkFixture, service: Service) -> None:
     """A request of 256 output tokens takes fewer than one Python call for two of its tokens."""
-    found = benchmark.pedantic(timed, (deployment, REQUESTS), rounds=3, warmup_rounds=1)
-    rate = best_of(3, lambda: timed(deployment, REQUESTS).requests_per_cpu_s)
+    found = benchmark.pedantic(timed, (service, REQUESTS), rounds=3, warmup_rounds=1)
+    rate = best_of(3, lambda: timed(service, REQUESTS).requests_per_cpu_s)
     bare = best_of(3, simpy_timeouts_per_cpu_s)
     tell(
         benchmark,
@@ -176,15 +172,13 @@ def test_cost_of_a_request_beside_simpy(
         },
     )
     assert found.requests == REQUESTS
-    assert calls_per_request(deployment, REQUESTS) < OUTPUT_TOKENS / 2
+    assert calls_per_request(service, REQUESTS) < OUTPUT_TOKENS / 2
 
 
-def test_cost_does_not_grow_with_the_run(
-    benchmark: BenchmarkFixture, deployment: Deployment
-) -> None:
+def test_cost_does_not_grow_with_the_run(benchmark: BenchmarkFixture, service: Service) -> None:
     """Eight times the requests take eight times the work."""
-    short = best_of(3, lambda: timed(deployment, REQUESTS // 2).requests_per_cpu_s)
-    long = benchmark.pedantic(timed, (deployment, 4 * REQUESTS), rounds=1).requests_per_cpu_s
+    short = best_of(3, lambda: timed(service, REQUESTS // 2).requests_per_cpu_s)
+    long = benchmark.pedantic(timed, (service, 4 * REQUESTS), rounds=1).requests_per_cpu_s
     tell(benchmark, {"requests_per_cpu_s": long, "long_over_short": long / short})
-    few, many = (calls_per_request(deployment, n) for n in (REQUESTS // 2, 4 * REQUESTS))
+    few, many = (calls_per_request(service, n) for n in (REQUESTS // 2, 4 * REQUESTS))
     assert many == pytest.approx(few, rel=0.2)

@@ -9,10 +9,14 @@ from hypothesis import strategies as st
 from naive_engine import Limits, NaiveRun, StepSums
 
 from sim.engine.clock import TICKS_PER_S
-from sim.engine.cluster import Cluster, ReplicaPlan, RunRecord
+from sim.engine.clients import ClosedLoop, OpenLoop
+from sim.engine.cluster import Cluster, PoolPlan, RunRecord
 from sim.engine.kv import SequenceBlocks
+from sim.engine.plan import ReplicaPlan
 from sim.engine.requests import Request
-from sim.engine.scheduler import BatchLimits, Stretch
+from sim.engine.router import LeastOutstanding, RoundRobin
+from sim.engine.rules import SchedulerRules
+from sim.engine.stretch import Stretch
 
 NEVER = -1
 
@@ -44,7 +48,7 @@ class LinearPace:
             + self.window_pair * sums.prefill_window_pairs
         )
 
-    def line(self, stretch: Stretch) -> tuple[int, int]:
+    def line(self, stretch: Stretch, _steps_before: int = 0, /) -> tuple[int, int, None]:
         """Start and growth of the steps of a stretch, for the engine.
 
         The keys of its step ``i`` are ``context_tokens + i * decode_sequences``.
@@ -60,7 +64,7 @@ class LinearPace:
             + self.pair * stretch.prefill_pairs
             + self.window_pair * stretch.prefill_window_pairs
         )
-        return start, key * decoding + self.window_key * stretch.window_growing
+        return start, key * decoding + self.window_key * stretch.window_growing, None
 
 
 @dataclass(frozen=True)
@@ -81,25 +85,31 @@ class Config:
 def cluster_of(config: Config, *, every_step: bool) -> Cluster:
     limits = config.limits
     plan = ReplicaPlan(
-        limits=BatchLimits(
-            limits.max_num_seqs, limits.max_num_batched_tokens, limits.max_chunk_tokens
+        rules=SchedulerRules(
+            limits.max_num_seqs,
+            limits.max_num_batched_tokens,
+            limits.max_chunk_tokens,
+            window_tokens=limits.window_tokens,
         ),
         kv_blocks=limits.kv_blocks,
         block_tokens=limits.block_tokens,
-        window_tokens=limits.window_tokens,
         pace=config.pace,
         max_model_len=limits.max_model_len,
         sequence_blocks=SequenceBlocks(
             limits.growing_blocks, limits.windowed_blocks, limits.fixed_blocks
         ),
     )
-    return Cluster(plan, limits.replicas, limits.router, every_step=every_step)
+    router = {"round_robin": RoundRobin, "least_outstanding": LeastOutstanding}[limits.router]
+    return Cluster([PoolPlan("serve", limits.replicas, plan, router)], every_step=every_step)
 
 
 def serve(cluster: Cluster, config: Config) -> RunRecord:
     if config.clients is not None:
-        return cluster.run_closed(config.lengths, config.clients)
-    return cluster.run_open(Request(number, *row) for number, row in enumerate(config.requests))
+        supply = [Request(number, 0, *row) for number, row in enumerate(config.lengths)]
+        return cluster.run(ClosedLoop(supply, config.clients))
+    return cluster.run(
+        OpenLoop(Request(number, *row) for number, row in enumerate(config.requests))
+    )
 
 
 def simulated(config: Config, *, every_step: bool = False) -> RunRecord:

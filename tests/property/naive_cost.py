@@ -139,7 +139,7 @@ class Calculator:
         return self.decoding() + self.prompt_tokens()
 
     def decoding(self) -> int:
-        return sum(1 for sequence in self.step.sequences if sequence.decodes)
+        return sum(sequence.new for sequence in self.step.sequences if sequence.decodes)
 
     def prompt_tokens(self) -> float:
         new = sum(sequence.new for sequence in self.step.sequences if not sequence.decodes)
@@ -413,7 +413,7 @@ class Calculator:
 
     def vocabulary(self) -> None:
         model, split = self.model, self.split
-        rows = len(self.step.sequences)
+        rows = sum(s.new if s.decodes else 1 for s in self.step.sequences)
         table = self.cut(model.vocabulary) * model.hidden
         embedding = head = table * VECTOR
         self.cost.flop["products"] += 2 * rows * table

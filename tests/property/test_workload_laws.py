@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sim.workload.arrivals import GammaArrivals, ModulatedArrivals, PoissonArrivals
+from sim.workload.arrivals import (
+    ArrivalState,
+    GammaArrivals,
+    MarkovModulatedArrivals,
+    ModulatedArrivals,
+    PoissonArrivals,
+    WeibullArrivals,
+)
+from sim.workload.content import first_tokens, in_part, joined, tokens_of
 from sim.workload.lengths import (
     ClippedLognormal,
     JointQuantileLengths,
@@ -193,3 +201,39 @@ def test_a_written_trace_reads_back(rows: list[tuple[float, int, int]], scale: f
     np.testing.assert_allclose(trace["arrival_s"], expected["arrival_s"] * scale, rtol=1e-12)
     assert trace["input_tokens"].tolist() == expected["input_tokens"].tolist()
     assert trace["output_tokens"].tolist() == expected["output_tokens"].tolist()
+
+
+@given(rates, st.floats(0.05, 5.0), st.lists(st.floats(0.1, 100.0), min_size=2, max_size=4), seeds)
+def test_markov_arrivals_of_a_span_are_the_first_of_any(
+    rate: float, low: float, durations: list[float], seed: int
+) -> None:
+    states = tuple(
+        ArrivalState(relative_rate=low * index, mean_duration_s=duration)
+        for index, duration in enumerate(durations)
+    )
+    law = MarkovModulatedArrivals(rate_requests_per_s=rate, states=states)
+    by_count = law.sample_count(np.random.default_rng(seed), 50)
+    assert np.all(np.diff(by_count, prepend=0.0) >= 0)
+    by_span = law.sample_duration(np.random.default_rng(seed), float(by_count[-1]))
+    np.testing.assert_array_equal(by_span, by_count[by_count < by_count[-1]])
+    assert np.isclose(law.time_fractions @ law.state_rates_requests_per_s, rate)
+
+
+@given(st.floats(0.2, 5.0))
+def test_a_weibull_law_has_the_variation_it_was_asked_for(cv: float) -> None:
+    shape = WeibullArrivals(rate_requests_per_s=1.0, cv=cv).gap_shape
+    assert np.isclose(np.sqrt(stats.weibull_min(shape).var()) / stats.weibull_min(shape).mean(), cv)
+
+
+runs = st.lists(st.tuples(st.integers(-3, 5), st.integers(0, 50), st.integers(1, 60)), max_size=6)
+
+
+@given(runs, st.integers(0, 200), st.integers(0, 3))
+def test_contents_are_cut_and_moved_without_losing_tokens(
+    content: list[tuple[int, int, int]], tokens: int, part: int
+) -> None:
+    whole = tuple(content)
+    cut = first_tokens(whole, tokens)
+    assert tokens_of(cut) == min(tokens, tokens_of(whole))
+    assert in_part(cut, part) == first_tokens(in_part(whole, part), tokens)
+    assert tokens_of(joined(cut, (9, 0, 4))) == tokens_of(cut) + 4

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from sim.report.data import CURVE_COLUMNS, SUMMARY_COLUMNS, RunTables
+from sim.metrics.requests import OUTCOMES
+from sim.report.data import CURVE_COLUMNS, SUMMARY_COLUMNS, TENANT_COLUMNS, RunTables
 
 # case: chips, tokens/s per chip, TTFT p50, TPOT p50, USD per million tokens, J per token
 FLEETS = {
@@ -51,6 +52,8 @@ def four_cases() -> RunTables:
         requests=requests,
         timeline=pd.concat([_timeline(case) for case in cases], ignore_index=True),
         bill=pd.concat([_bill(case) for case in cases], ignore_index=True),
+        pools=pd.DataFrame([_pool(case, "serve") for case in cases]),
+        tenants=pd.DataFrame([_tenant(case, "all") for case in cases]),
         curve=pd.concat([_curve(case) for case in cases], ignore_index=True),
         provenance=_provenance(cases),
         notes=(
@@ -121,7 +124,16 @@ def eight_cases(*, long_names: bool = False) -> RunTables:
     worse = _scaled(twins[1], 0.86)
     frames = {
         name: pd.concat([getattr(twins[0], name), getattr(worse, name)], ignore_index=True)
-        for name in ("summary", "requests", "timeline", "bill", "curve", "provenance")
+        for name in (
+            "summary",
+            "requests",
+            "timeline",
+            "bill",
+            "pools",
+            "tenants",
+            "curve",
+            "provenance",
+        )
     }
     return dataclasses.replace(tables, **frames)
 
@@ -202,6 +214,16 @@ def _requests(case: str) -> pd.DataFrame:
             "ttft_s": waits_s,
             "tpot_s": gaps_s,
             "e2e_s": done_s - arrival_s,
+            "session": -1,
+            "turn": 0,
+            "attempts": 1,
+            "cached_tokens": 0,
+            "prefill_replica": -1,
+            "queue_s": 0.3 * waits_s,
+            "prefill_s": 0.7 * waits_s,
+            "decode_s": gaps_s * (output - 1),
+            "transfer_s": 0.0,
+            "preempted_s": 0.0,
         }
     )
 
@@ -238,6 +260,11 @@ def _summary_row(case: str) -> dict[str, object]:
         "usd_per_mtok_input": usd_output / 20,
         "usd_per_mtok_output": usd_output * 4.8,
         "usd_per_mtok_total": usd_output,
+        "cached_input_fraction": 0.0,
+        "preemptions": 0,
+        **dict.fromkeys((f"{name}_requests" for name in OUTCOMES[1:]), 0),
+        "kv_transfer_bytes": 0.0,
+        "lost_work_usd_per_hour": 0.0,
         "slo_ttft_s": SLO_TTFT_S,
         "slo_tpot_s": SLO_TPOT_S,
     }
@@ -269,7 +296,60 @@ def _timeline(case: str) -> pd.DataFrame:
             "kv_used_fraction": np.clip(load / 7, 0, 1),
             "utilization_fraction": np.clip(load / 6, 0, 1),
             "power_w": energy_j * rate * chips * (0.5 + load / 8),
+            "replicas_up": chips // 4,
+            "cached_input_fraction": 0.0,
+            "kv_transfer_bytes_per_s": 0.0,
         }
+    )
+
+
+def _pool(case: str, role: str) -> dict[str, object]:
+    system, chips, rate, _, _, usd_output, energy_j = FLEETS[case]
+    return {
+        "case": case,
+        "pool": role,
+        "system": system,
+        "chips": chips,
+        "replicas": chips // 4,
+        "chips_per_replica": 4,
+        "replicas_mean": chips / 4,
+        "utilization_fraction": 0.71,
+        "kv_used_fraction": 0.4,
+        "running_requests": 56.0,
+        "waiting_requests": 3.25,
+        "chip_power_w": 0.8 * energy_j * rate * chips,
+        "usd_per_hour": usd_output * rate * chips * 3600 / 1e6 / 0.8,
+    }
+
+
+def _tenant(case: str, tenant: str) -> dict[str, object]:
+    row = {name: value for name, value in _summary_row(case).items() if name in TENANT_COLUMNS}
+    return row | {
+        "tenant": tenant,
+        "requests": 2400,
+        "unfinished_requests": 0,
+        "input_tokens": 4_800_000,
+        "output_tokens": 860_000,
+        "e2e_s_p95": float(_requests(case)["e2e_s"].quantile(0.95)),
+        "share_fraction": 1.0,
+    }
+
+
+def several_parts() -> RunTables:
+    """A case of two pools, and one of two tenants."""
+    tables = only(four_cases(), ["8x H100", "8x B200"])
+    split = [_pool("8x H100", role) for role in ("prefill", "decode")]
+    shared = [_tenant("8x B200", name) | {"share_fraction": 0.5} for name in ("chat", "search")]
+    timeline = tables.timeline.copy()
+    mine = timeline["case"] == "8x H100"
+    for role, share in (("prefill", 0.75), ("decode", 0.25)):
+        waiting = share * timeline["waiting_requests"]
+        timeline[f"{role}_waiting_requests"] = waiting.where(mine)
+    return dataclasses.replace(
+        tables,
+        pools=pd.DataFrame([*split, _pool("8x B200", "serve")]),
+        tenants=pd.DataFrame([_tenant("8x H100", "all"), *shared]),
+        timeline=timeline,
     )
 
 

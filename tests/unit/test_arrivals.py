@@ -6,17 +6,25 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
-from scipy import stats
+from scipy import special, stats
 
 from sim.errors import InputError
 from sim.schema import load_yaml, validate
 from sim.workload.arrivals import (
     ArrivalLaw,
+    ArrivalState,
     BurstArrivals,
+    DiurnalArrivals,
     GammaArrivals,
+    MarkovModulatedArrivals,
     ModulatedArrivals,
     PoissonArrivals,
+    RandomSurges,
+    Surge,
+    SurgingArrivals,
     UniformArrivals,
+    WeeklyArrivals,
+    WeibullArrivals,
 )
 from sim.workload.traffic import TrafficLaw
 
@@ -30,7 +38,7 @@ def generator(seed: int = 1) -> np.random.Generator:
 
 
 def modulated(**changes: Any) -> ModulatedArrivals:
-    fields = {
+    fields: dict[str, Any] = {
         "rate_requests_per_s": 5.0,
         "cv": 1.0,
         "period_s": 100.0,
@@ -39,8 +47,42 @@ def modulated(**changes: Any) -> ModulatedArrivals:
     return ModulatedArrivals(**(fields | changes))
 
 
+def markov(**changes: Any) -> MarkovModulatedArrivals:
+    states = (
+        ArrivalState(relative_rate=1.0, mean_duration_s=3.0),
+        ArrivalState(relative_rate=5.0, mean_duration_s=1.0),
+    )
+    fields: dict[str, Any] = {"rate_requests_per_s": 5.0, "states": states}
+    return MarkovModulatedArrivals(**(fields | changes))
+
+
+def weekly(**changes: Any) -> WeeklyArrivals:
+    fields: dict[str, Any] = {
+        "rate_requests_per_s": 5.0,
+        "day_s": 20.0,
+        "peak_over_mean": 1.8,
+        "peak_hour": 15.0,
+        "daily_rates": (5.0, 5.0, 5.0, 5.0, 5.0, 2.0, 1.0),
+        "start_day": "friday",
+        "start_hour": 9.0,
+    }
+    return WeeklyArrivals(**(fields | changes))
+
+
 def laws() -> list[Any]:
     return [
+        WeibullArrivals(rate_requests_per_s=5.0, cv=2.0),
+        WeibullArrivals(rate_requests_per_s=5.0, shape=3.0),
+        markov(),
+        weekly(),
+        DiurnalArrivals(
+            rate_requests_per_s=5.0, day_s=50.0, hourly_rates=(1.0, 3.0) * 12, start_hour=7.5
+        ),
+        # A surge that changes nothing leaves the law what it is.
+        SurgingArrivals(
+            base=GammaArrivals(rate_requests_per_s=5.0, cv=1.5),
+            surges=(Surge(start_s=5.0, duration_s=9.0, factor=1.0),),
+        ),
         PoissonArrivals(rate_requests_per_s=5.0),
         GammaArrivals(rate_requests_per_s=5.0, cv=2.0),
         GammaArrivals(rate_requests_per_s=5.0, cv=0.3),
@@ -131,7 +173,7 @@ def test_bursty_arrivals_are_stationary_from_the_first_second() -> None:
     law = GammaArrivals(rate_requests_per_s=1.0, cv=3.0)
     rng = generator()
     counts = [len(law.sample_duration(rng, 2.0)) for _ in range(10_000)]
-    assert np.mean(counts) == pytest.approx(2.0, abs=5 * np.std(counts) / 100)
+    assert np.mean(counts) == pytest.approx(2.0, abs=float(5 * np.std(counts) / 100))
 
 
 def test_modulated_rates_follow_the_profile() -> None:
@@ -199,6 +241,123 @@ def test_bad_laws_are_refused(data: dict[str, Any], complaint: str) -> None:
 def test_at_rate_checks_the_rate() -> None:
     with pytest.raises(ValidationError, match="greater than 0"):
         PoissonArrivals(rate_requests_per_s=1.0).at_rate(0.0)
+
+
+@pytest.mark.parametrize("cv", [0.4, 1.0, 2.5])
+def test_weibull_gaps_have_the_given_variation(cv: float) -> None:
+    law = WeibullArrivals(rate_requests_per_s=2.0, cv=cv)
+    gaps = np.diff(law.sample_count(generator(), 400_000))
+    assert gaps.mean() == pytest.approx(0.5, rel=0.03)
+    assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.05)
+    # The distance of n draws from their own law exceeds 2 / sqrt(n) once in 1,500 times.
+    own = stats.weibull_min(law.gap_shape, scale=0.5 / special.gamma(1 + 1 / law.gap_shape))
+    assert stats.kstest(gaps, own.cdf).statistic < 2 / np.sqrt(len(gaps))
+
+
+def test_weibull_shape_of_a_known_variation() -> None:
+    # Shape 1/2: the mean is Gamma(3) = 2 and the second moment Gamma(5) = 24, so cv^2 = 5.
+    assert WeibullArrivals(rate_requests_per_s=1.0, cv=np.sqrt(5.0)).gap_shape == pytest.approx(0.5)
+
+
+def test_bursty_weibull_arrivals_are_stationary_from_the_first_second() -> None:
+    law = WeibullArrivals(rate_requests_per_s=1.0, cv=3.0)
+    rng = generator()
+    counts = [len(law.sample_duration(rng, 2.0)) for _ in range(10_000)]
+    assert np.mean(counts) == pytest.approx(2.0, abs=float(5 * np.std(counts) / 100))
+
+
+def test_markov_counts_disperse_as_the_two_state_formula_says() -> None:
+    # Two states of rates a > b and rates of leaving r_a, r_b (Fischer and Meier-Hellstern 1993):
+    # Var/E = 1 + 2 p q (a-b)^2 / (m s) * (1 - (1 - exp(-s t)) / (s t)), s = r_a + r_b,
+    # p, q the shares of time, m the mean rate.
+    law = markov()
+    busy, quiet = law.state_rates_requests_per_s[1], law.state_rates_requests_per_s[0]
+    p, s, m, t = 0.25, 1.0 + 1.0 / 3.0, 5.0, 20.0
+    assert p * busy + (1 - p) * quiet == pytest.approx(m)
+    growth = 1 - (1 - np.exp(-s * t)) / (s * t)
+    expected = 1 + 2 * p * (1 - p) * (busy - quiet) ** 2 / (m * s) * growth
+    runs = [dispersion(law.sample_duration(generator(seed), SPAN_S), t) for seed in range(5)]
+    assert np.mean(runs) == pytest.approx(expected, rel=0.1)
+
+
+def test_markov_states_last_as_long_as_they_should() -> None:
+    # One state sends nothing: arrivals take place in a fifth of the time, on average.
+    silent = (
+        ArrivalState(relative_rate=0.0, mean_duration_s=40.0),
+        ArrivalState(relative_rate=1.0, mean_duration_s=10.0),
+    )
+    law = markov(states=silent, rate_requests_per_s=20.0)
+    assert law.state_rates_requests_per_s.tolist() == pytest.approx([0.0, 100.0])
+    seconds = np.histogram(law.sample_duration(generator(), SPAN_S), np.arange(SPAN_S + 0.5))[0]
+    # A second of 100 arrivals is empty only in the silent state; the edges of stays blur it.
+    assert np.mean(seconds > 0) == pytest.approx(0.2, abs=0.04)
+
+
+def test_a_day_starts_at_the_given_hour_and_keeps_its_mean() -> None:
+    hours = tuple(float(hour) for hour in range(24))
+    law = DiurnalArrivals(rate_requests_per_s=1.0, hourly_rates=hours, start_hour=20.0)
+    # From 20:00: hour 20 has 20 parts of 276, then 21, 22, 23, 0, 1.
+    parts = np.array([20.0, 21.0, 22.0, 23.0, 0.0, 1.0])
+    ends = 3600.0 * np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    np.testing.assert_allclose(law.expected_arrivals(ends), np.cumsum(parts) / 276 * 86_400.0)
+    assert law.expected_arrivals(np.array([86_400.0]))[0] == pytest.approx(86_400.0)
+
+
+def test_expected_arrivals_and_their_times_are_inverse() -> None:
+    times = np.linspace(10.0, 2_000.0, 50)
+    law = weekly()
+    np.testing.assert_allclose(law.time_s(law.expected_arrivals(times)), times)
+
+
+def test_a_week_has_its_days() -> None:
+    law = weekly(start_day="saturday", start_hour=0.0, rate_requests_per_s=4.0, day_s=10.0)
+    # 2 and 1 of 28 parts of the 280 arrivals of a week, then five days of 5 parts.
+    ends = np.array([10.0, 20.0, 30.0, 70.0])
+    np.testing.assert_allclose(law.expected_arrivals(ends), [20.0, 30.0, 80.0, 280.0])
+
+
+def test_surges_multiply_the_rate_while_they_last() -> None:
+    law = SurgingArrivals(
+        base=PoissonArrivals(rate_requests_per_s=20.0),
+        surges=(
+            Surge(start_s=1000.0, duration_s=1000.0, factor=3.0),
+            Surge(start_s=1500.0, duration_s=1000.0, factor=2.0),
+        ),
+    )
+    counts = np.histogram(law.sample_duration(generator(), 3000.0), np.arange(0, 3001, 500.0))[0]
+    # Overlapping surges add: 1 + 2 + 1 = 4 times the rate. Poisson: five standard deviations.
+    expected = 500.0 * 20.0 * np.array([1, 1, 3, 4, 2, 1])
+    assert np.all(np.abs(counts - expected) < 5 * np.sqrt(expected))
+
+
+def test_random_surges_add_their_mean() -> None:
+    law = SurgingArrivals(
+        base=PoissonArrivals(rate_requests_per_s=5.0),
+        random_surges=RandomSurges(mean_interval_s=50.0, mean_duration_s=5.0, factor=6.0),
+    )
+    # A surge in a tenth of the time at five more times the rate: half as many again.
+    counts = [len(law.sample_duration(generator(seed), 10_000.0)) for seed in range(20)]
+    assert np.mean(counts) == pytest.approx(75_000.0, rel=0.05)
+    assert np.var(counts) > 3 * np.mean(counts)
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        ({"kind": "weibull", "rate_requests_per_s": 1}, "cv or shape"),
+        ({"kind": "weibull", "rate_requests_per_s": 1, "cv": 1, "shape": 1}, "cv or shape"),
+        ({"kind": "weibull", "rate_requests_per_s": 1, "cv": 1e-6}, "outside"),
+        ({"kind": "markov_modulated", "rate_requests_per_s": 1, "states": []}, "at least 2"),
+        ({"kind": "diurnal", "rate_requests_per_s": 1}, "hourly_rates, or both"),
+        ({"kind": "diurnal", "rate_requests_per_s": 1, "peak_hour": 3}, "hourly_rates, or both"),
+        ({"kind": "diurnal", "rate_requests_per_s": 1, "hourly_rates": [1, 2]}, "at least 24"),
+        ({"kind": "spikes", "base": {"kind": "poisson", "rate_requests_per_s": 1}}, "give surges"),
+        ({"kind": "spikes", "base": {"kind": "burst"}}, "burst"),
+    ],
+)
+def test_bad_new_laws_are_refused(data: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        ARRIVALS.validate_python(data)
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,13 @@ WORDS: dict[Kind, str] = {
     "calibrations": "calibration",
     "priors": "prior",
     "overheads": "overhead",
+    "engines": "engine",
     "prices": "prices",
     "models": "model",
     "lengths": "lengths",
+    "sessions": "sessions",
+    "speculation": "speculation",
+    "reliability": "reliability",
     "measured": "measured",
     "scenarios": "scenario",
 }
@@ -60,10 +64,10 @@ class TestResolve:
     def test_cases_come_in_order_with_their_terms(self, tmp_path: Path) -> None:
         settings = [("cases.1.prices", "{book: us_2026_11, mode: rent}")]
         found = resolve(self.scenario(tmp_path, *settings, text=FOUR_CASES), CATALOG)
-        assert [case.deployment.accelerator.name for case in found] == [
+        assert [case.service.pools[0].accelerator.name for case in found] == [
             CATALOG.accelerator(f"{chip}_sxm").name for chip in ("h100", "h200", "b200", "h100")
         ]
-        kinds = [type(case.terms) for case in found]
+        kinds = [type(terms) for case in found for terms in case.terms]
         assert kinds == [Purchase, Rental, Purchase, Purchase]
 
     def test_a_shared_mistake_is_said_once(self, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from small_systems import (
 )
 
 from sim.catalog import open_catalog
-from sim.cost.comms import ACROSS_HOSTS, EXCHANGE_LIBRARIES, EXCHANGE_START_S, Network
+from sim.cost.comms import ACROSS_HOSTS, EXCHANGE_LIBRARIES, EXCHANGE_START_S, Left, Network
 from sim.cost.fabric import WIRES, Fabric
 from sim.cost.operators import ExpertExchange
 from sim.efficiency import Collective, CollectiveLaw, CollectiveLine, Engine
@@ -141,6 +141,66 @@ MODES: Laws = {
         "deepep_normal": {8: line(3e-5, 1e-12)},
     }
 }
+
+
+class TestDegraded:
+    """Half of a network's bandwidth doubles the time of bytes and leaves the start-up alone."""
+
+    HALF = Left(scale_up=0.5)
+
+    def test_a_measured_law_pays_for_its_bytes_twice(self) -> None:
+        laws = {"all_reduce": {"nccl": {4: line(1e-5, 1e-11)}}}
+        sound = network(collectives=laws)
+        for payload in (0.0, 1e6):
+            weak, origin = sound.degraded(self.HALF).collective(
+                "all_reduce", ChipGroup(4, 1), 4, payload
+            )
+            assert float(weak) == pytest.approx(1e-5 + 2 * payload * 1e-11)
+            assert origin == sound.collective("all_reduce", ChipGroup(4, 1), 4, payload)[1]
+
+    def test_so_does_a_time_from_the_datasheet(self) -> None:
+        sound, group = network(collectives={}), ChipGroup(4, 1)
+        weak = sound.degraded(self.HALF)
+
+        def seconds(of: Network, payload: float) -> float:
+            return float(of.collective("all_gather", group, 4, payload)[0])
+
+        assert seconds(weak, 0.0) == seconds(sound, 0.0)
+        slope = seconds(sound, 1e9) - seconds(sound, 0.0)
+        assert seconds(weak, 1e9) - seconds(weak, 0.0) == pytest.approx(2 * slope)
+
+    def test_links_between_hosts_are_their_own(self) -> None:
+        sound = network(collectives={})
+        across, inside = ChipGroup(16, 1), ChipGroup(8, 1)
+
+        def seconds(of: Network, group: ChipGroup, payload: float) -> float:
+            return float(of.collective("send", group, 16, payload)[0])
+
+        weak = sound.degraded(Left(scale_out=0.25))
+        assert seconds(weak, inside, 1e6) == seconds(sound, inside, 1e6)
+        start_s = seconds(sound, across, 0.0)
+        slope = seconds(sound, across, 1e9) - start_s
+        assert seconds(weak, across, 1e9) - start_s == pytest.approx(4 * slope)
+
+    def test_twice_degraded_is_degraded_by_both(self) -> None:
+        laws = {"all_reduce": {"nccl": {4: line(1e-5, 1e-11)}}}
+        weak = network(collectives=laws).degraded(self.HALF).degraded(self.HALF)
+        seconds, _ = weak.collective("all_reduce", ChipGroup(4, 1), 4, 1e6)
+        assert float(seconds) == pytest.approx(1e-5 + 4e-5)
+
+    def test_an_exchange_of_experts_pays_too(self) -> None:
+        laws = {"dispatch": {"deepep_low_latency": {8: line(1e-5, 1e-11)}}}
+        sound = network(expert_exchange=laws)
+        op = ExpertExchange("expert_dispatch", 58, "dispatch", ChipGroup(8, 1), 7168, 8, 1.0)
+        times = [
+            float(each.expert_exchange(op, 1024)[0]) for each in (sound, sound.degraded(self.HALF))
+        ]
+        assert times[1] - 1e-5 == pytest.approx(2 * (times[0] - 1e-5))
+
+    @pytest.mark.parametrize("left", [0.0, -1.0, 1.5])
+    def test_a_dead_link_is_no_slow_one(self, left: float) -> None:
+        with pytest.raises(InputError, match="above 0 and at most 1"):
+            network().degraded(Left(scale_out=left))
 
 
 class TestExpertExchange:

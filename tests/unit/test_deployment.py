@@ -12,6 +12,7 @@ from sim.engine.clock import to_ticks
 from sim.engine.requests import Request
 from sim.engine.scheduler import Stretch
 from sim.scenario import load_scenario
+from sim.service import Service
 from sim.simulate import Traffic, serve
 
 CATALOG = open_catalog()
@@ -47,6 +48,11 @@ def deployed(split: str) -> Deployment:
     return deploy(load_scenario(path, list(settings.items())).cases[0], CATALOG)
 
 
+def alone(deployment: Deployment) -> Service:
+    """A service of this pool and no other."""
+    return Service(deployment.case, (deployment,))
+
+
 def crowd() -> Traffic:
     """A closed loop that fills every place, with prompts longer than a rank's budget."""
     rng = np.random.default_rng(8)
@@ -57,7 +63,7 @@ def crowd() -> Traffic:
 @pytest.mark.parametrize("split", SPLITS)
 def test_jumps_equal_steps(split: str) -> None:
     deployment = deployed(split)
-    fast, slow = (serve(deployment, crowd(), every_step=walk) for walk in (False, True))
+    fast, slow = (serve(alone(deployment), crowd(), every_step=walk) for walk in (False, True))
     for column in ("request_id", "admit_s", "first_token_s", "done_s", "preemptions", "outcome"):
         assert fast.requests[column].tolist() == slow.requests[column].tolist(), column
     assert len(slow.stretches["steps"]) > len(fast.stretches["steps"])
@@ -71,17 +77,17 @@ def test_the_clock_keeps_the_time_of_the_timer(split: str) -> None:
     window = deployment.window_tokens
     rng = np.random.default_rng(2)
     for wanted, prompt in ((1, 0), (7, 0), (40, 0), (24, 400), (0, 300), (5, 500)):
-        decoding = min(wanted, deployment.limits.max_num_seqs)
+        decoding = min(wanted, deployment.rules.max_num_seqs)
         contexts = rng.integers(1, 3000, decoding)
         seen = 0 if window is None else int(np.minimum(contexts, window - 1).sum())
-        stretch = Stretch(decoding, int(contexts.sum()), seen, decoding, 0)
+        stretch = Stretch(decoding, int(contexts.sum()), decoding, seen, decoding, 0)
         pairs = prefill_pairs(0, prompt)
         window_pairs = prefill_pairs(0, prompt, window or prompt) if prompt else 0
         if prompt:
             stretch.chunks = [(Request(0, 0, prompt, 1), prompt)]
             stretch.prefill_tokens, stretch.prefill_pairs = prompt, pairs
             stretch.prefill_window_pairs = window_pairs
-        start, growth = deployment.plan.pace.line(stretch)
+        start, growth, _ = deployment.plan.pace.line(stretch)
         shape = StepShape(
             decoding,
             stretch.context_tokens + decoding,

@@ -32,8 +32,10 @@ from sim.priors import FamilyPrior
 from sim.report.data import (
     BILL_COLUMNS,
     CURVE_COLUMNS,
+    POOL_COLUMNS,
     REQUEST_COLUMNS,
     SUMMARY_COLUMNS,
+    TENANT_COLUMNS,
     TIMELINE_COLUMNS,
     RunTables,
 )
@@ -63,6 +65,8 @@ TABLES = {
     "timeline": TIMELINE_COLUMNS,
     "bill": BILL_COLUMNS,
     "curve": CURVE_COLUMNS,
+    "pools": POOL_COLUMNS,
+    "tenants": TENANT_COLUMNS,
 }
 
 SMALL_SCENARIO = """

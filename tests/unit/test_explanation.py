@@ -6,13 +6,13 @@ from small_scenarios import ONE_CASE
 
 from sim.catalog import open_catalog
 from sim.cost.work import StepShape
-from sim.deployment import Deployment, deploy
 from sim.errors import InputError
 from sim.hardware import Accelerator
 from sim.report.explanation import ExplainedOperator, ExplainedStep, explanation
 from sim.report.operator_table import operator_table
 from sim.scenario import scenario_of
 from sim.schema import load_yaml
+from sim.service import Service, service_of
 
 CATALOG = open_catalog()
 
@@ -20,13 +20,13 @@ HIDDEN, HEADS, KV_HEADS, HEAD, LAYERS, INNER = 8192, 64, 8, 128, 80, 28672
 """Llama 3.1 70B, from its config."""
 
 
-def deployed(*changes: tuple[str, str]) -> Deployment:
+def deployed(*changes: tuple[str, str]) -> Service:
     text = ONE_CASE
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
     (case,) = scenario_of(load_yaml(text), CATALOG.path("models", "llama_3_1_8b").parent).cases
-    return deploy(case, CATALOG)
+    return service_of(case, CATALOG)
 
 
 TP8 = deployed()
@@ -51,7 +51,7 @@ class TestSums:
     def test_the_step_takes_as_long_as_the_engine_takes_for_it(self) -> None:
         _, decode = explanation(TP8, batch=32, context=700, prompt=2048)
         shape = StepShape(decode_sequences=32, decode_context_tokens=32 * 700)
-        compiled = TP8.seconds
+        compiled = TP8.pools[0].seconds
         assert compiled.fixed(shape) + compiled.attended(shape) == pytest.approx(decode.seconds)
 
     def test_words(self) -> None:
@@ -115,7 +115,7 @@ class TestWork:
 class TestLight:
     """Times at the peaks of the datasheet, and how far the operators stay from them."""
 
-    CHIP: Accelerator = TP8.accelerator
+    CHIP: Accelerator = TP8.pools[0].accelerator
 
     def rows(self, index: int) -> dict[str, ExplainedOperator]:
         step = explanation(TP8, batch=32, context=700, prompt=2048)[index]
@@ -166,7 +166,7 @@ class TestAbout:
         step, _ = explanation(TP8, batch=32, context=700, prompt=2048)
         wanted = "tp 8 x pp 1 x attention_dp 1 x cp 1 = 8 chips, experts over ep 1"
         assert (step.split, step.cut) == (wanted, "tp 8")
-        assert (step.system, step.model) == ("h100_sxm_x8", TP8.model.name)
+        assert (step.system, step.model) == ("h100_sxm_x8", TP8.pools[0].model.name)
 
     def test_a_calibrated_chip_on_one_stage_needs_no_note(self) -> None:
         step, _ = explanation(TP8, batch=32, context=700, prompt=2048)
@@ -177,7 +177,9 @@ class TestAbout:
         assert "mi300x" not in CATALOG.names("calibrations")
         step, _ = explanation(chip, batch=4, context=700, prompt=512)
         (note,) = step.notes
-        assert note.startswith(f"{chip.accelerator.name} has no calibration: nothing was measured")
+        assert note.startswith(
+            f"{chip.pools[0].accelerator.name} has no calibration: nothing was measured"
+        )
         assert any(row.source.startswith("assumed") for row in step.operators)
 
     def test_stages_of_a_pipeline(self) -> None:

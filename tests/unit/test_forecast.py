@@ -236,7 +236,7 @@ def test_raw_runs_are_kept_on_demand(file: Path) -> None:
         CATALOG,
         watch,
         manifest={},
-        keep=lambda run: kept.append(run.deployment.case.name),
+        keep=lambda run: kept.append(run.service.case.name),
     )
     assert kept == ["H100", "H200", "B200", "H100, two halves", "closed"]
 

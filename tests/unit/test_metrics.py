@@ -1,13 +1,6 @@
-"""Windows, timelines, accounts and summaries of a run of five stretches, all by hand.
+"""Windows, timelines, accounts and summaries of a hand-made run of five stretches.
 
-Two replicas of two chips, on one system of eight::
-
-    seconds    0   1   2   3   4   5   6   7   8   9   10
-    replica 0  [-- a --][------- b -------][-- c --]
-    replica 1              [------- d -------]     [ e ]
-
-a computes a prompt (1 token out), b decodes one sequence for 4 steps (4), c decodes one and
-computes a prompt (2), d decodes three for 2 steps (6), e computes two prompts (2): 15 tokens.
+`hand_made_run` draws it.
 """
 
 from types import SimpleNamespace
@@ -16,109 +9,40 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hand_made_run import (
+    NAN,
+    hand_made_activity,
+    inventory,
+    pool,
+    record,
+    requests,
+    service,
+    stretches,
+    table,
+)
 
 from sim.cost.table import Array, StepTable
 from sim.cost.timer import ONE_CHIP
-from sim.economics import Purchase, Rental
+from sim.economics import Purchase, Rental, Terms
+from sim.engine.clients import OpenLoop
 from sim.engine.clock import to_ticks
-from sim.engine.cluster import Cluster, ReplicaPlan, RunRecord
+from sim.engine.cluster import Cluster, PoolPlan, RunRecord
+from sim.engine.plan import ReplicaPlan
+from sim.engine.records import LOSS_COLUMNS, STATE_COLUMNS, TRANSFER_COLUMNS
 from sim.engine.requests import Request
-from sim.engine.scheduler import BatchLimits
+from sim.engine.rules import SchedulerRules
 from sim.engine.ticks import ConstantPace
-from sim.metrics import (
-    Activity,
-    Window,
-    accounts,
-    activity,
-    measured_window,
-    request_table,
-    summary_row,
-    timeline,
-)
-from sim.overhead import NO_OVERHEAD
+from sim.metrics.accounts import Accounts, accounts, inventories
+from sim.metrics.activity import Overlaps, activity, blocks_of, tally
+from sim.metrics.availability import availability
+from sim.metrics.requests import Window, measured_window, request_table
+from sim.metrics.summary import pool_rows, summary_row, tenant_rows
+from sim.metrics.timeline import timeline, timeline_edges
+from sim.scenario import Slo
+from sim.service import Service
 
-NAN = float("nan")
 ROWS = 21
 """Of the tables: up to 20 tokens in a step."""
-
-
-def stretches() -> dict[str, np.ndarray]:
-    columns = {
-        #                    a     b     c     d     e
-        "replica": [0, 0, 0, 1, 1],
-        "start_s": [0.0, 2.0, 6.0, 3.0, 9.0],
-        "end_s": [2.0, 6.0, 8.0, 7.0, 10.0],
-        "steps": [1, 4, 1, 2, 1],
-        "decode_sequences": [0, 1, 1, 3, 0],
-        "decode_context_tokens": [0.0, 26.0, 9.0, 189.0, 0.0],
-        "decode_window_tokens": [0.0, 16.0, 4.0, 24.0, 0.0],
-        "prefill_sequences": [1, 0, 1, 0, 2],
-        "prefill_tokens": [4, 0, 2, 0, 5],
-        "prefill_pairs": [10.0, 0.0, 3.0, 0.0, 9.0],
-        "prefill_window_pairs": [10.0, 0.0, 3.0, 0.0, 9.0],
-        "first_tokens": [1, 0, 1, 0, 2],
-        "kv_used_blocks": [2, 4, 6, 8, 10],
-        "waiting_requests": [0, 0, 0, 0, 0],
-    }
-    return {name: np.array(values) for name, values in columns.items()}
-
-
-def hand_made_activity() -> Activity:
-    """Shares, energy and work that are given, not computed."""
-    return Activity(
-        stretches=stretches(),
-        prefill_share=np.array([1.0, 0.0, 0.75, 0.0, 1.0]),
-        energy_j=np.array([1000.0, 2000.0, 1200.0, 1600.0, 500.0]),
-        flop=np.array([8e12, 4e12, 4e12, 8e12, 1e12]),
-        memory_s=np.array([0.5, 2.0, 1.0, 2.0, 1.0]),
-    )
-
-
-def deployment(*, charge: str = "systems", **tables: StepTable) -> Any:
-    """What the metrics read of a deployment: 2 x 2 chips of 1 TFLOP/s on a system of 8."""
-    return SimpleNamespace(
-        case=SimpleNamespace(
-            name="by hand",
-            system="box",
-            model="toy",
-            systems=1,
-            measure=SimpleNamespace(warmup_fraction=0.25),
-            prices=SimpleNamespace(charge=charge),
-            slo=SimpleNamespace(ttft_s=2.0, tpot_s=1.0),
-        ),
-        system=SimpleNamespace(chips=8, host_power_w=SimpleNamespace(value=1000.0)),
-        accelerator=SimpleNamespace(power=SimpleNamespace(idle_w=SimpleNamespace(value=100.0))),
-        replicas=2,
-        chips_per_replica=2,
-        chips=4,
-        kv_blocks=10,
-        peak_flop_per_s=1e12,
-        **tables,
-    )
-
-
-def record() -> RunRecord:
-    """Requests in the order in which they left: 1, 0, rejected 4, 2, 3."""
-    columns = {
-        "request_id": [1, 0, 4, 2, 3],
-        "arrival_s": [1.0, 0.0, 9.0, 5.0, 8.0],
-        "admit_s": [3.0, 0.0, NAN, 6.0, 9.0],
-        "first_token_s": [4.0, 2.0, NAN, 8.0, 10.0],
-        "done_s": [7.0, 6.0, NAN, 8.0, 10.0],
-        "input_tokens": [1000, 400, 9999, 200, 500],
-        "output_tokens": [7, 5, 9, 1, 1],
-        "replica": [1, 0, -1, 0, 1],
-        "preemptions": [0, 0, 0, 0, 0],
-        "outcome": ["completed", "completed", "rejected", "completed", "completed"],
-    }
-    table = {name: np.array(values) for name, values in columns.items()}
-    table["outcome"] = table["outcome"].astype(object)
-    return RunRecord(table, stretches())
-
-
-def requests() -> pd.DataFrame:
-    return request_table(record(), NO_OVERHEAD)
-
 
 RENT = Rental(3.6, "a quote")  # 0.001 USD per chip and second
 
@@ -133,7 +57,7 @@ def test_requests_are_put_in_order_with_their_latencies() -> None:
 
 
 def test_clients_see_tokens_later_than_they_leave_the_engine() -> None:
-    frame = request_table(record(), NO_OVERHEAD.model_copy(update={"frontend_s": 0.5}))
+    frame = request_table(record().requests, frontend_s=0.5)
     np.testing.assert_array_equal(frame["ttft_s"], [2.5, 3.5, 3.5, 2.5, NAN])
     np.testing.assert_array_equal(frame["e2e_s"], [6.5, 6.5, 3.5, 2.5, NAN])
     np.testing.assert_array_equal(frame["tpot_s"], requests()["tpot_s"])
@@ -159,35 +83,72 @@ def test_a_run_in_which_nothing_completes_has_a_window_of_some_length() -> None:
     assert measured_window(frame, warmup_fraction=0.1) == Window(0.0, 4.0)
 
 
-def test_what_stretches_produce() -> None:
-    work = hand_made_activity()
-    assert work.busy_s.tolist() == [2.0, 4.0, 2.0, 4.0, 1.0]
-    assert work.output_tokens.tolist() == [1.0, 4.0, 2.0, 6.0, 2.0]
+def test_where_the_time_of_a_request_goes() -> None:
+    """Engine times: they add up to the whole less the time outside of the engine."""
+    frame = request_table(record().requests, frontend_s=0.5)
+    np.testing.assert_array_equal(frame["queue_s"], [0.0, 2.0, 1.0, 1.0, NAN])
+    np.testing.assert_array_equal(frame["prefill_s"], [2.0, 1.0, 2.0, 1.0, NAN])
+    np.testing.assert_array_equal(frame["decode_s"], [4.0, 3.0, 0.0, 0.0, NAN])
+    spent = frame["queue_s"] + frame["prefill_s"] + frame["decode_s"]
+    np.testing.assert_allclose(spent, frame["e2e_s"] - 0.5)
+
+
+def test_tenants_are_named() -> None:
+    columns = record().requests | {"tenant": np.array([1, 0, 1, 0, 0], "i2")}
+    frame = request_table(columns, 0.0, tenants=("search", "chat"))
+    assert frame["tenant"].tolist() == ["search", "chat", "search", "search", "chat"]
+
+
+def test_what_stretches_add_up_to() -> None:
+    totals = hand_made_activity().totals()
+    assert totals.busy_s.tolist() == [2.0, 4.0, 2.0, 4.0, 1.0]
+    assert totals.prefill_s.tolist() == [2.0, 0.0, 1.5, 0.0, 1.0]
+    assert totals.output_tokens.tolist() == [1.0, 4.0, 2.0, 6.0, 2.0]
+    assert totals.running_s.tolist() == [2.0, 4.0, 4.0, 12.0, 2.0]
+    assert totals.kv_block_s.tolist() == [4.0, 16.0, 12.0, 32.0, 10.0]
+    assert totals.waiting_s.tolist() == [0.0, 8.0, 0.0, 0.0, 0.0]
+
+
+def per_bin(values: list[float], edges: list[float]) -> list[float]:
+    columns = stretches()
+    overlaps = Overlaps(columns["start_s"], columns["end_s"], np.array(edges))
+    return overlaps.sum(np.array(values)).tolist()  # type: ignore[no-any-return]
+
+
+TOKENS = [1.0, 4.0, 2.0, 6.0, 2.0]
 
 
 def test_quantities_are_spread_evenly_over_their_stretches() -> None:
-    work = hand_made_activity()
     # from 1 to 9: half of a, all of b, c and d, nothing of e
-    assert work.per_bin(work.output_tokens, np.array([1.0, 9.0])).tolist() == [12.5]
+    assert per_bin(TOKENS, [1.0, 9.0]) == [12.5]
     # between 2.5 and 3.5: a quarter of b's 4 s, an eighth of d's
-    in_between = work.per_bin(work.output_tokens, np.array([2.5, 3.5]))
-    assert in_between.tolist() == [4.0 / 4 + 6.0 / 8]
-    everything = work.per_bin(work.output_tokens, np.array([-5.0, 20.0]))
-    assert everything.tolist() == [15.0]
-    beyond = work.per_bin(work.output_tokens, np.array([10.0, 20.0, 30.0]))
-    assert beyond.tolist() == [0.0, 0.0]
+    assert per_bin(TOKENS, [2.5, 3.5]) == [4.0 / 4 + 6.0 / 8]
+    assert per_bin(TOKENS, [-5.0, 20.0]) == [15.0]
+    assert per_bin(TOKENS, [10.0, 20.0, 30.0]) == [0.0, 0.0]
+
+
+def test_what_takes_no_time_lies_in_one_bin() -> None:
+    at = np.array([2.0])
+    overlaps = Overlaps(at, at, np.array([0.0, 1.0, 3.0]))
+    assert overlaps.sum(np.array([7.0])).tolist() == [0.0, 7.0]
 
 
 @pytest.mark.parametrize("bins", [1, 2, 3, 7, 120])
 def test_bins_add_up(bins: int) -> None:
-    work = hand_made_activity()
     edges = np.linspace(0.0, 10.0, bins + 1)
-    for values in (work.output_tokens, work.busy_s, work.energy_j, work.flop):
-        assert work.per_bin(values, edges).sum() == pytest.approx(values.sum(), rel=1e-12)
+    found = inventory(edges).tally.service
+    for values, wanted in zip(found, hand_made_activity().totals(), strict=True):
+        assert values.sum() == pytest.approx(wanted.sum(), rel=1e-12)
+
+
+def hand_made_timeline(bins: int) -> pd.DataFrame:
+    edges = np.linspace(0.0, 10.0, bins + 1)
+    return timeline(service(), requests(), record(), inventory(edges))
 
 
 def test_a_timeline_in_bins_of_two_seconds() -> None:
-    table = timeline(deployment(), requests(), hand_made_activity(), bins=5)
+    table = hand_made_timeline(bins=5)
+    np.testing.assert_array_equal(timeline_edges(requests(), 5), np.linspace(0.0, 10.0, 6))
     assert table["start_s"].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
     assert table["end_s"].tolist() == [2.0, 4.0, 6.0, 8.0, 10.0]
     # arrivals at 0 and 1, none, 5, none, 8 and 9
@@ -218,7 +179,7 @@ def test_a_timeline_in_bins_of_two_seconds() -> None:
 
 
 def test_the_timeline_adds_up_to_the_run() -> None:
-    table = timeline(deployment(), requests(), hand_made_activity(), bins=77)
+    table = hand_made_timeline(bins=77)
     width = 10.0 / 77
     totals = {name: float(table[name].sum() * width) for name in table.columns[2:]}
     assert totals["offered_requests_per_s"] == pytest.approx(5)
@@ -235,23 +196,22 @@ def served_one_at_a_time() -> RunRecord:
     Each has a prompt of 20 tokens and an answer of 10, which end up as 29 cached tokens.
     """
     plan = ReplicaPlan(
-        limits=BatchLimits(max_num_seqs=1, max_num_batched_tokens=64),
+        rules=SchedulerRules(max_num_seqs=1, max_num_batched_tokens=64),
         kv_blocks=10,
         block_tokens=16,
-        window_tokens=None,
         pace=ConstantPace.of_seconds(1.0),
         max_model_len=160,
     )
     rows = [Request(0, 0, 20, 10), Request(1, to_ticks(8.0), 20, 10)]
-    return Cluster(plan, replicas=1).run_open(iter(rows))
+    return Cluster([PoolPlan("serve", 1, plan)]).run(OpenLoop(rows))
 
 
 def timeline_of(record: RunRecord, bins: int) -> pd.DataFrame:
     nothing = table_of()
-    bare = deployment(seconds=nothing, joules=nothing, flop=nothing, memory_seconds=nothing)
-    bare.replicas = 1
-    frame = request_table(record, NO_OVERHEAD)
-    return timeline(bare, frame, activity(bare, record), bins)
+    bare = service(pool(replicas=1, **priced(nothing, nothing, nothing, nothing)))
+    frame = request_table(record.requests, frontend_s=0.0)
+    (found,) = inventories(bare, record, timeline_edges(frame, bins))
+    return timeline(bare, frame, record, found)
 
 
 def test_waiting_requests_are_those_between_arrival_and_admission() -> None:
@@ -268,40 +228,51 @@ def test_kv_blocks_are_in_use_until_their_request_is_done() -> None:
 
 
 def window_of(frame: pd.DataFrame) -> Window:
-    return measured_window(frame, deployment().case.measure.warmup_fraction)
+    return measured_window(frame, service().case.measure.warmup_fraction)
+
+
+def books(
+    of: Service | None = None,
+    frame: pd.DataFrame | None = None,
+    terms: Terms | None = None,
+    run: RunRecord | None = None,
+) -> Accounts:
+    """Accounts of the hand-made run, from 1 to 9 s."""
+    what, rows = of or service(), requests() if frame is None else frame
+    window, ran = window_of(rows), run or record()
+    found = inventory(window.edges, what, ran.states)
+    return accounts(what, window, rows, ran, found, [terms or RENT] * len(what.fleets))
 
 
 def test_accounts_of_whole_systems() -> None:
-    books = accounts(deployment(), window_of(requests()), requests(), hand_made_activity(), RENT)
-    assert books.window == Window(1.0, 9.0)
+    found = books()
+    assert found.window == Window(1.0, 9.0)
     # in the window a is busy for 1 s, b 4, c 2, d 4, e 0: 11 of 2 x 8 s
-    assert books.utilization_fraction == pytest.approx(11 / 16)
+    assert found.utilization_fraction == pytest.approx(11 / 16)
     # half of a's 8 TFLOP, all of b, c and d: 20 TFLOP, 20 s of one chip of 2 x 8 x 2
-    assert books.mfu_fraction == pytest.approx(20 / 32)
-    assert books.mbu_fraction == pytest.approx((0.25 + 2.0 + 1.0 + 2.0) / 16)
+    assert found.mfu_fraction == pytest.approx(20 / 32)
+    assert found.mbu_fraction == pytest.approx((0.25 + 2.0 + 1.0 + 2.0) / 16)
     # busy 500 + 2000 + 1200 + 1600 J; two chips of 100 W for 5 idle s; four for 8 s; the host
-    assert books.power_w == pytest.approx((5300 + 1000 + 3200) / 8 + 1000)
-    assert books.output_tokens == pytest.approx(12.5)
+    assert found.power_w == pytest.approx((5300 + 1000 + 3200) / 8 + 1000)
+    assert found.output_tokens == pytest.approx(12.5)
     # first tokens at 2, 4 and 8 s; that of 10 s is too late
-    assert books.input_tokens == 400 + 1000 + 200
-    (line,) = books.bill
+    assert found.input_tokens == 400 + 1000 + 200
+    (line,) = found.bill
     assert (line.usd, line.usd_per_hour) == pytest.approx((8 * 8 * 0.001, 28.8))
 
 
 def test_accounts_of_the_chips_in_use() -> None:
-    books = accounts(
-        deployment(charge="chips"), window_of(requests()), requests(), hand_made_activity(), RENT
-    )
+    found = books(service(charge="chips"))
     # half of the system is charged: no idle neighbours, half of the host
-    assert books.power_w == pytest.approx((5300 + 1000) / 8 + 500)
-    assert books.bill[0].usd_per_hour == pytest.approx(14.4)
+    assert found.power_w == pytest.approx((5300 + 1000) / 8 + 500)
+    assert found.bill[0].usd_per_hour == pytest.approx(14.4)
 
 
 def test_money_is_dealt_out_by_the_time_of_prompts_and_answers() -> None:
-    books = accounts(deployment(), window_of(requests()), requests(), hand_made_activity(), RENT)
+    found = books()
     # a prompt for 1 s, three quarters of c's 2 s: 2.5 of 11 busy seconds
     paid = 0.064
-    cost = books.token_cost
+    cost = found.token_cost
     assert cost.input_usd == pytest.approx(paid * 2.5 / 11)
     assert cost.output_usd == pytest.approx(paid * 8.5 / 11)
     assert cost.usd_per_mtok_input == pytest.approx(paid * 2.5 / 11 / 0.0016)
@@ -324,16 +295,16 @@ def test_an_owner_pays_for_the_power_drawn() -> None:
         colocation_usd_per_kw_month=0.0,
         sources={},
     )
-    books = accounts(deployment(), window_of(requests()), requests(), hand_made_activity(), terms)
-    usd = {line.line: line.usd for line in books.bill}
+    found = books(terms=terms)
+    usd = {line.line: line.usd for line in found.bill}
     # 2187.5 W for 8 s are 17,500 J, 21,875 J at the meter; 0.36 USD per 3.6 MJ
     assert usd["power"] == pytest.approx(21_875 * 1e-7)
     assert sum(usd.values()) == usd["power"]
 
 
 def test_a_summary() -> None:
-    books = accounts(deployment(), window_of(requests()), requests(), hand_made_activity(), RENT)
-    row = summary_row(deployment(), requests(), books)
+    found = books()
+    row = summary_row(service(), requests(), found)
     assert {name: row[name] for name in ("case", "system", "model", "chips", "replicas")} == {
         "case": "by hand",
         "system": "box",
@@ -363,11 +334,11 @@ def test_a_summary() -> None:
 
 
 def test_both_targets_have_to_be_met() -> None:
-    books = accounts(deployment(), window_of(requests()), requests(), hand_made_activity(), RENT)
-    tight = deployment()
-    tight.case.slo = SimpleNamespace(ttft_s=3.0, tpot_s=0.4)
+    found = books()
+    tight = service()
+    tight.case.slo = SimpleNamespace(ttft_s=3.0, tpot_s=0.4)  # type: ignore[misc, assignment]
     # all three are in time; request 1 takes 0.5 s a token, the others have one token only
-    assert summary_row(tight, requests(), books)["goodput_requests_per_s"] == pytest.approx(2 / 8)
+    assert summary_row(tight, requests(), found)["goodput_requests_per_s"] == pytest.approx(2 / 8)
 
 
 def test_a_window_in_which_nothing_completes() -> None:
@@ -376,8 +347,7 @@ def test_a_window_in_which_nothing_completes() -> None:
     late = frame["request_id"] > 0
     frame.loc[late, "outcome"] = "rejected"
     frame.loc[late, ["admit_s", "first_token_s", "done_s", "ttft_s", "tpot_s", "e2e_s"]] = NAN
-    books = accounts(deployment(), window_of(frame), frame, hand_made_activity(), RENT)
-    row = summary_row(deployment(), frame, books)
+    row = summary_row(service(), frame, books(frame=frame))
     for name in ("ttft_s_mean", "ttft_s_p99", "tpot_s_p50", "interactivity_tokens_per_s"):
         assert np.isnan(row[name])
     assert row["slo_attainment_fraction"] == 0.0
@@ -393,13 +363,23 @@ def table_of(**terms: Any) -> StepTable:
 COUNTS = np.arange(float(ROWS))
 
 
-def test_stretches_are_priced_by_the_tables_of_the_deployment() -> None:
-    seconds = table_of(by_tokens=1.0 * (COUNTS > 0), per_pair=0.5)
-    joules = table_of(by_tokens=10.0 * COUNTS, by_sequences=COUNTS, per_window_pair=2.0)
-    flop = table_of(by_decode=100.0 * COUNTS, per_context=np.full(ROWS, 3.0))
-    memory = table_of(by_prefill=COUNTS, per_window_context=np.full(ROWS, 0.25))
-    priced = deployment(seconds=seconds, joules=joules, flop=flop, memory_seconds=memory)
-    work = activity(priced, record())
+def priced(
+    seconds: StepTable, joules: StepTable, flop: StepTable, memory: StepTable
+) -> dict[str, StepTable]:
+    return {"seconds": seconds, "joules": joules, "flop": flop, "memory_seconds": memory}
+
+
+def tables_by_hand() -> dict[str, StepTable]:
+    return priced(
+        seconds=table_of(by_tokens=1.0 * (COUNTS > 0), per_pair=0.5),
+        joules=table_of(by_tokens=10.0 * COUNTS, by_sequences=COUNTS, per_window_pair=2.0),
+        flop=table_of(by_decode=100.0 * COUNTS, per_context=np.full(ROWS, 3.0)),
+        memory=table_of(by_prefill=COUNTS, per_window_context=np.full(ROWS, 0.25)),
+    )
+
+
+def test_stretches_are_priced_by_the_tables_of_the_pool() -> None:
+    work = activity(pool(**tables_by_hand()), stretches())
     # per step 10 J a token and 1 J a sequence, 2 J per windowed pair; two chips; in order:
     # (40 + 1 + 20), 4 x (10 + 1), (30 + 2 + 6), 2 x (30 + 3), (50 + 2 + 18)
     assert work.energy_j.tolist() == [122.0, 88.0, 76.0, 132.0, 140.0]
@@ -411,10 +391,32 @@ def test_stretches_are_priced_by_the_tables_of_the_deployment() -> None:
 
 def test_a_mixed_step_is_shared_as_its_parts_would_take_alone() -> None:
     # c: the prompt alone 1 + 3 x 0.5 s, the decoding alone 1 s
-    seconds = table_of(by_tokens=1.0 * (COUNTS > 0), per_pair=0.5)
-    other = table_of()
-    priced = deployment(seconds=seconds, joules=other, flop=other, memory_seconds=other)
-    assert activity(priced, record()).prefill_share.tolist() == [1.0, 0.0, 2.5 / 3.5, 0.0, 1.0]
+    work = activity(pool(**tables_by_hand()), stretches())
+    assert work.prefill_share.tolist() == [1.0, 0.0, 2.5 / 3.5, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_blocks_of_stretches_add_up_to_the_run(rows: int) -> None:
+    what = service(pool(**tables_by_hand()))
+    edges = np.array([0.0, 4.0, 10.0])
+    at_once, in_blocks = (
+        tally(what, blocks, edges)[0].service
+        for blocks in ([stretches()], blocks_of(stretches(), rows))
+    )
+    # a, half of b and a quarter of d; the rest
+    assert at_once.energy_j.tolist() == [122 + 44 + 33, 44 + 76 + 99 + 140]
+    for one, other in zip(at_once, in_blocks, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-15)
+
+
+def test_stretches_belong_to_the_pool_of_their_replica() -> None:
+    """Replica 0 makes the first pool, replica 1 the second, whose steps cost nothing."""
+    free = priced(*(table_of() for _ in range(4)))
+    pools = pool("prefill", replicas=1, **tables_by_hand()), pool("decode", replicas=1, **free)
+    (found,) = tally(service(*pools), [stretches()], np.array([0.0, 10.0]))
+    assert found.pools.busy_s.tolist() == [[8.0], [5.0]]
+    assert found.pools.energy_j.tolist() == [[122.0 + 88.0 + 76.0], [0.0]]
+    assert found.service.output_tokens.tolist() == [15.0]
 
 
 def test_a_closed_loop_leaves_out_two_requests_of_each_client() -> None:
@@ -425,3 +427,153 @@ def test_a_closed_loop_leaves_out_two_requests_of_each_client() -> None:
     assert measured_window(frame, 0.5, clients=3) == Window(9.0, 19.0)  # the longer warm-up
     # 22 requests of 6 clients are too few to leave 12 out
     assert measured_window(frame, 0.1, clients=6) == Window(0.0, 19.0)
+
+
+def test_replicas_are_up_unless_something_else_is_said() -> None:
+    states = table(
+        STATE_COLUMNS,
+        replica=[1, 1, 1, 2, 2],
+        state=["off", "booting", "up", "down", "draining"],
+        start_s=[0.0, 4.0, 6.0, 1.0, 3.0],
+        end_s=[4.0, 6.0, 10.0, 3.0, 10.0],
+    )
+    what = service(pool("prefill"), pool("decode"))
+    found = availability(what, states, np.array([0.0, 5.0, 10.0]))
+    assert found.installed_s.tolist() == [[10.0, 10.0], [10.0, 10.0]]
+    # replica 1 is off for 4 s; replica 2, of the second pool, is paid for while it is down
+    assert found.paid_s.tolist() == [[6.0, 10.0], [10.0, 10.0]]
+    assert found.up_s.tolist() == [[5.0, 9.0], [8.0, 10.0]]
+
+
+def off_for_four_seconds() -> RunRecord:
+    """Replica 1 is off from 3 to 7 s, whatever its stretch says."""
+    off = table(STATE_COLUMNS, replica=[1], state=["off"], start_s=[3.0], end_s=[7.0])
+    return record(states=off)
+
+
+def test_chips_that_are_switched_off_are_not_paid_for() -> None:
+    found = books(service(charge="chips"), run=off_for_four_seconds())
+    # of 16 replica-seconds 12 are paid for: 2 chips x 12 s at 0.001 USD
+    assert found.bill[0].usd == pytest.approx(0.024)
+    # busy 5300 J, one idle second of two chips, and the host for 24 of 64 chip-seconds
+    assert found.power_w == pytest.approx((5300 + 200) / 8 + 1000 * 24 / 64)
+    assert found.utilization_fraction == pytest.approx(11 / 12)
+
+
+def test_whole_systems_are_paid_for_whether_or_not_replicas_are_off() -> None:
+    found = books(run=off_for_four_seconds())
+    assert found.bill == books().bill
+    assert found.power_w == books().power_w
+
+
+def two_pools(**choices: Any) -> Service:
+    return service(pool("prefill", replicas=1), pool("decode", replicas=1), **choices)
+
+
+def books_of_pools(what: Service, terms: list[Terms]) -> Accounts:
+    """Replica 0 as the first pool and replica 1 as the second, whose tables all cost nothing."""
+    free = priced(*(table_of() for _ in range(4)))
+    for each in what.pools:
+        vars(each).update(free)
+    window = window_of(requests())
+    (found,) = inventories(what, record(), window.edges)
+    return accounts(what, window, requests(), record(), found, terms)
+
+
+def test_pools_on_one_system_share_its_bill_by_their_chips() -> None:
+    found = books_of_pools(two_pools(), [RENT])
+    first, second = found.pools
+    assert (first.role, second.role) == ("prefill", "decode")
+    assert first.usd == second.usd == pytest.approx(0.064 / 2)
+    # a 1 s, b 4, c 2 of eight; d 4 of eight
+    assert first.utilization_fraction == pytest.approx(7 / 8)
+    assert second.utilization_fraction == pytest.approx(4 / 8)
+    # 2 and 4 and 6 blocks of ten for 1, 4 and 2 s of eight; 8 for 4
+    assert first.kv_used_fraction == pytest.approx((2 + 16 + 12) / 80)
+    assert second.kv_used_fraction == pytest.approx(32 / 80)
+    assert first.waiting_requests == pytest.approx(8 / 8)
+    assert (first.chip_power_w, second.chip_power_w) == pytest.approx((200 / 8, 4 * 200 / 8))
+
+
+def test_pools_on_systems_of_their_own_have_bills_of_their_own() -> None:
+    dear = Rental(7.2, "a dearer quote")
+    found = books_of_pools(two_pools(alone=("prefill", "decode")), [RENT, dear])
+    assert [each.usd for each in found.pools] == pytest.approx([0.064, 0.128])
+    (line,) = found.bill
+    assert (line.usd, line.source) == (pytest.approx(0.192), "a quote; a dearer quote")
+    # prompts pay for their pool by its time on them (tables that cost nothing: none)
+    assert found.token_cost.input_usd + found.token_cost.output_usd == line.usd
+    assert found.power_w == pytest.approx((200 + 800 + 12 * 100 * 8) / 8 + 2000)
+
+
+def test_rows_of_pools_say_what_each_consists_of() -> None:
+    what = two_pools()
+    first, second = pool_rows(what, books_of_pools(what, [RENT]))
+    assert (first["pool"], first["chips"], first["replicas"]) == ("prefill", 2, 1)
+    assert (second["pool"], second["replicas_mean"]) == ("decode", 1.0)
+    assert second["usd_per_hour"] == pytest.approx(14.4)
+
+
+def test_the_timeline_of_several_pools_has_columns_of_each() -> None:
+    what = two_pools()
+    for each in what.pools:
+        vars(each).update(priced(*(table_of() for _ in range(4))))
+    (found,) = inventories(what, record(), np.linspace(0.0, 10.0, 6))
+    rows = timeline(what, requests(), record(), found)
+    # b has two waiting from 2 to 6 s
+    assert rows["prefill_waiting_requests"].tolist() == pytest.approx([0, 2, 2, 0, 0])
+    assert rows["decode_waiting_requests"].tolist() == [0.0] * 5
+    assert rows["decode_utilization_fraction"].tolist() == pytest.approx([0, 0.5, 1, 0.5, 0.5])
+    assert rows["replicas_up"].tolist() == [2.0] * 5
+
+
+def test_a_summary_says_what_was_cached_and_moved() -> None:
+    moved = table(
+        TRANSFER_COLUMNS,
+        kind=["handover", "swap", "handover", "handover"],
+        start_s=[2.0, 3.0, 0.0, 8.0],
+        end_s=[3.0, 4.0, 0.5, 9.5],
+        bytes=[100.0, 7.0, 30.0, 50.0],
+    )
+    found = books(run=record(transfers=moved))
+    row = summary_row(service(), requests(), found)
+    # first tokens in the window: requests 0, 1 and 2, with 0, 600 and 100 of 1600 tokens cached
+    assert row["cached_input_fraction"] == pytest.approx(700 / 1600)
+    # between the pools, and there before 9 s and after 1 s
+    assert row["kv_transfer_bytes"] == 100.0
+    assert (row["rejected_requests"], row["timed_out_requests"], row["preemptions"]) == (1, 0, 0)
+
+
+def test_lost_work_costs_its_share_of_all_work() -> None:
+    lost = table(
+        LOSS_COLUMNS,
+        time_s=[5.0, 6.0, 9.5],
+        cause=["failure", "preemption", "failure"],
+        computed_tokens=[300, 100, 999],
+        generated_tokens=[5, 4, 999],
+    )
+    found, cost = books(run=record(losses=lost)), books().token_cost
+    # 400 prompt tokens beside the 1600 that were of use; of 12.5 tokens out 5 were thrown away,
+    # those of the preempted sequence were kept; what was lost at 9.5 s is not in the window
+    wanted = cost.input_usd * 400 / 2000 + cost.output_usd * 5 / 12.5
+    assert found.lost_usd == pytest.approx(wanted)
+    assert books().lost_usd == 0.0
+
+
+def test_tenants_share_the_cost_by_their_tokens() -> None:
+    columns = record().requests | {"tenant": np.array([1, 0, 1, 0, 0], "i2")}
+    frame = request_table(columns, 0.0, tenants=("search", "chat"))
+    found = books(frame=frame)
+    slo = Slo(ttft_s=2.0, tpot_s=1.0)
+    search, chat = tenant_rows(frame, found, [slo, slo])
+    # in the window: prompt tokens computed 400 + 100 and 400, answers 5 of request 0 (from 2 to
+    # 6 s), 1 of request 2, and 7 of request 1; request 3 has its first token at 10 s
+    cost = found.token_cost
+    usd = cost.input_usd * 500 / 900 + cost.output_usd * 6 / 13
+    assert search["usd_per_hour"] == pytest.approx(usd * 3600 / 8)
+    assert search["share_fraction"] + chat["share_fraction"] == pytest.approx(1.0)  # type: ignore[operator]
+    # requests 2 and 3, and 1 and 4, arrive in the window
+    assert (search["requests"], search["completed_requests"]) == (2, 2)
+    assert (chat["requests"], chat["rejected_requests"]) == (2, 1)
+    assert search["goodput_requests_per_s"] == pytest.approx(1 / 8)
+    assert chat["ttft_s_p50"] == 3.0

@@ -22,6 +22,7 @@ from report_fixtures import (
     one_case,
     only,
     rented,
+    several_parts,
 )
 
 from sim.report.charts import CHART_NAMES, draw_charts
@@ -49,6 +50,7 @@ RUNS: dict[str, Callable[[], RunTables]] = {
     "eight": eight_cases,
     "eight_long": lambda: eight_cases(long_names=True),
     "hostile": hostile,
+    "parts": several_parts,
 }
 
 
@@ -303,3 +305,13 @@ def test_every_chart_says_what_nobody_measured(name: str) -> None:
     shown = texts(drawn(name, dataclasses.replace(tables, summary=summary)))
     words = " ".join(" ".join(text.get_text().split()) for text in shown)
     assert "Not calibrated: 8x H200, GB300 NVL72." in words
+
+
+def test_queues_of_pools_are_lines_of_their_own() -> None:
+    """The first case has two pools: a dashed line, a quarter of the queue, is that of decode."""
+    tables = several_parts()
+    drawing = drawn("timeline", tables)
+    panels = [axes for axes in drawing.sheet.figure.axes if len(axes.patches) == 4]
+    (panel,) = panels  # running requests filled and outlined, two queues; others have one at most
+    prefill, decode = panel.patches[-2:]
+    assert (prefill.get_linestyle(), decode.get_linestyle()) == ("-", "--")

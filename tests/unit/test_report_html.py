@@ -14,6 +14,7 @@ from report_fixtures import (
     nothing_completed,
     one_case,
     rented,
+    several_parts,
 )
 
 from sim.report.charts import draw_charts
@@ -27,6 +28,7 @@ RUNS = {
     "rented": rented,
     "eight": eight_cases,
     "hostile": hostile,
+    "parts": several_parts,
 }
 VOID = {"meta", "br", "img", "hr", "input", "link"}
 
@@ -245,3 +247,27 @@ def test_a_note_stands_once_with_all_its_cases() -> None:
         f"<b>{first}:</b> short.",
         "<b>all cases:</b> few.",
     ]
+
+
+def test_pools_and_tenants_have_tables_where_there_are_several() -> None:
+    found = Page(page("parts")).words
+    for words in ("Pools", "prefill", "decode", "Tenants", "chat", "search"):
+        assert words in found, words
+    # of the case with one pool and the case with one tenant nothing is repeated
+    assert "serve" not in found.split("Pools")[-1].split("Charts")[0].split()
+    assert "Tenants" not in Page(page("four")).words
+
+
+def test_mishaps_are_silent_where_there_was_none() -> None:
+    assert "Preemptions" not in Page(page("four")).words
+    tables = four_cases()
+    preempted = tables.summary.assign(preemptions=[0, 3, 0, 0])
+    changed = dataclasses.replace(tables, summary=preempted)
+    assert "Preemptions" in Page(report_page(changed, ())).words
+
+
+def test_a_note_of_a_pool_is_said_to_be_of_it() -> None:
+    note = "8x H100, prefill: something to know."
+    tables = dataclasses.replace(several_parts(), notes=(note,))
+    text = report_page(tables, ())
+    assert "<b>8x H100, prefill:</b> something to know." in text

@@ -5,20 +5,52 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from hand_made_run import pool, service, table
 
+from sim.engine.cluster import RunRecord
+from sim.engine.records import (
+    LOSS_COLUMNS,
+    REQUEST_COLUMNS,
+    STATE_COLUMNS,
+    STRETCH_COLUMNS,
+    TRANSFER_COLUMNS,
+)
 from sim.report.trace import trace_events, write_trace
 
-STRETCHES = {
-    "replica": np.array([0, 0]),
-    "start_s": np.array([1.0, 1.5]),
-    "end_s": np.array([1.5, 3.5]),
-    "steps": np.array([1, 4]),
-    "decode_sequences": np.array([0, 2]),
-    "prefill_sequences": np.array([2, 0]),
-    "prefill_tokens": np.array([30, 0]),
-    "kv_used_blocks": np.array([4, 4]),
-    "waiting_requests": np.array([1, 0]),
-}
+RECORD = RunRecord(
+    requests=table(REQUEST_COLUMNS),
+    stretches=table(
+        STRETCH_COLUMNS,
+        replica=[0, 0],
+        start_s=[1.0, 1.5],
+        end_s=[1.5, 3.5],
+        steps=[1, 4],
+        decode_sequences=[0, 2],
+        prefill_sequences=[2, 0],
+        prefill_tokens=[30, 0],
+        kv_used_blocks=[4, 4],
+        waiting_requests=[1, 0],
+    ),
+    states=table(
+        STATE_COLUMNS,
+        replica=[1, 1],
+        state=["booting", "up"],
+        start_s=[0.0, 2.0],
+        end_s=[2.0, 4.0],
+    ),
+    transfers=table(
+        TRANSFER_COLUMNS,
+        kind=["handover"],
+        request_id=[0],
+        source=["0"],
+        replica=[2],
+        asked_s=[1.5],
+        start_s=[1.75],
+        end_s=[2.0],
+        bytes=[1000.0],
+    ),
+    losses=table(LOSS_COLUMNS),
+)
 REQUESTS = pd.DataFrame(
     {
         "request_id": [0, 1],
@@ -26,20 +58,47 @@ REQUESTS = pd.DataFrame(
         "first_token_s": [1.5, np.nan],
         "done_s": [3.5, np.nan],
         "input_tokens": [10, 20],
+        "cached_tokens": [4, 0],
         "output_tokens": [5, 6],
     }
 )
+SERVICE = service(pool("prefill"), pool("decode", replicas=1))
 
 
 def events() -> list[dict[str, object]]:
-    return list(trace_events("case", 3, REQUESTS, STRETCHES))
+    return list(trace_events(SERVICE, 3, REQUESTS, RECORD))
+
+
+def of_kind(category: str) -> list[dict[str, object]]:
+    return [event for event in events() if event.get("cat") == category]
 
 
 def test_stretches_are_slices_in_microseconds() -> None:
-    slices = [event for event in events() if event["ph"] == "X"]
+    slices = of_kind("stretch")
     assert [event["name"] for event in slices] == ["prefill 2", "decode 2"]
     assert [(event["ts"], event["dur"]) for event in slices] == [(1e6, 0.5e6), (1.5e6, 2e6)]
     assert {event["pid"] for event in slices} == {3}
+
+
+def test_boots_and_failures_are_slices_on_a_track_of_their_own() -> None:
+    (boot,) = of_kind("state")
+    assert (boot["name"], boot["ts"], boot["dur"]) == ("booting", 0.0, 2e6)
+    assert boot["tid"] not in {event["tid"] for event in of_kind("stretch")}
+
+
+def test_transfers_say_how_long_they_waited_for_the_link() -> None:
+    begin, end = of_kind("transfer")
+    assert (begin["ts"], end["ts"]) == (1.75e6, 2e6)
+    assert begin["args"] == {"request": 0, "bytes": 1000.0, "waited_us": 0.25e6}
+
+
+def test_tracks_are_named_after_replicas_and_their_pools() -> None:
+    names = [event["args"] for event in events() if event["name"] == "thread_name"]
+    assert names == [
+        {"name": "prefill replica 0"},
+        {"name": "prefill replica 1, state"},
+        {"name": "decode replica 2, keys and values"},
+    ]
 
 
 def test_a_request_begins_marks_its_first_token_and_ends() -> None:

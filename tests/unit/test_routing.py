@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from sim.errors import InputError
 from sim.routing import (
     BALANCED,
+    LOAD_UNIT,
     POWER_LAW_DEEPSEEK,
     POWER_LAW_QWEN3_235B,
+    ExpertLayout,
+    Imbalance,
     Routing,
     inclusion_probabilities,
     power_law_inclusion,
@@ -223,3 +227,43 @@ class TestSamplingNoise:
 def test_two_laws_are_one_too_many() -> None:
     with pytest.raises(ValidationError, match="give one law"):
         Routing(skew=0.5, power_law=1.2)
+
+
+class TestImbalance:
+    LAYOUT = ExpertLayout(experts=64, experts_per_token=4, ranks=8, layers=10)
+
+    def test_a_period_has_the_same_load_whenever_it_is_asked_for(self) -> None:
+        first, second = (Imbalance.log_normal(0.3, 10, seed=4) for _ in range(2))
+        periods = [0, 3, 7000, 3, 499, 500]
+        forward = [first.sample(period) for period in periods]
+        assert forward == [second.sample(period) for period in reversed(periods)][::-1]
+        assert forward[1] == forward[3]
+        other = Imbalance.log_normal(0.3, 10, seed=5)
+        assert forward != [other.sample(period) for period in periods]
+
+    def test_a_log_normal_load_has_mean_one(self) -> None:
+        imbalance = Imbalance.log_normal(0.25, 10, seed=4)
+        loads = np.array([imbalance.sample(period) for period in range(20_000)]) / LOAD_UNIT
+        # 20,000 draws: the mean is known to 0.25 / sqrt(20,000), the spread to a percent
+        assert loads.mean() == pytest.approx(1.0, abs=4 * 0.25 / 141)
+        assert np.log(loads).std() == pytest.approx(0.25, rel=0.03)
+
+    def test_a_uniform_router_has_nothing_to_draw(self) -> None:
+        imbalance = Imbalance.of_placements(BALANCED, self.LAYOUT, 10, seed=1)
+        assert {imbalance.sample(period) for period in range(100)} == {LOAD_UNIT}
+
+    def test_placements_load_the_hottest_rank_as_expected_on_average(self) -> None:
+        """The typical placement of `Routing` is as hot as random ones are on average."""
+        skewed = Routing(skew=0.8)
+        imbalance = Imbalance.of_placements(skewed, self.LAYOUT, 10, seed=1)
+        loads = np.array([imbalance.sample(period) for period in range(5000)]) / LOAD_UNIT
+        assert loads.mean() == pytest.approx(1.0, abs=0.03)
+        chances = skewed.inclusion(64, 4)
+        rng = np.random.default_rng(11)
+        hottest = [rank_loads(rng.permutation(chances), 8).max() for _ in range(5000)]
+        spread = np.std(hottest) / np.mean(hottest) / np.sqrt(10)  # of a mean over ten layers
+        assert loads.std() == pytest.approx(spread, rel=0.15)
+
+    def test_replicas_follow_the_load(self) -> None:
+        with pytest.raises(InputError, match="redundant_experts follow"):
+            Imbalance.of_placements(Routing(redundant_experts=8), self.LAYOUT, 10, seed=1)

@@ -14,12 +14,12 @@ from sim.scenario import (
     ClosedLoopWorkload,
     OpenLoopWorkload,
     Scenario,
-    ServingEngine,
     TraceWorkload,
     load_scenario,
     scenario_json_schema,
 )
 from sim.schema import load_yaml
+from sim.serving import ServingEngine
 
 SHIPPED = sorted(open_catalog().files["scenarios"].values())
 
@@ -308,7 +308,7 @@ class TestJsonSchema:
             ("question: Does a small scenario run?\n", "", "question is missing"),
             (
                 "name: vllm",
-                "name: llama",
+                "kernels: llama",
                 "'llama' is none of ['trtllm', 'vllm', 'sglang', 'native']",
             ),
             ("requests: 20", "requests: many", "'many' is no integer"),

@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,17 @@ import pandas as pd
 import pytest
 
 from sim.catalog import Catalog, open_catalog
-from sim.deployment import Deployment, deploy
+from sim.engine.clients import ClosedLoop, OpenLoop
 from sim.engine.clock import TICKS_PER_S
-from sim.engine.cluster import Cluster, ReplicaPlan, RunRecord
+from sim.engine.cluster import Cluster, PoolPlan, RunRecord
+from sim.engine.plan import ReplicaPlan
 from sim.engine.requests import Request
-from sim.engine.scheduler import BatchLimits
+from sim.engine.rules import SchedulerRules
 from sim.engine.ticks import ConstantPace
 from sim.errors import InputError
-from sim.metrics import request_table
+from sim.metrics.requests import request_table
 from sim.scenario import load_scenario
+from sim.service import Service, service_of
 from sim.simulate import CaseRun, Traffic, capacity_requests_per_s, draw_traffic, serve, simulate
 
 SYSTEM = """
@@ -59,11 +62,11 @@ def catalog() -> Catalog:
     return open_catalog()
 
 
-def deployed(folder: Path, catalog: Catalog, workload: str) -> Deployment:
+def deployed(folder: Path, catalog: Catalog, workload: str) -> Service:
     path = folder / "small.yaml"
     path.write_text(SYSTEM + workload, encoding="utf-8")
     (case,) = load_scenario(path).cases
-    return deploy(case, catalog)
+    return service_of(case, catalog)
 
 
 def run(folder: Path, catalog: Catalog, workload: str, seed: int = 1) -> CaseRun:
@@ -89,6 +92,7 @@ def test_equal_seeds_give_equal_bytes(tmp_path: Path, catalog: Catalog, workload
 
 SCRIPT = """
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_simulate import OPEN, digest, run
@@ -112,7 +116,7 @@ def test_another_process_gives_the_same_bytes(tmp_path: Path, catalog: Catalog) 
 def test_a_client_sends_when_it_sees_its_answer(tmp_path: Path, catalog: Catalog) -> None:
     """In the table that people read, a client never has two requests under way."""
     closed = run(tmp_path, catalog, CLOSED)
-    seen = request_table(closed.record, closed.deployment.timer.overhead)
+    seen = request_table(closed.record.requests, closed.service.frontend_s)
     under_way = pd.concat(
         [
             pd.DataFrame({"at_s": seen["done_s"].round(9), "change": -1}),
@@ -135,18 +139,18 @@ def same_up_to_the_cuts(fast: RunRecord, slow: RunRecord) -> None:
 def test_jumps_equal_steps_with_a_real_model(
     tmp_path: Path, catalog: Catalog, workload: str
 ) -> None:
-    deployment = deployed(tmp_path, catalog, workload)
-    fast, slow = (simulate(deployment, catalog, 1, every_step=walk) for walk in (False, True))
+    service = deployed(tmp_path, catalog, workload)
+    fast, slow = (simulate(service, catalog, 1, every_step=walk) for walk in (False, True))
     same_up_to_the_cuts(fast.record, slow.record)
     assert len(slow.record.stretches["steps"]) > 2 * len(fast.record.stretches["steps"])
 
 
 def test_all_cases_get_the_same_traffic(tmp_path: Path, catalog: Catalog) -> None:
-    deployment = deployed(tmp_path, catalog, OPEN)
+    service = deployed(tmp_path, catalog, OPEN)
     other = deployed(
         tmp_path, catalog, OPEN.replace("rate_requests_per_s: 40", "rate_requests_per_s: 80")
     )
-    slow = draw_traffic(deployment.case, deployment.case.workload, catalog, 3)
+    slow = draw_traffic(service.case, service.case.workload, catalog, 3)
     fast = draw_traffic(other.case, other.case.workload, catalog, 3)
     assert slow.input_tokens.tolist() == fast.input_tokens.tolist()
     assert slow.output_tokens.tolist() == fast.output_tokens.tolist()
@@ -157,9 +161,9 @@ def test_all_cases_get_the_same_traffic(tmp_path: Path, catalog: Catalog) -> Non
 
 
 def test_requests_arrive_when_they_were_drawn_to(tmp_path: Path, catalog: Catalog) -> None:
-    deployment = deployed(tmp_path, catalog, OPEN)
-    traffic = draw_traffic(deployment.case, deployment.case.workload, catalog, 1)
-    record = simulate(deployment, catalog, 1).record
+    service = deployed(tmp_path, catalog, OPEN)
+    traffic = draw_traffic(service.case, service.case.workload, catalog, 1)
+    record = simulate(service, catalog, 1).record
     order = np.argsort(record.requests["request_id"])
     assert traffic.arrival_s is not None
     np.testing.assert_allclose(record.requests["arrival_s"][order], traffic.arrival_s, atol=1e-15)
@@ -207,13 +211,14 @@ def test_load_is_a_fraction_of_what_the_system_can_do(tmp_path: Path, catalog: C
 
 
 def test_the_capacity_is_the_rate_of_a_full_closed_loop(tmp_path: Path, catalog: Catalog) -> None:
-    deployment = deployed(tmp_path, catalog, OPEN)
-    capacity = capacity_requests_per_s(deployment, catalog, 1)
-    places = deployment.replicas * 8
-    traffic = draw_traffic(deployment.case, deployment.case.workload, catalog, 1)
+    service = deployed(tmp_path, catalog, OPEN)
+    capacity = capacity_requests_per_s(service, catalog, 1)
+    assert service.places == service.replicas * 8
+    places = service.places
+    traffic = draw_traffic(service.case, service.case.workload, catalog, 1)
     # a burst of 400 requests keeps all places taken until the last few
     lengths = (np.tile(traffic.input_tokens, 3)[:400], np.tile(traffic.output_tokens, 3)[:400])
-    record = serve(deployment, Traffic(*lengths, np.zeros(400)))
+    record = serve(service, Traffic(*lengths, np.zeros(400)))
     burst_rate = (400 - places) / np.sort(record.requests["done_s"])[-places - 1]
     assert capacity == pytest.approx(burst_rate, rel=0.15)
 
@@ -222,21 +227,29 @@ def test_progress_is_told_by_the_thousand() -> None:
     cluster = small_cluster()
     told: list[tuple[int, int]] = []
     cluster.report_progress(lambda left, total: told.append((left, total)), total=2500)
-    cluster.run_open(Request(number, number, 1, 1) for number in range(2500))
+    run_open(cluster, [Request(number, number, 1, 1) for number in range(2500)])
     assert told == [(1000, 2500), (2000, 2500)]
 
 
 def small_cluster(*, kv_blocks: int = 100, max_model_len: int = 50) -> Cluster:
     """One replica with two places, blocks of 16 tokens and steps of ten ticks."""
     plan = ReplicaPlan(
-        limits=BatchLimits(max_num_seqs=2, max_num_batched_tokens=64),
+        rules=SchedulerRules(max_num_seqs=2, max_num_batched_tokens=64),
         kv_blocks=kv_blocks,
         block_tokens=16,
-        window_tokens=None,
         pace=ConstantPace(10),
         max_model_len=max_model_len,
     )
-    return Cluster(plan, replicas=1)
+    return Cluster([PoolPlan("serve", 1, plan)])
+
+
+def run_open(cluster: Cluster, requests: Iterable[Request]) -> RunRecord:
+    return cluster.run(OpenLoop(requests))
+
+
+def run_closed(cluster: Cluster, lengths: Sequence[tuple[int, int]], clients: int) -> RunRecord:
+    supply = [Request(number, 0, *pair) for number, pair in enumerate(lengths)]
+    return cluster.run(ClosedLoop(supply, clients))
 
 
 def events(record: RunRecord, name: str) -> dict[int, int]:
@@ -252,22 +265,22 @@ def outcomes(record: RunRecord) -> list[str]:
 
 
 def test_nothing_comes_of_nothing() -> None:
-    record = small_cluster().run_open(iter(()))
+    record = run_open(small_cluster(), iter(()))
     assert {len(column) for column in record.requests.values()} == {0}
     assert {len(column) for column in record.stretches.values()} == {0}
-    record = small_cluster().run_closed([], clients=3)
+    record = run_closed(small_cluster(), [], clients=3)
     assert {len(column) for column in record.requests.values()} == {0}
 
 
 def test_clients_send_when_their_answer_is_there() -> None:
     # two clients: 0 and 1 start at 0 and take one and three steps; 2 follows 0, 3 follows 1
-    record = small_cluster().run_closed([(5, 1), (5, 3), (5, 3), (5, 1)], clients=2)
+    record = run_closed(small_cluster(), [(5, 1), (5, 3), (5, 3), (5, 1)], clients=2)
     assert events(record, "arrival_s") == {0: 0, 1: 0, 2: 10, 3: 30}
     assert events(record, "done_s") == {0: 10, 1: 30, 2: 40, 3: 40}
 
 
 def test_more_clients_than_requests_all_send_once() -> None:
-    record = small_cluster().run_closed([(5, 1)] * 3, clients=9)
+    record = run_closed(small_cluster(), [(5, 1)] * 3, clients=9)
     assert events(record, "arrival_s") == {0: 0, 1: 0, 2: 0}
     # two places: the third is admitted in the second step
     assert events(record, "done_s") == {0: 10, 1: 10, 2: 20}
@@ -276,7 +289,7 @@ def test_more_clients_than_requests_all_send_once() -> None:
 def test_a_rejected_request_leaves_at_once_and_disturbs_nobody() -> None:
     lengths = [(20, 3), (49, 2), (20, 3)]
     requests = [Request(number, 5, *pair) for number, pair in enumerate(lengths)]
-    record = small_cluster().run_open(iter(requests))
+    record = run_open(small_cluster(), iter(requests))
     assert outcomes(record) == ["completed", "rejected", "completed"]
     assert events(record, "done_s") == {0: 35, 2: 35}
     assert record.requests["preemptions"].tolist() == [0, 0, 0]
@@ -286,22 +299,22 @@ def test_what_the_cache_can_never_hold_is_rejected() -> None:
     # two blocks of 16: 32 cached tokens, which leaves out the last of the answer
     cluster = small_cluster(kv_blocks=2)
     rows = [(30, 3), (30, 4), (33, 1), (1, 32)]
-    record = cluster.run_open(Request(number, 0, *row) for number, row in enumerate(rows))
+    record = run_open(cluster, [Request(number, 0, *row) for number, row in enumerate(rows)])
     assert outcomes(record) == ["completed", "rejected", "rejected", "completed"]
 
 
 def test_a_client_whose_request_is_rejected_sends_the_next() -> None:
     lengths = [(50, 1), (5, 1), (60, 1), (5, 1)]
-    record = small_cluster().run_closed(lengths, clients=1)
+    record = run_closed(small_cluster(), lengths, clients=1)
     assert outcomes(record) == ["rejected", "completed", "rejected", "completed"]
     assert events(record, "arrival_s") == {0: 0, 1: 0, 2: 10, 3: 10}
 
 
 def test_all_requests_of_a_closed_loop_may_be_rejected() -> None:
-    record = small_cluster().run_closed([(50, 1)] * 4, clients=3)
+    record = run_closed(small_cluster(), [(50, 1)] * 4, clients=3)
     assert outcomes(record) == ["rejected"] * 4
 
 
 def test_rejections_in_a_row_are_no_recursion() -> None:
-    record = small_cluster().run_closed([(50, 1)] * 5000 + [(5, 1)], clients=1)
+    record = run_closed(small_cluster(), [(50, 1)] * 5000 + [(5, 1)], clients=1)
     assert outcomes(record) == ["rejected"] * 5000 + ["completed"]

@@ -1,13 +1,19 @@
-"""Reading recorded traces: both formats, every complaint, and the options."""
+"""Reading recorded traces: every format, every complaint, and the options."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from sim.errors import InputError
+from sim.workload.content import PROMPT_STREAM, tokens_of
+from sim.workload.replay import replayed
 from sim.workload.traces import TraceOptions, read_trace
+
+TRACES = Path(__file__).parents[2].parent / "shared" / "traces"
 
 HEADER = "arrival_s,input_tokens,output_tokens\n"
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -185,3 +191,156 @@ def test_an_empty_selection_says_so(path: Path) -> None:
 def test_bad_options_are_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         TraceOptions.model_validate(options)
+
+
+def test_plain_optional_columns(path: Path) -> None:
+    path.write_text(
+        "t_s,input_tokens,output_tokens,tenant,priority,max_tokens,block_ids,note\n"
+        "0,1000,3,01,2,8,7-8,x\n"
+        "1,600,4,b,-1,4,7,y\n"
+    )
+    traffic = replayed(path, "plain")
+    assert traffic.tenant_names == ("01", "b")
+    first, second = traffic.rows()
+    assert (first.tenant, first.priority, first.max_tokens) == (0, 2, 8)
+    assert (second.tenant, second.priority, second.max_tokens) == (1, -1, 4)
+    # Block 7 of 512 tokens starts at 3,584; the last block is cut, what no block names is private.
+    assert first.content == ((-1, 3584, 1000),)
+    assert second.content == ((-1, 3584, 512), (PROMPT_STREAM - 1, 0, 88))
+    assert first.answer is None
+    assert list(read_trace(path, "plain").columns)[-1] == "note"
+
+
+def test_plain_sessions_share_what_was_said_before(path: Path) -> None:
+    path.write_text("t_s,input_tokens,output_tokens,session\n0,10,5,a\n1,20,5,b\n2,30,5,a\n")
+    rows = list(replayed(path, "plain").rows())
+    assert [row.content for row in rows] == [((0, 0, 10),), ((1, 0, 20),), ((0, 0, 30),)]
+    assert [(row.session, row.turn) for row in rows] == [(0, 0), (1, 0), (0, 1)]
+    assert rows[0].answer == (0, 10)
+
+
+def test_mooncake_as_published_and_as_csv_are_the_same(tmp_path: Path) -> None:
+    published, table = tmp_path / "trace.jsonl", tmp_path / "trace.csv"
+    rows = [(0, 1100, 52, [46, 47, 48]), (3000, 1500, 7, [46, 90, 91])]
+    names = ("timestamp", "input_length", "output_length", "hash_ids")
+    published.write_text("\n".join(json.dumps(dict(zip(names, row, strict=True))) for row in rows))
+    table.write_text(
+        "t_ms,input_tokens,output_tokens,hash_ids\n0,1100,52,46-48\n3000,1500,7,46 90-91\n"
+    )
+    as_json, as_csv = (read_trace(file, "mooncake") for file in (published, table))
+    assert as_json.equals(as_csv)
+    # 46 * 512 = 23,552; 90 * 512 = 46,080; the runs are cut after 1,100 and 1,500 tokens.
+    expected = [((-1, 23552, 1100),), ((-1, 23552, 512), (-1, 46080, 988))]
+    assert as_json.content.tolist() == expected
+    assert as_json.arrival_s.tolist() == [0.0, 3.0]
+
+
+def test_bailian_sessions_follow_parents(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    keys = ["chat_id", "parent_chat_id", "timestamp", "input_length", "output_length"]
+    keys += ["type", "turn", "hash_ids"]
+    rows = [(5, -1, 0.5, 20, 3, "text", 1, [0, 1]), (9, 5, 7.25, 40, 3, "text", 2, [0, 1, 7])]
+    rows.append((11, 9, 8.0, 60, 3, "text", 3, [0, 1, 7, 8]))
+    path.write_text("\n".join(json.dumps(dict(zip(keys, row, strict=True))) for row in rows))
+    trace = read_trace(path, "bailian")
+    assert trace.session.tolist() == ["5", "5", "5"]
+    assert trace.turn.tolist() == [0, 1, 2]
+    assert trace.content[1] == ((-1, 0, 32), (-1, 112, 8))
+
+
+def test_burstgpt_failures_and_sessions(path: Path) -> None:
+    path.write_text(
+        "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,"
+        "Log Type\n"
+        "5,17,1.5,ChatGPT,472,18,490,Conversation log\n"
+        "6,,2.5,GPT-4,10,20,30,API log\n"
+        "7,17,0.1,ChatGPT,0,0,0,Conversation log\n"
+    )
+    with pytest.raises(InputError, match=r":4: Response tokens: '0': .* zero_output: drop"):
+        read_trace(path, "burstgpt")
+    traffic = replayed(path, "burstgpt", TraceOptions(zero_output="drop"))
+    assert traffic.tenant_names == ("ChatGPT", "GPT-4")
+    assert [(row.tenant, row.session) for row in traffic.rows()] == [(0, 0), (1, -1)]
+    assert traffic.contents is None
+
+
+def test_servegen_clients_are_tenants(path: Path) -> None:
+    path.write_text("t_s,input_tokens,output_tokens,client\n0,7,8,59\n1,7,8,12\n")
+    traffic = replayed(path, "servegen")
+    assert traffic.tenant_names == ("12", "59")
+    assert [row.tenant for row in traffic.rows()] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", ":1: not valid JSON"),
+        ("[1]", ":1: not a JSON object"),
+        ('{"timestamp": 0}', ":1: no column 'input_length'; the first line has: timestamp"),
+        (
+            '{"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": [1, "a"]}',
+            ":1: hash_ids: .*not a list of block ids",
+        ),
+        (
+            '{"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": [1]}\n'
+            '{"timestamp": 0, "input_length": -5, "output_length": 1, "hash_ids": [1]}',
+            ":2: input_length: '-5.*cannot be negative",
+        ),
+        ("", "is empty"),
+    ],
+)
+def test_bad_json_lines_are_named(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match=complaint):
+        read_trace(path, "mooncake")
+
+
+@pytest.mark.parametrize(
+    ("ids", "complaint"),
+    [("4-2", "runs backwards"), ("4-x", "'4-x': not a block id"), ("-3", "'-3': not a block id")],
+)
+def test_bad_ranges_of_blocks_are_named(path: Path, ids: str, complaint: str) -> None:
+    path.write_text(f"t_ms,input_tokens,output_tokens,hash_ids\n0,5,1,3\n0,5,1,{ids}\n")
+    with pytest.raises(InputError, match=f":3: hash_ids: .*{complaint}"):
+        read_trace(path, "mooncake")
+
+
+def test_spreading_keeps_order_and_stays_within_the_tick(path: Path) -> None:
+    path.write_text(HEADER + "0,1,1\n0,2,1\n0,3,1\n3,4,1\n6,5,1\n6,6,1\n")
+    even = read_trace(path, "plain", TraceOptions(spread_s=3.0))
+    assert even.arrival_s.tolist() == [0.0, 1.0, 2.0, 3.0, 6.0, 7.5]
+    random = read_trace(path, "plain", TraceOptions(spread_s=3.0, spread="random"), seed=4)
+    assert random.input_tokens.tolist() == [1, 2, 3, 4, 5, 6]
+    assert np.all(random.arrival_s // 3 == [0, 0, 0, 1, 2, 2])
+    assert len(set(random.arrival_s)) == 6
+
+
+@pytest.mark.shared_data
+@pytest.mark.skipif(not TRACES.exists(), reason="the recorded traces are not here")
+@pytest.mark.parametrize(
+    ("name", "rows", "hit_percent"),
+    # Prefix hits of an infinite cache, as computed from the published traces by others.
+    [("mooncake_conversation.csv", 12_031, 37.4), ("mooncake_synthetic.csv", 3_993, 65.1)],
+)
+def test_mooncake_contents_have_the_published_prefix_hits(
+    name: str, rows: int, hit_percent: float
+) -> None:
+    traffic = replayed(TRACES / name, "mooncake")
+    assert len(traffic) == rows
+    known: set[int] = set()
+    hits = 0
+    for row in traffic.rows():
+        assert row.content is not None
+        assert tokens_of(row.content) == row.input_tokens
+        blocks = [
+            (block, min(512, start + tokens - block))
+            for _, start, tokens in row.content
+            for block in range(start, start + tokens, 512)
+        ]
+        for block, tokens in blocks:
+            if block not in known:
+                break
+            hits += tokens
+        known.update(block for block, _ in blocks)
+    assert 100 * hits / int(traffic.input_tokens.sum()) == pytest.approx(hit_percent, abs=0.1)

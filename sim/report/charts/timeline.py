@@ -1,5 +1,6 @@
 """What happens over time: load, requests, KV cache and power, a row of panels for each case."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,14 +38,23 @@ class Panel:
     """The first is filled in the colour of the case, the second a dark line over it."""
     scale: float
     """Divides the values."""
+    by_pool: str = ""
+    """Column of each pool, its role before it, that stands for the second where there are any."""
 
 
 PANELS = (
     Panel("Load, requests per second", ("offered_requests_per_s",), 1.0),
-    Panel("Running and waiting requests", ("running_requests", "waiting_requests"), 1.0),
+    Panel(
+        "Running and waiting requests",
+        ("running_requests", "waiting_requests"),
+        1.0,
+        by_pool="waiting_requests",
+    ),
     Panel("KV cache in use, %", ("kv_used_fraction",), PERCENT),
     Panel("Power, kW", ("power_w",), KW),
 )
+POOL_DASHES: Mapping[str, str] = {"encode": ":", "prefill": "-", "decode": "--"}
+"""How the line of each pool is drawn."""
 ROW_IN, HEAD_IN, TIME_AXIS_IN, PANEL_IN = 1.62, 0.3, 0.3, 0.95
 PANEL_LEFT_IN = 0.42
 """Room for the numbers left of a panel."""
@@ -58,7 +68,10 @@ def timeline_chart(tables: RunTables) -> Drawing:
     Every row has its own axes: a rack is through in a minute with what a host chews for an hour.
     """
     title = "Load, requests, KV cache and power over time"
-    subtitle = "Waiting requests are the dark line. Every case has its own scales."
+    dark = "Waiting requests are the dark line"
+    if any(column.startswith("prefill_") for column in tables.timeline.columns):
+        dark += " (of prefill solid, of decode dashed)"
+    subtitle = f"{dark}. Every case has its own scales."
     content_in = ROW_IN * len(tables.cases) + HEAD_IN
     sheet = Sheet(heading_of(tables, title, subtitle), content_in)
     for column, panel in enumerate(PANELS):
@@ -98,7 +111,7 @@ def _binned(rows: pd.DataFrame) -> pd.DataFrame:
     if len(rows) <= MOST_BINS:
         return rows
     bins = np.arange(len(rows)) * MOST_BINS // len(rows)
-    columns = [column for panel in PANELS for column in panel.columns]
+    columns = [column for panel in PANELS for column, _ in _lines(panel, rows)]
     spans_s = rows["end_s"] - rows["start_s"]
     weighted = rows[columns].mul(spans_s, axis=0).groupby(bins).sum(min_count=1)
     averages = weighted.div(spans_s.groupby(bins).sum(), axis=0)
@@ -106,18 +119,31 @@ def _binned(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([edges, averages], axis=1)
 
 
+def _lines(panel: Panel, rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """List the columns that a panel shows of a case, each with its dash."""
+    first = [(panel.columns[0], "-")]
+    pools = [
+        (f"{role}_{panel.by_pool}", dash)
+        for role, dash in POOL_DASHES.items()
+        if panel.by_pool and f"{role}_{panel.by_pool}" in rows.dropna(axis=1, how="all")
+    ]
+    return first + (pools or [(column, "-") for column in panel.columns[1:]])
+
+
 def _panel(axes: Axes, panel: Panel, rows: pd.DataFrame, style: CaseStyle) -> None:
     """Draw one quantity of one case over time."""
-    if rows.empty or rows[list(panel.columns)].isna().all(axis=None):
+    shown = [column for column, _ in _lines(panel, rows)]
+    if rows.empty or rows[shown].isna().all(axis=None):
         say(axes, "not defined")
         return
     unit, unit_s = _time_unit(float(rows["end_s"].max()))
     edges = np.append(rows["start_s"], rows["end_s"].iloc[-1]) / unit_s
-    for column, ink in zip(panel.columns, (style.colour, colour("ink")), strict=False):
+    for place, (column, dash) in enumerate(_lines(panel, rows)):
         values = rows[column].to_numpy(dtype=np.float64) / panel.scale
-        if ink == style.colour:
+        ink = colour("ink") if place else style.colour
+        if not place:
             axes.stairs(np.nan_to_num(values), edges, fill=True, color=ink, alpha=0.22)
-        axes.stairs(values, edges, baseline=None, color=ink, linewidth=1.3)
+        axes.stairs(values, edges, baseline=None, color=ink, linewidth=1.3, linestyle=dash)
     axes.set_xlim(0.0, edges[-1])
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{plain(x)} {unit}" if x else "0"))

@@ -1,0 +1,212 @@
+"""How much of the KV cache an engine sets aside for a request before it lets it in.
+
+An engine that admits as long as the prompt fits may have to preempt when answers grow
+(``as_needed``: vLLM). One that sets the longest answer aside never has to (``no_evict``:
+TensorRT-LLM). One that sets an estimate aside seldom has to (``estimated``: SGLang).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from sim.engine.batch import DecodeBatch
+from sim.engine.kv import BlockPool, SequenceBlocks
+from sim.engine.requests import Request
+
+FreeAfter = Callable[[int], int]
+"""Free blocks after a number of steps."""
+
+
+class Reservation(Protocol):
+    """Decides whether there is room for one more answer."""
+
+    def admits(self, request: Request, new_blocks: int) -> bool:
+        """Tell whether a request may come in that takes some blocks now.
+
+        Parameters
+        ----------
+        request : Request
+        new_blocks : int
+            Of those that are free, what its next chunk takes.
+        """
+        ...
+
+    def admitted(self, request: Request) -> None:
+        """Take note that a request has come in."""
+        ...
+
+    def left(self, request: Request, *, preempted: bool = False) -> None:
+        """Take note that an admitted request is over, for now or for good."""
+        ...
+
+    def steps_to_admission(
+        self, request: Request, new_blocks: int, limit: int, free_after: FreeAfter
+    ) -> int:
+        """Count the steps, at most ``limit``, after which a waiting request would be let in.
+
+        Of a batch that only decodes meanwhile; ``free_after`` gives the free blocks after so many
+        steps.
+        """
+        ...
+
+
+class WholeAnswer:
+    """Set aside what the longest answer that a client asks for would take (``no_evict``).
+
+    Parameters
+    ----------
+    pool : BlockPool
+    blocks : SequenceBlocks
+    window_tokens : int, optional
+    """
+
+    def __init__(
+        self, pool: BlockPool, blocks: SequenceBlocks, window_tokens: int | None = None
+    ) -> None:
+        self._pool = pool
+        self._blocks = blocks
+        self._window_tokens = window_tokens
+        self.reserved_blocks = 0
+
+    def admits(self, request: Request, new_blocks: int) -> bool:
+        """Tell whether the whole answer fits beside those of all others."""
+        del new_blocks
+        return self.reserved_blocks + self._longest(request) <= self._pool.total_blocks
+
+    def admitted(self, request: Request) -> None:
+        """Set the blocks aside."""
+        request.reserved_blocks = self._longest(request)
+        self.reserved_blocks += request.reserved_blocks
+
+    def left(self, request: Request, *, preempted: bool = False) -> None:
+        """Give them free again."""
+        del preempted
+        self.reserved_blocks -= request.reserved_blocks
+        request.reserved_blocks = 0
+
+    def steps_to_admission(
+        self, request: Request, new_blocks: int, limit: int, free_after: FreeAfter
+    ) -> int:
+        """Nothing changes until somebody leaves."""
+        del request, new_blocks, free_after
+        return limit
+
+    def _longest(self, request: Request) -> int:
+        return self._blocks.held(
+            request.longest_tokens - 1, self._pool.block_tokens, self._window_tokens
+        )
+
+
+@dataclass(frozen=True)
+class AnswerEstimate:
+    """How much of the answers asked for SGLang expects (``new_token_ratio``).
+
+    Source: sglang ``python/sglang/srt/managers/schedule_policy.py`` (``PrefillAdder``) and
+    ``scheduler.py``: the share falls from ``initial_fraction`` by a constant with every step that
+    decodes, down to ``least_fraction``, and is set anew from what is left when a sequence has to
+    be preempted.
+    """
+
+    initial_fraction: float
+    least_fraction: float
+    decay_steps: int
+    """Steps from the initial to the least fraction."""
+    longest_counted_tokens: int
+    """Longer answers count as so long."""
+    spare_steps: int = 20
+    """Steps for which a preemption makes room."""
+
+    @property
+    def decay_fraction(self) -> float:
+        """By how much the fraction falls in each step."""
+        return (self.initial_fraction - self.least_fraction) / self.decay_steps
+
+
+class EstimatedAnswer:
+    """Set an estimate of the rest of the answers aside (``estimated``).
+
+    Parameters
+    ----------
+    pool : BlockPool
+    batch : DecodeBatch
+    estimate : AnswerEstimate
+    """
+
+    def __init__(self, pool: BlockPool, batch: DecodeBatch, estimate: AnswerEstimate) -> None:
+        self._pool = pool
+        self._batch = batch
+        self._estimate = estimate
+        self._admitted = 0
+        self._longest_sum = 0
+        """Prompt and longest answer of all admitted requests, in tokens."""
+        self._from_fraction = estimate.initial_fraction
+        self._from_step = 0
+
+    def admits(self, request: Request, new_blocks: int) -> bool:
+        """Tell whether prompt and whole answer fit beside the estimated rest of the others."""
+        if not self._admitted:
+            return True
+        return self._wanted(request, new_blocks) < self._room(0, self._pool.free_blocks)
+
+    def admitted(self, request: Request) -> None:
+        """Count its answer among those to come."""
+        if not self._admitted:
+            self._restart(self._estimate.initial_fraction)
+        self._admitted += 1
+        self._longest_sum += self._longest(request)
+
+    def left(self, request: Request, *, preempted: bool = False) -> None:
+        """Count it no more; a preemption shows that too little was set aside."""
+        if preempted:
+            produced = self._batch.context_tokens
+            spare = self._estimate.spare_steps * self._admitted
+            self._restart(min(1.0, (produced + spare) / (self._longest_sum + 1)))
+        self._admitted -= 1
+        self._longest_sum -= self._longest(request)
+
+    def steps_to_admission(
+        self, request: Request, new_blocks: int, limit: int, free_after: FreeAfter
+    ) -> int:
+        """Find the first step at which the falling estimate lets the request in.
+
+        In blocks of one token, what is free less what is set aside is concave in the steps as long
+        as the fraction falls, and does not grow after that: once it falls it never comes back.
+        """
+        room, concave = self._room(0, free_after(0)), self._pool.block_tokens == 1
+        wanted = self._wanted(request, new_blocks)
+        for steps in range(1, limit):
+            now = self._room(steps, free_after(steps))
+            if wanted < now:
+                return steps
+            if concave and now <= room:
+                break
+            room = now
+        return limit
+
+    def _wanted(self, request: Request, new_blocks: int) -> int:
+        """Tokens of a newcomer: its next chunk and its whole answer."""
+        answer = min(request.longest_tokens - request.input_tokens, self._limit)
+        return new_blocks * self._pool.block_tokens + answer
+
+    def _room(self, steps: int, free_blocks: int) -> float:
+        """Free tokens less those set aside, when the batch has taken some more steps."""
+        batch = self._batch
+        rest = self._longest_sum - batch.context_tokens - steps * batch.context_growing
+        return free_blocks * self._pool.block_tokens - self._fraction(batch.step + steps) * max(
+            rest, 0
+        )
+
+    def _fraction(self, step: int) -> float:
+        fallen = self._from_fraction - self._estimate.decay_fraction * (step - self._from_step)
+        return max(fallen, self._estimate.least_fraction)
+
+    def _restart(self, fraction: float) -> None:
+        self._from_fraction, self._from_step = fraction, self._batch.step
+
+    @property
+    def _limit(self) -> int:
+        return self._estimate.longest_counted_tokens
+
+    def _longest(self, request: Request) -> int:
+        answer = request.longest_tokens - request.input_tokens
+        return request.input_tokens + min(answer, self._limit)

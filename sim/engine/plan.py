@@ -1,0 +1,71 @@
+"""What the engine must know of a deployment, and how a replica's scheduler is made of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sim.engine.admission import AnswerEstimate, EstimatedAnswer, Reservation, WholeAnswer
+from sim.engine.batch import DecodeBatch
+from sim.engine.kv import WHOLE_CONTEXT, BlockPool, SequenceBlocks
+from sim.engine.prefix import PrefixCache
+from sim.engine.rules import SchedulerRules
+from sim.engine.scheduler import Scheduler
+from sim.engine.ticks import Pace
+from sim.engine.waiting import FcfsLine, WaitingLine
+
+
+@dataclass(frozen=True)
+class ReplicaPlan:
+    """What all replicas of a pool have in common."""
+
+    rules: SchedulerRules
+    kv_blocks: int
+    block_tokens: int
+    pace: Pace
+    max_model_len: int
+    """Longest prompt plus answer that is accepted."""
+    sequence_blocks: SequenceBlocks = WHOLE_CONTEXT
+    """KV blocks that each sequence holds."""
+    prefix_caching: bool = False
+    by_priority: bool = False
+    """Preempt sequences of the last priority first."""
+    whole_answers: bool = False
+    """Set the longest answer of each request aside (``no_evict``)."""
+    estimate: AnswerEstimate | None = None
+    """Set an estimate of the answers aside (``estimated``)."""
+    new_line: Callable[[], WaitingLine] = FcfsLine
+    """Makes the waiting line."""
+    new_batch: Callable[[], DecodeBatch] | None = None
+    """Makes the batch of decoding sequences; one token for each in every step unless given."""
+    kv_bytes_per_token: float = 0.0
+    """What moves between replicas and tiers for each token of context."""
+
+    def new_scheduler(self) -> Scheduler:
+        """Make the scheduler of an empty replica."""
+        new_pool = PrefixCache if self.prefix_caching else BlockPool
+        pool = new_pool(self.kv_blocks, self.block_tokens)
+        batch = self._new_batch()
+        return Scheduler(
+            self.rules,
+            pool,
+            batch,
+            self.new_line(),
+            self.sequence_blocks,
+            self._reservation(pool, batch),
+        )
+
+    def _new_batch(self) -> DecodeBatch:
+        if self.new_batch is not None:
+            return self.new_batch()
+        return DecodeBatch(
+            self.block_tokens,
+            self.rules.window_tokens,
+            self.sequence_blocks,
+            by_priority=self.by_priority,
+        )
+
+    def _reservation(self, pool: BlockPool, batch: DecodeBatch) -> Reservation | None:
+        if self.whole_answers:
+            return WholeAnswer(pool, self.sequence_blocks, self.rules.window_tokens)
+        if self.estimate is not None:
+            return EstimatedAnswer(pool, batch, self.estimate)
+        return None

@@ -1,0 +1,118 @@
+"""Waiting lines: who is let in next."""
+
+from collections import deque
+from collections.abc import Iterator
+from heapq import heappop, heappush
+from typing import Protocol
+
+from sim.engine.requests import Request
+
+
+class WaitingLine(Protocol):
+    """Requests that wait, in the order in which they are served."""
+
+    def push(self, request: Request) -> None:
+        """Let a request join."""
+        ...
+
+    def push_front(self, request: Request) -> None:
+        """Let a request that was preempted join again, before its equals."""
+        ...
+
+    def head(self) -> Request | None:
+        """Give the next one, if there is any."""
+        ...
+
+    def pop(self) -> Request:
+        """Take the next one out."""
+        ...
+
+    def remove(self, request: Request) -> bool:
+        """Take a request out, wherever it stands; False if it does not."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Request]: ...
+
+
+class FcfsLine:
+    """First come, first served."""
+
+    def __init__(self) -> None:
+        self._line: deque[Request] = deque()
+        self.push = self._line.append
+        self.push_front = self._line.appendleft
+        self.pop = self._line.popleft
+
+    def head(self) -> Request | None:
+        """Give the next one, if there is any."""
+        return self._line[0] if self._line else None
+
+    def remove(self, request: Request) -> bool:
+        """Take a request out, wherever it stands; False if it does not."""
+        if request not in self._line:
+            return False
+        self._line.remove(request)
+        return True
+
+    def __len__(self) -> int:
+        """Count them."""
+        return len(self._line)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._line)
+
+
+class PriorityLine:
+    """By priority, then by arrival; those that were preempted before their equals."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[tuple[int, ...], int, Request]] = []
+        self._members: dict[Request, int] = {}
+        self._count = 0
+        self._front = 0
+
+    def push(self, request: Request) -> None:
+        """Let a request join."""
+        self._count += 1
+        key = (request.priority, 1, request.arrival_tick, request.request_id)
+        self._enter(request, key)
+
+    def push_front(self, request: Request) -> None:
+        """Let a request that was preempted join again, before its equals."""
+        self._front -= 1
+        self._enter(request, (request.priority, 0, self._front))
+
+    def head(self) -> Request | None:
+        """Give the next one, if there is any."""
+        heap = self._heap
+        while heap and self._members.get(heap[0][2]) != heap[0][1]:
+            heappop(heap)  # it has left since
+        return heap[0][2] if heap else None
+
+    def pop(self) -> Request:
+        """Take the next one out."""
+        request = self.head()
+        if request is None:
+            raise IndexError("nobody waits")
+        heappop(self._heap)
+        del self._members[request]
+        return request
+
+    def remove(self, request: Request) -> bool:
+        """Take a request out, wherever it stands; False if it does not."""
+        return self._members.pop(request, None) is not None
+
+    def __len__(self) -> int:
+        """Count them."""
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[Request]:
+        members = self._members
+        return (row[2] for row in sorted(self._heap) if members.get(row[2]) == row[1])
+
+    def _enter(self, request: Request, key: tuple[int, ...]) -> None:
+        self._count += 1
+        self._members[request] = self._count
+        heappush(self._heap, (key, self._count, request))

@@ -1,0 +1,308 @@
+"""What a service cost and bought inside the window of a run: energy, money and tokens."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from sim.deployment import Deployment
+from sim.economics import (
+    BillLine,
+    Terms,
+    TokenCost,
+    Usage,
+    bill,
+    chips_charged,
+    total_usd,
+    usd_per_mtok,
+)
+from sim.engine.cluster import RunRecord
+from sim.engine.records import Columns
+from sim.metrics.activity import Tally, blocks_of, tally
+from sim.metrics.availability import Availability, availability
+from sim.metrics.requests import Window
+from sim.pools import Role
+from sim.service import Fleet, Service
+
+Floats = npt.NDArray[np.float64]
+
+RECOMPUTED = "preemption"
+"""Cause of losses in which the answer so far is kept, and computed again as part of the prompt."""
+HANDOVER = "handover"
+"""Kind of transfer from a prefill to a decode replica."""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What was there and what it did, between edges in time."""
+
+    tally: Tally
+    there: Availability
+
+    @property
+    def edges(self) -> Floats:
+        """Edges in time, shape (bins + 1,)."""
+        return self.tally.edges
+
+
+def inventories(service: Service, record: RunRecord, *grids: Floats) -> tuple[Inventory, ...]:
+    """Read the stretches of a run once, and add them up over one or more grids of time."""
+    tallies = tally(service, blocks_of(record.stretches), *grids)
+    return tuple(
+        Inventory(found, availability(service, record.states, found.edges)) for found in tallies
+    )
+
+
+@dataclass(frozen=True)
+class PoolAccounts:
+    """The part of one pool."""
+
+    role: Role
+    utilization_fraction: float
+    kv_used_fraction: float
+    running_requests: float
+    waiting_requests: float
+    replicas_paid: float
+    """Mean number of replicas that were not switched off."""
+    chip_power_w: float
+    """Of its chips, busy and idle."""
+    usd: float
+    prefill_share: float
+    """Part of its busy time that prompts caused."""
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """What a run cost and bought inside its window."""
+
+    window: Window
+    utilization_fraction: float
+    mfu_fraction: float
+    mbu_fraction: float
+    power_w: float
+    """Of everything that is charged, before PUE."""
+    output_tokens: float
+    input_tokens: float
+    cached_tokens: float
+    """Input tokens that were found in a cache."""
+    bill: tuple[BillLine, ...]
+    token_cost: TokenCost
+    lost_usd: float
+    """Part of the bill that went into work which was thrown away."""
+    kv_transfer_bytes: float
+    pools: tuple[PoolAccounts, ...]
+
+
+def accounts(
+    service: Service,
+    window: Window,
+    requests: pd.DataFrame,
+    record: RunRecord,
+    inventory: Inventory,
+    terms: Sequence[Terms],
+) -> Accounts:
+    """Add up work, energy and money over the window of a run.
+
+    Parameters
+    ----------
+    service : Service
+    window : Window
+    requests : DataFrame
+    record : RunRecord
+        For losses and transfers.
+    inventory : Inventory
+        Of the window: one bin.
+    terms : sequence of Terms
+        How each fleet of the service is paid for.
+    """
+    whole = inventory.tally.service
+    power_w = [float(fleet_power_w(service, fleet, inventory)[0]) for fleet in service.fleets]
+    bills = [
+        _fleet_bill(service, fleet, inventory, watts, paid)
+        for fleet, watts, paid in zip(service.fleets, power_w, terms, strict=True)
+    ]
+    pools = tuple(_pool_accounts(service, inventory, bills))
+    first = requests["first_token_s"].between(window.start_s, window.end_s, inclusive="right")
+    input_tokens = float(requests.loc[first, "input_tokens"].sum())
+    lines = _together(bills)
+    usd = total_usd(lines)
+    share = sum(pool.usd * pool.prefill_share for pool in pools) / usd if usd > 0 else 0.0
+    output_tokens = float(whole.output_tokens[0])
+    cost = usd_per_mtok(usd, min(share, 1.0), input_tokens, output_tokens)
+    return Accounts(
+        window=window,
+        utilization_fraction=_of(whole.busy_s[0], inventory.there.paid_s.sum()),
+        mfu_fraction=_chip_weighted(service, inventory, _flop_s(service, inventory)),
+        mbu_fraction=_chip_weighted(service, inventory, inventory.tally.pools.memory_s[:, 0]),
+        power_w=math.fsum(power_w),
+        output_tokens=output_tokens,
+        input_tokens=input_tokens,
+        cached_tokens=float(requests.loc[first, "cached_tokens"].sum()),
+        bill=lines,
+        token_cost=cost,
+        lost_usd=_lost_usd(record.losses, window, cost, input_tokens, output_tokens),
+        kv_transfer_bytes=_moved_bytes(record.transfers, window),
+        pools=pools,
+    )
+
+
+def fleet_power_w(service: Service, fleet: Fleet, inventory: Inventory) -> Floats:
+    """Mean power of busy chips, idle chips and hosts of a fleet, of all that is charged.
+
+    Returns
+    -------
+    power : array, shape (bins,)
+    """
+    widths_s, system = np.diff(inventory.edges), fleet.system
+    chip_w: Floats = np.sum(
+        [_pool_power_w(service, place, inventory) for place in fleet.places], axis=0
+    )
+    host_w = system.host_power_w.value * fleet.systems
+    if service.case.prices.charge == "systems":
+        spare = fleet.installed_chips - fleet.chips
+        return chip_w + (_idle_w(fleet.pools[0]) * spare + host_w)
+    paid = [_paid_chip_s(service, place, inventory) for place in fleet.places]
+    mean_chips: Floats = np.sum(paid, axis=0) / widths_s
+    return chip_w + host_w * mean_chips / fleet.installed_chips
+
+
+def _pool_power_w(service: Service, place: int, inventory: Inventory) -> Floats:
+    """Mean power of the chips of a pool that are charged, busy or idle."""
+    pool, there = service.pools[place], inventory.there
+    systems = service.case.prices.charge == "systems"
+    present_s = (there.installed_s if systems else there.paid_s)[place]
+    idle_s = np.maximum(present_s - inventory.tally.pools.busy_s[place], 0.0)
+    idle_j = _idle_w(pool) * pool.chips_per_replica * idle_s
+    power_w: Floats = (inventory.tally.pools.energy_j[place] + idle_j) / np.diff(inventory.edges)
+    return power_w
+
+
+def _idle_w(pool: Deployment) -> float:
+    return float(pool.accelerator.power.idle_w.value)
+
+
+def _paid_chip_s(service: Service, place: int, inventory: Inventory) -> Floats:
+    """Chip-seconds of a pool in which its replicas were not switched off; shape (bins,)."""
+    chip_s: Floats = inventory.there.paid_s[place] * service.pools[place].chips_per_replica
+    return chip_s
+
+
+def _fleet_bill(
+    service: Service, fleet: Fleet, inventory: Inventory, power_w: float, terms: Terms
+) -> tuple[BillLine, ...]:
+    """Itemised cost of one fleet over the window."""
+    span = float(np.diff(inventory.edges)[0])
+    usage = Usage(span, fleet.chips, fleet.systems, power_w * span)
+    charge = service.case.prices.charge
+    charged: float = chips_charged(charge, usage, fleet.system.chips)
+    if charge == "chips":
+        paid = [_paid_chip_s(service, place, inventory)[0] for place in fleet.places]
+        charged = math.fsum(paid) / span
+    return bill(terms, usage, charged)
+
+
+def _together(bills: Sequence[tuple[BillLine, ...]]) -> tuple[BillLine, ...]:
+    """Add bills up line by line."""
+    if len(bills) == 1:
+        return bills[0]
+    by_line: dict[str, list[BillLine]] = {}
+    for line in (line for lines in bills for line in lines):
+        by_line.setdefault(line.line, []).append(line)
+    total = math.fsum(line.usd for lines in by_line.values() for line in lines)
+    return tuple(
+        BillLine(
+            line=lines[0].line,
+            usd=(usd := math.fsum(line.usd for line in lines)),
+            usd_per_hour=math.fsum(line.usd_per_hour for line in lines),
+            share_fraction=usd / total if total > 0 else 0.0,
+            source="; ".join(dict.fromkeys(line.source for line in lines)),
+        )
+        for lines in by_line.values()
+    )
+
+
+def _pool_accounts(
+    service: Service, inventory: Inventory, bills: Sequence[tuple[BillLine, ...]]
+) -> list[PoolAccounts]:
+    span = float(np.diff(inventory.edges)[0])
+    usd = {}
+    for fleet, lines in zip(service.fleets, bills, strict=True):
+        paid = [float(_paid_chip_s(service, place, inventory)[0]) for place in fleet.places]
+        for place, chip_s in zip(fleet.places, paid, strict=True):
+            part = 1.0 if len(paid) == 1 else _of(chip_s, math.fsum(paid))
+            usd[place] = total_usd(lines) * part
+    return [
+        _one_pool(service, place, inventory, span, usd[place])
+        for place in range(len(service.pools))
+    ]
+
+
+def _one_pool(
+    service: Service, place: int, inventory: Inventory, span: float, usd: float
+) -> PoolAccounts:
+    pool = service.pools[place]
+    did = type(inventory.tally.pools)(*(values[place] for values in inventory.tally.pools))
+    paid_s = float(inventory.there.paid_s[place, 0])
+    unused = 0.0 if pool.role in ("serve", "decode") else 1.0  # a pool that did nothing
+    busy_s = float(did.busy_s[0])
+    return PoolAccounts(
+        role=pool.role,
+        utilization_fraction=_of(busy_s, paid_s),
+        kv_used_fraction=_of(float(did.kv_block_s[0]), pool.kv_blocks * paid_s),
+        running_requests=float(did.running_s[0]) / span,
+        waiting_requests=float(did.waiting_s[0]) / span,
+        replicas_paid=paid_s / span,
+        chip_power_w=float(_pool_power_w(service, place, inventory)[0]),
+        usd=usd,
+        prefill_share=float(did.prefill_s[0]) / busy_s if busy_s > 0 else unused,
+    )
+
+
+def _flop_s(service: Service, inventory: Inventory) -> Floats:
+    """Seconds that one chip of each pool would take for the FLOP of a replica's chips, at peak."""
+    return np.array(
+        [
+            inventory.tally.pools.flop[place, 0] / pool.peak_flop_per_s / pool.chips_per_replica
+            for place, pool in enumerate(service.pools)
+        ]
+    )
+
+
+def _chip_weighted(service: Service, inventory: Inventory, used_s: Floats) -> float:
+    """Share of the chips' time that some use of it would take at the peaks."""
+    chips = np.array([pool.chips_per_replica for pool in service.pools])
+    return _of(float(used_s @ chips), float(inventory.there.paid_s[:, 0] @ chips))
+
+
+def _lost_usd(
+    losses: Columns, window: Window, cost: TokenCost, input_tokens: float, output_tokens: float
+) -> float:
+    """Part of the bill that went into tokens which were computed and thrown away.
+
+    Of the money for prompts the share that lost prompt tokens are of all that were computed, and
+    likewise of the money for answers. Tokens of answers count as produced when they were; those
+    that were lost are among them.
+    """
+    inside = (losses["time_s"] > window.start_s) & (losses["time_s"] <= window.end_s)
+    if not inside.any():
+        return 0.0
+    prompts = float(losses["computed_tokens"][inside].sum())
+    thrown_away = inside & (losses["cause"].astype(str) != RECOMPUTED)
+    answers = float(losses["generated_tokens"][thrown_away].sum())
+    lost_input = cost.input_usd * _of(prompts, input_tokens + prompts)
+    return lost_input + cost.output_usd * min(_of(answers, output_tokens), 1.0)
+
+
+def _moved_bytes(transfers: Columns, window: Window) -> float:
+    """Bytes that came from prefill to decode replicas inside the window."""
+    arrived = (transfers["end_s"] > window.start_s) & (transfers["end_s"] <= window.end_s)
+    handed = transfers["kind"].astype(str) == HANDOVER
+    return float(transfers["bytes"][arrived & handed].sum())
+
+
+def _of(part: float, whole: float) -> float:
+    """Give a share; 0 of nothing."""
+    return float(part) / float(whole) if whole > 0 else 0.0

@@ -1,0 +1,227 @@
+"""What the chips of a service did, stretch by stretch, summed up between edges in time."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.cost.table import StepTable
+from sim.cost.work import StepShape
+from sim.deployment import Deployment
+from sim.engine.records import Columns
+from sim.service import Service
+
+Floats = npt.NDArray[np.float64]
+
+BLOCK_ROWS = 131_072
+"""Stretches that are priced at a time: enough to make NumPy's calls cheap, few in memory."""
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What the replicas of one pool did in some stretches, priced."""
+
+    stretches: Columns
+    prefill_share: Floats
+    """Part of each stretch's time that its prompts caused."""
+    energy_j: Floats
+    """Of all chips of the replica."""
+    flop: Floats
+    memory_s: Floats
+    """Memory traffic as seconds at peak bandwidth, of one chip."""
+
+    @property
+    def busy_s(self) -> Floats:
+        """Duration of each stretch."""
+        stretches = self.stretches
+        return (stretches["end_s"] - stretches["start_s"]).astype(float)
+
+    def totals(self) -> "Totals":
+        """Give what each stretch adds to the tally of its pool."""
+        stretches, busy_s = self.stretches, self.busy_s
+        running = stretches["decode_sequences"] + stretches["prefill_sequences"]
+        return Totals(
+            busy_s=busy_s,
+            prefill_s=busy_s * self.prefill_share,
+            output_tokens=stretches["output_tokens"].astype(float),
+            energy_j=self.energy_j,
+            flop=self.flop,
+            memory_s=self.memory_s,
+            running_s=running * busy_s,
+            kv_block_s=stretches["kv_used_blocks"] * busy_s,
+            waiting_s=stretches["waiting_requests"] * busy_s,
+        )
+
+
+class Totals(NamedTuple):
+    """What is added up: an array for each quantity, of any one shape."""
+
+    busy_s: Floats
+    """Time in which a step was running."""
+    prefill_s: Floats
+    """The part of it that prompts caused."""
+    output_tokens: Floats
+    energy_j: Floats
+    """Of the chips of busy replicas."""
+    flop: Floats
+    memory_s: Floats
+    """Memory traffic as seconds at peak bandwidth, of one chip."""
+    running_s: Floats
+    """Requests in a step, times how long."""
+    kv_block_s: Floats
+    """KV blocks in use, times how long."""
+    waiting_s: Floats
+    """Requests in the queues of busy replicas, times how long."""
+
+
+class Overlaps:
+    """Which part of each of some intervals lies between which edges.
+
+    Parameters
+    ----------
+    start_s, end_s : array, shape (n,)
+    edges : array, shape (bins + 1,)
+        Rising.
+
+    Examples
+    --------
+    Of an interval of four seconds one lies in the first bin and two in the second; what is spread
+    over it evenly is dealt out like that:
+
+    >>> overlaps = Overlaps(np.array([1.0]), np.array([5.0]), np.array([0.0, 2.0, 4.0]))
+    >>> overlaps.sum(np.array([8.0])).tolist()
+    [2.0, 4.0]
+    """
+
+    def __init__(self, start_s: Floats, end_s: Floats, edges: Floats) -> None:
+        self._bins = edges.size - 1
+        first = np.maximum(np.searchsorted(edges, start_s, side="right") - 1, 0)
+        last = np.minimum(np.searchsorted(edges, end_s, side="left") - 1, self._bins - 1)
+        met = np.maximum(last - first + 1, 0)
+        rows = np.repeat(np.arange(start_s.size), met)
+        nth = np.arange(rows.size) - np.repeat(np.cumsum(met) - met, met)
+        bins = first[rows] + nth
+        begin, end = start_s[rows], end_s[rows]
+        inside_s = np.minimum(end, edges[bins + 1]) - np.maximum(begin, edges[bins])
+        # what begins and ends at the same moment, up to rounding, lies in one bin as a whole
+        lasts = end > begin
+        self._share = np.divide(inside_s, end - begin, out=np.ones_like(begin), where=lasts)
+        self._rows, self._into = rows, bins
+
+    def sum(self, values: Floats) -> Floats:
+        """Add up a quantity of each interval, spread evenly over its time; shape (bins,)."""
+        parts = values[self._rows] * self._share
+        return np.bincount(self._into, parts, minlength=self._bins).astype(float)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What each pool of a service did between edges in time; arrays of shape (pools, bins)."""
+
+    edges: Floats
+    pools: Totals
+
+    @property
+    def service(self) -> Totals:
+        """The same, of all pools together; shape (bins,)."""
+        return Totals(*(values.sum(axis=0) for values in self.pools))
+
+
+def tally(service: Service, blocks: Iterable[Columns], *grids: Floats) -> tuple[Tally, ...]:
+    """Price the stretches of a run and add them up over one or more grids of time.
+
+    Parameters
+    ----------
+    service : Service
+    blocks : iterable of Columns
+        The stretches in any order, as many at a time as is convenient.
+    *grids : array, shape (bins + 1,)
+        Edges in time.
+
+    Returns
+    -------
+    tallies : tuple of Tally
+        One for each grid.
+    """
+    shape = (len(Totals._fields), len(service.pools))
+    sums = [np.zeros((*shape, edges.size - 1)) for edges in grids]
+    for block in blocks:
+        for place, part in _by_pool(service, block):
+            start_s, end_s = part["start_s"].astype(float), part["end_s"].astype(float)
+            totals = activity(service.pools[place], part).totals()
+            for edges, found in zip(grids, sums, strict=True):
+                overlaps = Overlaps(start_s, end_s, edges)
+                for quantity, values in enumerate(totals):
+                    found[quantity, place] += overlaps.sum(values)
+    return tuple(Tally(edges, Totals(*found)) for edges, found in zip(grids, sums, strict=True))
+
+
+def blocks_of(columns: Columns, rows: int = BLOCK_ROWS) -> Iterator[Columns]:
+    """Cut columns into blocks, without copying them."""
+    count = len(next(iter(columns.values()), ()))
+    for start in range(0, count, rows):
+        yield {name: values[start : start + rows] for name, values in columns.items()}
+
+
+def activity(pool: Deployment, stretches: Columns) -> Activity:
+    """Price some stretches of one pool: whose time, energy, arithmetic, memory traffic."""
+    shape, steps = _shape(stretches), stretches["steps"].astype(float)
+    chips = pool.chips_per_replica
+    return Activity(
+        stretches=stretches,
+        prefill_share=_prefill_share(pool.seconds, shape),
+        energy_j=chips * _total(pool.joules, shape, steps),
+        flop=chips * _total(pool.flop, shape, steps),
+        memory_s=_total(pool.memory_seconds, shape, steps),
+    )
+
+
+def _by_pool(service: Service, block: Columns) -> Iterator[tuple[int, Columns]]:
+    """Sort stretches by the pool of their replica."""
+    if len(service.pools) == 1:
+        yield 0, block
+        return
+    pools = np.searchsorted(service.first_replicas, block["replica"], side="right") - 1
+    for place in np.unique(pools).tolist():
+        mine = pools == place
+        yield place, {name: values[mine] for name, values in block.items()}
+
+
+def _shape(stretches: Columns) -> StepShape:
+    """Gather counts of one step of each stretch, and attention sums over all its steps."""
+    return StepShape(
+        decode_sequences=stretches["decode_sequences"],
+        decode_context_tokens=stretches["decode_context_tokens"].astype(float),
+        decode_window_tokens=stretches["decode_window_tokens"].astype(float),
+        prefill_sequences=stretches["prefill_sequences"],
+        prefill_tokens=stretches["prefill_tokens"],
+        prefill_pairs=stretches["prefill_pairs"].astype(float),
+        prefill_window_pairs=stretches["prefill_window_pairs"].astype(float),
+        prefill_context_tokens=stretches["prefill_context_tokens"].astype(float),
+    )
+
+
+def _total(table: StepTable, shape: StepShape, steps: Floats) -> Floats:
+    return steps * table.fixed(shape) + table.attended(shape)
+
+
+def _prefill_share(table: StepTable, shape: StepShape) -> Floats:
+    """Split the time of mixed steps in proportion to what each part would take alone."""
+    prefill = StepShape(
+        prefill_sequences=shape.prefill_sequences,
+        prefill_tokens=shape.prefill_tokens,
+        prefill_pairs=shape.prefill_pairs,
+        prefill_window_pairs=shape.prefill_window_pairs,
+        prefill_context_tokens=shape.prefill_context_tokens,
+    )
+    decode = StepShape(
+        decode_sequences=shape.decode_sequences,
+        decode_context_tokens=shape.decode_context_tokens,
+        decode_window_tokens=shape.decode_window_tokens,
+    )
+    # in a stretch of many steps there are no prompts, and the share is 0 whatever the divisor
+    alone = table.fixed(prefill) + table.attended(prefill)
+    other = table.fixed(decode) + table.attended(decode)
+    return np.divide(alone, alone + other, out=np.zeros_like(alone), where=alone + other > 0)

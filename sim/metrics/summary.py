@@ -1,0 +1,185 @@
+"""One row of the summary for each case, and one for each of its pools and tenants."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from sim.economics import usd_per_hour
+from sim.metrics.accounts import Accounts
+from sim.metrics.requests import OUTCOMES, Window, count_outcome, meets_slo, statistics
+from sim.scenario import Slo
+from sim.service import Service
+from sim.units import HOUR_S
+
+Floats = npt.NDArray[np.float64]
+
+QUANTILES = ("p50", "p95", "p99")
+
+
+def summary_row(service: Service, requests: pd.DataFrame, books: Accounts) -> dict[str, object]:
+    """One row of the summary: what a case does and what it costs."""
+    case, window = service.case, books.window
+    span = window.duration_s
+    counted = counted_requests(requests, window)
+    completed = counted[counted["outcome"] == "completed"]
+    met = int(meets_slo(completed, case.slo.ttft_s, case.slo.tpot_s).sum())
+    output_rate = books.output_tokens / span
+    total_rate = (books.output_tokens + books.input_tokens) / span
+    tpot = completed["tpot_s"].dropna()
+    cost, done = books.token_cost, count_outcome(requests, "completed")
+    return {
+        "case": case.name,
+        "system": " + ".join(dict.fromkeys(pool.case.system for pool in service.pools)),
+        "model": case.model,
+        "chips": service.chips,
+        "replicas": service.replicas,
+        "offered_requests_per_s": len(counted) / span,
+        "completed_requests": done,
+        "failed_requests": len(requests) - done,
+        "duration_s": span,
+        "output_tokens_per_s": output_rate,
+        "output_tokens_per_s_per_chip": output_rate / service.chips,
+        "total_tokens_per_s_per_chip": total_rate / service.chips,
+        **statistics("ttft_s", completed["ttft_s"], ("mean", *QUANTILES)),
+        **statistics("tpot_s", tpot, ("mean", *QUANTILES)),
+        **statistics("e2e_s", completed["e2e_s"], ("p50", "p99")),
+        "interactivity_tokens_per_s": 1.0 / float(tpot.median()) if len(tpot) else np.nan,
+        "slo_attainment_fraction": met / len(counted) if len(counted) else np.nan,
+        "goodput_requests_per_s": met / span,
+        "utilization_fraction": books.utilization_fraction,
+        "mfu_fraction": books.mfu_fraction,
+        "mbu_fraction": books.mbu_fraction,
+        "power_w_mean": books.power_w,
+        "energy_j_per_output_token": books.power_w * span / books.output_tokens
+        if books.output_tokens
+        else np.nan,
+        "usd_per_hour": usd_per_hour(books.bill),
+        "usd_per_mtok_input": _or_nan(cost.usd_per_mtok_input),
+        "usd_per_mtok_output": _or_nan(cost.usd_per_mtok_output),
+        "usd_per_mtok_total": _or_nan(cost.usd_per_mtok_total),
+        **_losses(requests, books),
+    }
+
+
+def _losses(requests: pd.DataFrame, books: Accounts) -> dict[str, object]:
+    """Tell what was saved by caches, and what was lost on the way."""
+    failed = {f"{name}_requests": count_outcome(requests, name) for name in OUTCOMES[1:]}
+    return {
+        "cached_input_fraction": books.cached_tokens / books.input_tokens
+        if books.input_tokens
+        else 0.0,
+        "preemptions": int(requests["preemptions"].sum()),
+        **failed,
+        "kv_transfer_bytes": books.kv_transfer_bytes,
+        "lost_work_usd_per_hour": books.lost_usd / books.window.duration_s * HOUR_S,
+    }
+
+
+def pool_rows(service: Service, books: Accounts) -> Iterator[dict[str, object]]:
+    """One row for each pool: what it consists of, how full it is, what it costs."""
+    per_hour = HOUR_S / books.window.duration_s
+    for pool, part in zip(service.pools, books.pools, strict=True):
+        yield {
+            "pool": pool.role,
+            "system": pool.case.system,
+            "chips": pool.chips,
+            "replicas": pool.replicas,
+            "chips_per_replica": pool.chips_per_replica,
+            "replicas_mean": part.replicas_paid,
+            "utilization_fraction": part.utilization_fraction,
+            "kv_used_fraction": part.kv_used_fraction,
+            "running_requests": part.running_requests,
+            "waiting_requests": part.waiting_requests,
+            "chip_power_w": part.chip_power_w,
+            "usd_per_hour": part.usd * per_hour,
+        }
+
+
+def tenant_rows(
+    requests: pd.DataFrame, books: Accounts, slos: Sequence[Slo]
+) -> Iterator[dict[str, object]]:
+    """One row for each tenant: what its requests met with, and its share of the cost.
+
+    Input tokens that had to be computed share the cost of prompts, output tokens that of answers;
+    tokens count when they fall into the window.
+
+    Parameters
+    ----------
+    requests : DataFrame
+        Its column ``tenant`` is categorical.
+    books : Accounts
+    slos : sequence of Slo
+        Of each tenant, in the order of the categories.
+    """
+    window = books.window
+    prompts, answers = _tokens_in(requests, window)
+    tenants = requests["tenant"].cat
+    codes, count = tenants.codes.to_numpy(), len(tenants.categories)
+    read, written = (
+        np.bincount(codes, weights=tokens, minlength=count).astype(float)
+        for tokens in (prompts, answers)
+    )
+    cost = books.token_cost
+    usd = cost.input_usd * _shares(read) + cost.output_usd * _shares(written)
+    total = cost.input_usd + cost.output_usd
+    counted = counted_requests(requests, window)
+    for index, (tenant, slo) in enumerate(zip(tenants.categories, slos, strict=True)):
+        mine = counted[counted["tenant"] == tenant]
+        yield {
+            "tenant": tenant,
+            **_service_of(mine, slo, window),
+            "usd_per_hour": usd[index] / window.duration_s * HOUR_S,
+            "share_fraction": usd[index] / total if total > 0 else 0.0,
+        }
+
+
+def _service_of(mine: pd.DataFrame, slo: Slo, window: Window) -> dict[str, object]:
+    """Count requests, latencies and goodput of one tenant in the window."""
+    completed = mine[mine["outcome"] == "completed"]
+    met = int(meets_slo(completed, slo.ttft_s, slo.tpot_s).sum())
+    prompts = float(mine["input_tokens"].sum())
+    return {
+        "requests": len(mine),
+        **{f"{name}_requests": count_outcome(mine, name) for name in OUTCOMES},
+        "input_tokens": int(prompts),
+        "output_tokens": int(completed["output_tokens"].sum()),
+        "cached_input_fraction": float(mine["cached_tokens"].sum()) / prompts if prompts else 0.0,
+        **statistics("ttft_s", completed["ttft_s"], QUANTILES),
+        **statistics("tpot_s", completed["tpot_s"].dropna(), QUANTILES),
+        **statistics("e2e_s", completed["e2e_s"], QUANTILES),
+        "slo_attainment_fraction": met / len(mine) if len(mine) else np.nan,
+        "goodput_requests_per_s": met / window.duration_s,
+    }
+
+
+def counted_requests(requests: pd.DataFrame, window: Window) -> pd.DataFrame:
+    """Give the requests that arrived in the window."""
+    return requests[requests["arrival_s"].between(window.start_s, window.end_s)]
+
+
+def _tokens_in(requests: pd.DataFrame, window: Window) -> tuple[Floats, Floats]:
+    """Tokens of each request that fall into the window: prompt tokens computed, and answers.
+
+    An answer is spread evenly from its first token to its last.
+    """
+    first_s, done_s = (requests[name].to_numpy() for name in ("first_token_s", "done_s"))
+    in_time = (first_s > window.start_s) & (first_s <= window.end_s)
+    computed = requests["input_tokens"].to_numpy() - requests["cached_tokens"].to_numpy()
+    lasts_s = done_s - first_s
+    inside_s = np.minimum(done_s, window.end_s) - np.maximum(first_s, window.start_s)
+    share = np.divide(inside_s, lasts_s, out=in_time.astype(float), where=lasts_s > 0)
+    answers = requests["output_tokens"].to_numpy() * np.clip(np.nan_to_num(share), 0.0, 1.0)
+    return np.where(in_time, computed, 0).astype(float), answers
+
+
+def _shares(amounts: Floats) -> Floats:
+    """Share of each in the sum; equal ones if there is none, so that nothing stays unpaid."""
+    total = amounts.sum()
+    return amounts / total if total > 0 else np.full(amounts.size, 1.0 / amounts.size)
+
+
+def _or_nan(value: float | None) -> float:
+    """Write what is not defined as tables do."""
+    return np.nan if value is None else value

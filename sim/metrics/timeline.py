@@ -1,0 +1,102 @@
+"""Load, queues, KV use and power over the time of a run."""
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from sim.engine.cluster import RunRecord
+from sim.metrics.accounts import HANDOVER, Inventory, fleet_power_w
+from sim.metrics.activity import Overlaps
+from sim.metrics.requests import last_event_s, request_seconds
+from sim.service import Service
+
+Floats = npt.NDArray[np.float64]
+
+TIMELINE_BINS = 120
+
+
+def timeline_edges(requests: pd.DataFrame, bins: int = TIMELINE_BINS) -> Floats:
+    """Cut the time of a run into equal bins."""
+    return np.linspace(0.0, last_event_s(requests) or 1.0, bins + 1)
+
+
+def timeline(
+    service: Service, requests: pd.DataFrame, record: RunRecord, inventory: Inventory
+) -> pd.DataFrame:
+    """Load, queue, KV use and power over the time of the run, a row for each bin.
+
+    Parameters
+    ----------
+    service : Service
+    requests : DataFrame
+    record : RunRecord
+        For transfers.
+    inventory : Inventory
+        Of the bins.
+    """
+    edges = inventory.edges
+    width = float(edges[1] - edges[0])
+    did, there = inventory.tally.service, inventory.there
+    blocks = np.array([pool.kv_blocks for pool in service.pools])
+    used, room = inventory.tally.pools.kv_block_s.sum(axis=0), blocks @ there.paid_s
+    arrived, _ = np.histogram(requests["arrival_s"], edges)
+    waiting_s = request_seconds(requests, "arrival_s", "admit_s", edges)
+    power_w = [fleet_power_w(service, fleet, inventory) for fleet in service.fleets]
+    return pd.DataFrame(
+        {
+            "start_s": edges[:-1],
+            "end_s": edges[1:],
+            "offered_requests_per_s": arrived / width,
+            "output_tokens_per_s": did.output_tokens / width,
+            "running_requests": did.running_s / width,
+            "waiting_requests": waiting_s / width,
+            "kv_used_fraction": _shares(used, room),
+            "utilization_fraction": _shares(did.busy_s, there.paid_s.sum(axis=0)),
+            "power_w": np.sum(power_w, axis=0),
+            "replicas_up": there.up_s.sum(axis=0) / width,
+            "cached_input_fraction": _cached_fraction(requests, edges),
+            "kv_transfer_bytes_per_s": _moved_bytes(record, edges) / width,
+            **_by_pool(service, inventory, width),
+        }
+    )
+
+
+def _by_pool(service: Service, inventory: Inventory, width: float) -> dict[str, Floats]:
+    """Queue, load and use of each pool, where there are several."""
+    if len(service.pools) == 1:
+        return {}
+    columns: dict[str, Floats] = {}
+    did, paid_s = inventory.tally.pools, inventory.there.paid_s
+    for place, pool in enumerate(service.pools):
+        columns[f"{pool.role}_waiting_requests"] = did.waiting_s[place] / width
+        columns[f"{pool.role}_running_requests"] = did.running_s[place] / width
+        columns[f"{pool.role}_kv_used_fraction"] = _shares(
+            did.kv_block_s[place], pool.kv_blocks * paid_s[place]
+        )
+        columns[f"{pool.role}_utilization_fraction"] = _shares(did.busy_s[place], paid_s[place])
+    return columns
+
+
+def _cached_fraction(requests: pd.DataFrame, edges: Floats) -> Floats:
+    """Share of input tokens that were found in a cache, of the requests admitted in each bin."""
+    admit_s = requests["admit_s"].to_numpy()
+    known = ~np.isnan(admit_s)
+    prompts, cached = (
+        np.histogram(admit_s[known], edges, weights=requests[name].to_numpy(float)[known])[0]
+        for name in ("input_tokens", "cached_tokens")
+    )
+    return _shares(cached, prompts)
+
+
+def _moved_bytes(record: RunRecord, edges: Floats) -> Floats:
+    """Bytes between pools in each bin, spread evenly over the time of each transfer."""
+    transfers = record.transfers
+    handed = transfers["kind"].astype(str) == HANDOVER
+    start_s, end_s, moved = (transfers[name][handed] for name in ("start_s", "end_s", "bytes"))
+    return Overlaps(start_s, end_s, edges).sum(moved)
+
+
+def _shares(parts: Floats, wholes: Floats) -> Floats:
+    """Divide; 0 where there is nothing to divide by."""
+    nothing = np.zeros(np.shape(parts))
+    return np.divide(parts, wholes, out=nothing, where=np.asarray(wholes) > 0)

@@ -1,0 +1,131 @@
+"""The pools of a case: which engines do what, and how keys and values get from one to the next.
+
+A case without ``pools`` is served by one pool, in which every replica computes prompts and
+answers. Disaggregated serving has a prefill and a decode pool, with an encode pool before them
+where prompts hold images or the like. Each is written as the keys in which it differs from its
+case.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+from sim.parallelism import Parallelism
+from sim.precision import Precision
+from sim.routing import BALANCED, Routing
+from sim.schema import KeyPath, Located, StrictModel, merge
+from sim.serving import ServingEngine
+from sim.units import BytesPerSecond, PositiveInt, Seconds
+
+Role = Literal["serve", "encode", "prefill", "decode"]
+"""What the replicas of a pool do: everything, or one part of it."""
+
+
+class Pool(StrictModel):
+    """The replicas of one role; the keys of the case hold where a pool does not give its own."""
+
+    system: str
+    """Id of a file in ``hardware/systems``."""
+    systems: PositiveInt | None = None
+    """How many of them the pool has to itself. Without it the pool shares the systems of its case
+    with the other pools, or has one of its own where it names another ``system``."""
+    model: str
+    """Id of a file in ``workloads/models``."""
+    parallelism: Parallelism
+    precision: Precision
+    routing: Routing = BALANCED
+    """How evenly the router of a mixture loads its experts."""
+    replicas: PositiveInt | None = None
+    """Engine instances; as many as the chips allow unless given."""
+    engine: ServingEngine = ServingEngine()
+    router: Literal["round_robin", "least_outstanding"] = "least_outstanding"
+    """How requests are dealt to the replicas."""
+
+
+class Pools(StrictModel):
+    """Pools by what they do, in the order in which a request meets them."""
+
+    encode: Pool | None = None
+    """Turns images and the like into tokens; none: prompts are text."""
+    prefill: Pool
+    """Computes prompts."""
+    decode: Pool
+    """Computes answers."""
+
+    def by_role(self) -> Mapping[Role, Pool]:
+        """Pools that are there, in the order in which a request meets them."""
+        found: dict[Role, Pool] = {} if self.encode is None else {"encode": self.encode}
+        return {**found, "prefill": self.prefill, "decode": self.decode}
+
+
+class KvTransfer(StrictModel):
+    """How keys and values get from the prefill to the decode pool."""
+
+    overlap: Literal["none", "layerwise"] = "none"
+    """``none``: the transfer starts when the prompt is computed, as with vLLM's NIXL connector;
+    ``layerwise``: each layer is sent while the next one is computed."""
+    link: Literal["scale_up", "scale_out"] | None = None
+    """Network that carries them. Unless given, the scale-up network where both pools stand in one
+    domain of it, else the scale-out network."""
+    bandwidth_bytes_per_s: BytesPerSecond | None = None
+    """What one chip sends or receives; what its network gives unless given."""
+    latency_s: Seconds | None = None
+    """From the last byte sent to the last byte there; that of the network unless given."""
+
+
+_OWN = frozenset({"systems"})
+"""Keys that a pool does not take from its case."""
+INHERITED = frozenset(Pool.model_fields) - _OWN
+
+
+def lay_out_pools(case: Located) -> Located:
+    """Lay each pool of a case over the keys of the case.
+
+    A key that the case itself lacks is that of its last pool, so that a case whose pools say
+    everything need not say it again.
+
+    Parameters
+    ----------
+    case : Located
+        A case with all its keys, not validated yet.
+
+    Examples
+    --------
+    >>> from sim.schema import load_yaml
+    >>> text = "{system: a, engine: {x: 1, y: 1}, pools: {decode: {engine: {y: 2}}}}"
+    >>> lay_out_pools(load_yaml(text)).data["pools"]
+    {'decode': {'engine': {'y': 2, 'x': 1}, 'system': 'a'}}
+    """
+    pools = case.data.get("pools")
+    if not isinstance(pools, dict):
+        return case
+    shared = _only(case, INHERITED & set(case.data))
+    whole = case
+    for role, part in pools.items():
+        if isinstance(part, dict):
+            whole = merge(whole, _laid_over(shared, case, role))
+    last = whole.data["pools"].get("decode")
+    if isinstance(last, dict):
+        said_by_pool = _only(
+            whole.at(("pools", "decode")), (INHERITED & set(last)) - set(case.data)
+        )
+        whole = merge(said_by_pool, whole)
+    return Located(whole.data, {**whole.positions, (): case.position(())})
+
+
+def _laid_over(shared: Located, case: Located, role: str) -> Located:
+    """Lay one pool over the shared keys; what it lacks is reported where it stands."""
+    part = case.at(("pools", role))
+    pool = merge(shared, part)
+    path: KeyPath = ("pools", role)
+    positions = {(*path, *below): where for below, where in pool.positions.items()}
+    prefixes: tuple[KeyPath, ...] = ((), ("pools",), path)
+    above = {prefix: case.position(prefix) for prefix in prefixes}
+    return Located({"pools": {role: pool.data}}, {**positions, **above})
+
+
+def _only(located: Located, keys: Collection[str]) -> Located:
+    data: dict[str, Any] = {key: value for key, value in located.data.items() if key in keys}
+    positions = {
+        path: where for path, where in located.positions.items() if not path or path[0] in keys
+    }
+    return Located(data, positions)

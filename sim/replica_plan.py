@@ -1,0 +1,111 @@
+"""From the settings of a serving engine to what the scheduler and the cost model need of them."""
+
+from collections.abc import Callable
+
+from sim.cost.execution import Execution, HostTime, Padding, Speculation
+from sim.cost.shares import Shares
+from sim.engine.admission import AnswerEstimate
+from sim.engine.batch import DecodeBatch
+from sim.engine.decode_steps import DecodeSteps
+from sim.engine.kv import SequenceBlocks
+from sim.engine.rules import SchedulerRules
+from sim.engine.speculative import SpeculativeBatch
+from sim.overhead import EngineOverhead
+from sim.serving import ServingEngine
+from sim.speculation import AcceptanceLaw
+
+
+def scheduler_rules(
+    engine: ServingEngine,
+    shares: Shares,
+    window_tokens: int | None,
+    law: AcceptanceLaw | None = None,
+) -> SchedulerRules:
+    """Give what a replica takes in: limits of its attention ranks and micro-batches together.
+
+    One prompt stays on one rank, so it gets the tokens of that rank alone.
+
+    Parameters
+    ----------
+    engine : ServingEngine
+        With every setting resolved.
+    shares : Shares
+        How the chips share a batch.
+    window_tokens : int, optional
+        Keys that windowed layers see at most.
+    law : AcceptanceLaw, optional
+        Of speculative decoding.
+    """
+    ranks = shares.parallelism.attention_dp
+    tokens = engine.max_num_batched_tokens * shares.micro_batches
+    own = [tokens] if ranks > 1 else []
+    if engine.max_chunk_tokens is not None:
+        own.append(engine.max_chunk_tokens)
+    return SchedulerRules(
+        max_num_seqs=engine.max_num_seqs * ranks,
+        max_num_batched_tokens=tokens * ranks,
+        max_chunk_tokens=min(own, default=None),
+        max_prompts_per_step=engine.max_prompts_per_step,
+        chunked_prefill=engine.chunked_prefill,
+        prefill_first=engine.composition == "prefill_first",
+        watermark_fraction=engine.watermark_fraction,
+        whole_prompt_must_fit=engine.whole_prompt_must_fit,
+        steps_ahead=engine.steps_ahead,
+        tokens_per_sequence=1 if law is None else law.verify_tokens,
+        window_tokens=window_tokens,
+    )
+
+
+def answer_estimate(engine: ServingEngine) -> AnswerEstimate | None:
+    """Give the share of the answers that an engine sets aside, where it estimates one."""
+    if engine.admission != "estimated" or engine.answer_estimate is None:
+        return None
+    return AnswerEstimate(**engine.answer_estimate.model_dump())
+
+
+def execution(engine: ServingEngine, speculation: Speculation | None) -> Execution:
+    """Give how steps run beside their kernels: padded sizes, time of the host, drafts."""
+    return Execution(_padding(engine, speculation), _host_time(engine), speculation)
+
+
+def new_batch(
+    engine: ServingEngine,
+    law: AcceptanceLaw | None,
+    blocks: SequenceBlocks,
+    window_tokens: int | None,
+    seed: int = 0,
+) -> Callable[[], DecodeBatch] | None:
+    """Give what makes the batch of decoding sequences where several tokens come out of a step."""
+    if law is None:
+        return None
+    return lambda: SpeculativeBatch(
+        engine.block_tokens,
+        DecodeSteps(law, seed),
+        law.draft_tokens,
+        window_tokens,
+        blocks,
+        by_priority=engine.order == "priority",
+    )
+
+
+def _padding(engine: ServingEngine, speculation: Speculation | None) -> Padding:
+    queries = 1 if speculation is None else speculation.queries
+    strict = bool(engine.decode_buckets)
+    sizes = engine.decode_buckets or engine.graph_sizes
+    decode_sizes = tuple(size * queries for size in sizes)
+    # vLLM runs steps with prompts through the same graphs
+    prefill_sizes = engine.prefill_buckets
+    return Padding(decode_sizes, prefill_sizes, static=strict, strict=strict)
+
+
+def with_host(law: EngineOverhead, engine: ServingEngine) -> EngineOverhead:
+    """Leave what is stated of the host out of the fitted overhead, which contains it."""
+    stated = {"step_s": engine.host_step_s, "sequence_s": engine.host_sequence_s}
+    return law.model_copy(update={key: 0.0 for key, s in stated.items() if s is not None})
+
+
+def _host_time(engine: ServingEngine) -> HostTime:
+    """Give the time of the host, where it is stated apart from the fitted overhead."""
+    return HostTime(
+        engine.host_step_s or 0.0, engine.host_sequence_s or 0.0, engine.host_overlapped
+    )

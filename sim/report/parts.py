@@ -1,0 +1,84 @@
+"""The parts of a service as people read them: its pools and its tenants, where it has several."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from sim.report.data import RunTables
+from sim.report.formats import figure, percent, usd
+from sim.units import KW, MILLISECOND_S
+
+
+@dataclass(frozen=True, slots=True)
+class PartsTable:
+    """A table that is ready to be laid out."""
+
+    title: str
+    name: str
+    """Anchor of its heading."""
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    """The first two cells of a row are words, the others numbers."""
+
+
+Column = tuple[str, str, Callable[[float], str]]
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _ms(value_s: float) -> str:
+    return figure(value_s / MILLISECOND_S)
+
+
+def _kw(value_w: float) -> str:
+    return figure(value_w / KW)
+
+
+POOLS: tuple[Column, ...] = (
+    ("chips", "Chips", _count),
+    ("replicas", "Replicas", _count),
+    ("replicas_mean", "Paid for, mean", figure),
+    ("utilization_fraction", "Utilisation", percent),
+    ("kv_used_fraction", "KV cache in use", percent),
+    ("running_requests", "Running requests", figure),
+    ("waiting_requests", "Waiting requests", figure),
+    ("chip_power_w", "Power of the chips, kW", _kw),
+    ("usd_per_hour", "USD/hour", usd),
+)
+TENANTS: tuple[Column, ...] = (
+    ("requests", "Requests", _count),
+    ("completed_requests", "Completed", _count),
+    ("cached_input_fraction", "Input from cache", percent),
+    ("ttft_s_p50", "TTFT p50, ms", _ms),
+    ("ttft_s_p99", "TTFT p99, ms", _ms),
+    ("tpot_s_p50", "TPOT p50, ms", _ms),
+    ("tpot_s_p99", "TPOT p99, ms", _ms),
+    ("slo_attainment_fraction", "Met the SLO", percent),
+    ("goodput_requests_per_s", "Goodput, requests/s", figure),
+    ("share_fraction", "Share of the cost", percent),
+)
+
+
+def parts_tables(tables: RunTables) -> Iterator[PartsTable]:
+    """Yield the tables that say more than the summary does."""
+    for title, name, key, frame, columns in (
+        ("Pools", "pools", "pool", tables.pools, POOLS),
+        ("Tenants", "tenants", "tenant", tables.tenants, TENANTS),
+    ):
+        several = frame[frame.groupby("case")[key].transform("size") > 1]
+        if not several.empty:
+            heads = ("Case", key.capitalize(), *(label for _, label, _ in columns))
+            yield PartsTable(title, name, heads, tuple(_rows(several, key, columns)))
+
+
+def _rows(frame: pd.DataFrame, key: str, columns: Sequence[Column]) -> Iterator[tuple[str, ...]]:
+    for row in frame.to_dict("records"):
+        numbers = (write(_number(row, column)) for column, _, write in columns)
+        yield (str(row["case"]), str(row[key]), *numbers)
+
+
+def _number(row: Mapping[object, object], column: str) -> float:
+    return float(row[column])  # type: ignore[arg-type]

@@ -1,0 +1,201 @@
+"""Draw the requests of a workload, or read them from its trace."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.catalog import Catalog
+from sim.errors import InputError
+from sim.schema import validate
+from sim.seeds import stream
+from sim.workload.arrivals import ArrivalLaw, BurstArrivals, ModulatedArrivals
+from sim.workload.kinds import (
+    ClosedLoopWorkload,
+    MixWorkload,
+    OpenLoopWorkload,
+    SessionsWorkload,
+    TraceWorkload,
+    Workload,
+)
+from sim.workload.lengths import LengthLaw
+from sim.workload.mix import mixed
+from sim.workload.readers.agentic import read_agentic
+from sim.workload.replay import replayed
+from sim.workload.requests import Traffic, as_tokens
+from sim.workload.sessions import SessionPlans, SessionTraffic
+from sim.workload.traffic import TrafficLaw
+
+Floats = NDArray[np.float64]
+
+
+def draw(workload: Workload, catalog: Catalog, seed: int, *names: str | int) -> Traffic:
+    """Draw the requests of a workload, or read them from its trace.
+
+    Parameters
+    ----------
+    workload : Workload
+        An open loop with its rate known: without ``load_fraction``.
+    catalog : Catalog
+        For fitted laws.
+    seed : int
+        Equal seeds give equal requests.
+    *names : str or int
+        In front of the names of all random streams, see `sim.seeds.stream`.
+
+    Raises
+    ------
+    InputError
+        A trace without a path or one that cannot be read, a law that is not known, or no request
+        at all.
+    """
+    if isinstance(workload, MixWorkload):
+        parts = {
+            name: draw(part, catalog, seed, *names, "part", name)
+            for name, part in workload.parts.items()
+        }
+        return mixed(parts)
+    if isinstance(workload, TraceWorkload):
+        path = _given(workload.path, "trace")
+        return replayed(path, workload.format, workload.options, seed)
+    if isinstance(workload, SessionsWorkload):
+        return _sessions(workload, catalog, seed, names)
+    lengths, arrivals = laws(workload, catalog)
+    if isinstance(workload, ClosedLoopWorkload):
+        drawn = _requests(workload, lengths, workload.requests, seed, (*names, "lengths"))
+        return replace(drawn, clients=workload.concurrency)
+    times = _arrival_times(arrivals, workload, seed, names)
+    if not times.size:
+        raise InputError(
+            f"no request arrives in {workload.duration_s} s; give a longer duration_s or a higher "
+            "rate"
+        )
+    drawn = _requests(workload, lengths, times.size, seed, (*names, "lengths"))
+    return replace(drawn, arrival_s=times)
+
+
+def pilot(
+    workload: OpenLoopWorkload, catalog: Catalog, seed: int, requests: int, clients: int
+) -> Traffic:
+    """Draw requests like those of an open loop for clients that keep the system full."""
+    lengths, _ = laws(workload, catalog)
+    return replace(_requests(workload, lengths, requests, seed, ("pilot",)), clients=clients)
+
+
+def laws(
+    workload: OpenLoopWorkload | ClosedLoopWorkload, catalog: Catalog
+) -> tuple[LengthLaw, ArrivalLaw | None]:
+    """Give the laws of a workload, from the fitted traffic that it names or from itself."""
+    lengths = workload.lengths
+    arrivals = workload.arrivals if isinstance(workload, OpenLoopWorkload) else None
+    if workload.traffic is not None:
+        traffic = validate(TrafficLaw, catalog.located("lengths", workload.traffic))
+        lengths = lengths or traffic.lengths
+        arrivals = arrivals or traffic.arrivals
+    if lengths is None:
+        raise InputError("the workload names no traffic and gives no lengths")
+    return lengths, arrivals
+
+
+def _requests(
+    workload: OpenLoopWorkload | ClosedLoopWorkload,
+    lengths: LengthLaw,
+    count: int,
+    seed: int,
+    names: tuple[str | int, ...],
+) -> Traffic:
+    """Draw requests without their arrivals."""
+    tokens = lengths.sample(stream(seed, *names), count)
+    inputs, outputs = tokens.input_tokens, tokens.output_tokens
+    images = max_tokens = contents = None
+    if workload.images is not None:
+        present = stream(seed, *names, "images").random(count) < workload.images.fraction
+        drawn = workload.images.tokens.sample(stream(seed, *names, "image tokens"), count)
+        images = np.where(present, drawn, 0)
+        inputs = inputs + images
+    if workload.sharing is not None:
+        prefix_rng = stream(seed, *names, "prefixes")
+        shared = workload.sharing.share(prefix_rng, stream(seed, *names, "shared"), inputs)
+        inputs, contents = shared.input_tokens, shared.contents
+    if workload.max_tokens is not None:
+        outputs = np.minimum(outputs, workload.max_tokens)
+        max_tokens = np.full(count, workload.max_tokens, dtype=np.int32)
+    return Traffic(
+        input_tokens=as_tokens(inputs),
+        output_tokens=as_tokens(outputs),
+        max_tokens=max_tokens,
+        encode_tokens=None if images is None else as_tokens(images),
+        contents=contents,
+    )
+
+
+def _arrival_times(
+    arrivals: ArrivalLaw | None,
+    workload: OpenLoopWorkload,
+    seed: int,
+    names: tuple[str | int, ...],
+) -> Floats:
+    """Draw arrival times at the wanted rate, for a number of requests or a stretch of time.
+
+    The rate profile of a fitted traffic law is spread over the whole run, whatever its length; a
+    profile that the scenario itself gives keeps its period.
+    """
+    if arrivals is None:
+        raise InputError("the workload names no traffic and gives no arrivals")
+    rng = stream(seed, *names, "arrivals")
+    if isinstance(arrivals, BurstArrivals):
+        if workload.requests is None or workload.rate_requests_per_s is not None:
+            raise InputError("burst arrivals have no rate: give requests, and no rate or duration")
+        return arrivals.sample_count(rng, workload.requests)
+    if workload.rate_requests_per_s is not None:
+        arrivals = arrivals.at_rate(workload.rate_requests_per_s)
+    if isinstance(arrivals, ModulatedArrivals) and workload.arrivals is None:
+        count = workload.requests or 0
+        arrivals = arrivals.stretched_to(
+            workload.duration_s or count / arrivals.rate_requests_per_s
+        )
+    if workload.duration_s is not None:
+        return arrivals.sample_duration(rng, workload.duration_s)[: workload.requests]
+    return arrivals.sample_count(rng, workload.requests or 0)
+
+
+def _sessions(
+    workload: SessionsWorkload, catalog: Catalog, seed: int, names: tuple[str | int, ...]
+) -> Traffic:
+    rng = stream(seed, *names, "arrivals")
+    if workload.duration_s is not None and not isinstance(workload.arrivals, BurstArrivals):
+        start_s = workload.arrivals.sample_duration(rng, workload.duration_s)[: workload.sessions]
+    else:
+        start_s = workload.arrivals.sample_count(rng, workload.sessions or 0)
+    if not start_s.size:
+        raise InputError(
+            f"no session starts in {workload.duration_s} s; give a longer duration_s or a higher "
+            "rate"
+        )
+    none = np.zeros(0, dtype=np.int32)
+    plans = _plans(workload, catalog, seed, start_s, names)
+    return Traffic(none, none, np.zeros(0), sessions=plans)
+
+
+def _plans(
+    workload: SessionsWorkload,
+    catalog: Catalog,
+    seed: int,
+    start_s: Floats,
+    names: tuple[str | int, ...],
+) -> SessionPlans:
+    if workload.path is not None:
+        return read_agentic(workload.path, workload.zero_output).starting_at(start_s)
+    law = workload.law
+    if workload.traffic is not None:
+        law = validate(SessionTraffic, catalog.located("sessions", workload.traffic)).law
+    if law is None:
+        raise InputError("the workload names no sessions and gives no law of them")
+    return law.sample(seed, start_s, *names, "sessions")
+
+
+def _given(path: Path | None, what: str) -> Path:
+    if path is None:
+        raise InputError(f"workload.path is not set: give the {what} with --set workload.path=FILE")
+    return path

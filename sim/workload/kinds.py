@@ -1,0 +1,166 @@
+"""The kinds of workload that a scenario can name, as its YAML has them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sim.schema import StrictModel
+from sim.units import Fraction, PositiveInt, Seconds, Tokens
+from sim.workload.arrivals import ArrivalLaw, BurstArrivals
+from sim.workload.lengths import LengthLaw
+from sim.workload.sessions import SessionLaw
+from sim.workload.sharing import SharedPrefixes
+from sim.workload.single import TokensLaw
+from sim.workload.traces import TraceKind, TraceOptions
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Duration = Annotated[Seconds, Field(gt=0)]
+
+
+class Images(StrictModel):
+    """Images and the like, which an encoder turns into tokens of the prompt."""
+
+    tokens: TokensLaw
+    """Tokens of the images of one request; the prompt is so much longer."""
+    fraction: Fraction = 1.0
+    """Share of the requests that have any."""
+
+
+class _Prompts(StrictModel):
+    """What requests of laws have in common."""
+
+    traffic: str | None = None
+    """Id of a fitted law in ``workloads/lengths``; gives lengths and arrivals at once."""
+    lengths: LengthLaw | None = None
+    """Law of input and output tokens, when no ``traffic`` is named."""
+    sharing: SharedPrefixes | None = None
+    """How prompts begin alike; no two do unless given."""
+    images: Images | None = None
+    """Images in the prompts; none unless given."""
+    max_tokens: Tokens | None = None
+    """Longest answer that every client asks for, and where longer ones are cut off; just as long
+    as each answer will be unless given."""
+
+
+class OpenLoopWorkload(_Prompts):
+    """Requests that arrive by a law, whether or not the system keeps up."""
+
+    kind: Literal["open_loop"]
+    arrivals: ArrivalLaw | None = None
+    """Law of the arrival times; that of ``traffic`` unless given."""
+    requests: PositiveInt | None = None
+    """How many arrive; at most so many where a duration is given too."""
+    duration_s: Duration | None = None
+    """How long they arrive: cases at different rates then see the same stretch of time."""
+    rate_requests_per_s: Rate | None = None
+    """Mean rate; that of the law unless given."""
+    load_fraction: Annotated[float, Field(gt=0, le=2)] | None = None
+    """Mean rate as a fraction of what the system can do at most, found by a pilot run in which
+    all requests are there from the start."""
+
+    @model_validator(mode="after")
+    def _lengths_and_arrivals_are_known(self) -> Self:
+        if self.traffic is None and (self.lengths is None or self.arrivals is None):
+            raise ValueError("name a traffic law, or give both lengths and arrivals")
+        if self.requests is None and self.duration_s is None:
+            raise ValueError("give requests, duration_s or both")
+        if self.rate_requests_per_s is not None and self.load_fraction is not None:
+            raise ValueError("give rate_requests_per_s or load_fraction; set the other to null")
+        return self
+
+
+class ClosedLoopWorkload(_Prompts):
+    """Clients that each wait for their answer before they send the next request."""
+
+    kind: Literal["closed_loop"]
+    requests: PositiveInt
+    """How many are sent in all."""
+    concurrency: PositiveInt
+    """Clients of the whole system."""
+
+    @model_validator(mode="after")
+    def _lengths_are_known(self) -> Self:
+        if (self.traffic is None) == (self.lengths is None):
+            raise ValueError("name a traffic law or give lengths, one of the two")
+        return self
+
+
+class TraceWorkload(StrictModel):
+    """Requests replayed from a recorded trace."""
+
+    kind: Literal["trace"]
+    path: Path | None = None
+    """The trace; relative to the scenario file, or to the working directory with ``--set``."""
+    format: TraceKind = "plain"
+    """Layout of the file."""
+    options: TraceOptions = TraceOptions()
+    """Which part to replay, and how fast."""
+
+
+class SessionsWorkload(StrictModel):
+    """Sessions of several turns that start by a law; each turn waits for the answer before it.
+
+    The sessions come from one of three places: a fitted law of the catalogue, a law written here,
+    or recorded agentic sessions.
+    """
+
+    kind: Literal["sessions"]
+    traffic: str | None = None
+    """Id of a fitted law in ``workloads/sessions``."""
+    law: SessionLaw | None = None
+    """Law of the sessions."""
+    path: Path | None = None
+    """Recorded agentic sessions; relative to the scenario file, or to the working directory with
+    ``--set``."""
+    zero_output: Literal["error", "drop"] = "error"
+    """Recorded calls without an answer: refuse the file, or leave them out."""
+    arrivals: ArrivalLaw
+    """Law of the starts of sessions; its rate is in sessions per second."""
+    sessions: PositiveInt | None = None
+    """How many start; at most so many where a duration is given too."""
+    duration_s: Duration | None = None
+    """How long sessions start; those that run go on to their end."""
+
+    @model_validator(mode="after")
+    def _sessions_are_known(self) -> Self:
+        if sum(one is not None for one in (self.traffic, self.law, self.path)) != 1:
+            raise ValueError("give traffic, law or path, one of the three")
+        if self.sessions is None and self.duration_s is None:
+            raise ValueError("give sessions, duration_s or both")
+        if isinstance(self.arrivals, BurstArrivals) and self.sessions is None:
+            raise ValueError("burst arrivals have no rate: give sessions")
+        return self
+
+
+MixPart = Annotated[
+    OpenLoopWorkload | TraceWorkload | SessionsWorkload, Field(discriminator="kind")
+]
+"""What can run beside others."""
+
+
+class MixWorkload(StrictModel):
+    """Several workloads side by side, each of a tenant of its own."""
+
+    kind: Literal["mix"]
+    parts: Annotated[Mapping[str, MixPart], Field(min_length=1)]
+    """The workloads by the name of their tenant."""
+
+    @model_validator(mode="after")
+    def _rates_are_known(self) -> Self:
+        for name, part in self.parts.items():
+            if isinstance(part, OpenLoopWorkload) and part.load_fraction is not None:
+                msg = (
+                    f"part {name!r} gives load_fraction, but what a system can do at most depends "
+                    "on the whole mix; give rate_requests_per_s"
+                )
+                raise ValueError(msg)
+        return self
+
+
+Workload = Annotated[
+    OpenLoopWorkload | ClosedLoopWorkload | TraceWorkload | SessionsWorkload | MixWorkload,
+    Field(discriminator="kind"),
+]
+"""Any workload, told apart by ``kind``."""

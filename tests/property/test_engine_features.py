@@ -1,0 +1,208 @@
+"""Jumps over stretches equal single steps, bit for bit, with any mix of the engine's features.
+
+Each example draws a whole cluster: pools, scheduling rules, memory rules, routers, impatient
+clients, failures. Ticks are small whole numbers, so that coincidences are the rule.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from engine_cases import LinearPace, whole_ticks
+
+from sim.engine.admission import AnswerEstimate
+from sim.engine.clients import ClosedLoop, OpenLoop, Source
+from sim.engine.clock import TICKS_PER_S
+from sim.engine.cluster import Cluster, Companion, LinkPlan, PoolPlan, RunRecord
+from sim.engine.patience import Patience, PatiencePlan, start_again
+from sim.engine.plan import ReplicaPlan
+from sim.engine.requests import Request
+from sim.engine.router import LeastOutstanding, RoundRobin
+from sim.engine.rules import SchedulerRules
+from sim.engine.waiting import FcfsLine, PriorityLine
+
+EXAMPLES = 300
+TICK_S = 1 / TICKS_PER_S
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Breaks and mends one replica, again and again, and drains another for a while."""
+
+    victim: int
+    up_ticks: int
+    down_ticks: int
+    retry: bool
+    drained: int | None = None
+
+    def attach(self, cluster: Cluster) -> None:
+        cluster.when_lost = lambda request: self.send_again(cluster, request)
+        cluster.env.process(self.run(cluster))
+
+    def send_again(self, cluster: Cluster, request: Request) -> bool:
+        if self.retry:
+            request.attempts += 1
+            start_again(request)
+            cluster.send(request)
+        return self.retry
+
+    def run(self, cluster: Cluster):
+        replica = cluster.replicas[self.victim % len(cluster.replicas)]
+        other = None
+        if self.drained is not None:
+            other = cluster.replicas[self.drained % len(cluster.replicas)]
+        for _ in range(4):  # more would keep some requests from ever being done
+            if not cluster.active:
+                return
+            yield cluster.env.timeout(self.up_ticks)
+            if other is not None and other is not replica:
+                other.drain()
+            if replica.state == "up":
+                replica.fail()
+            yield cluster.env.timeout(self.down_ticks)
+            for stopped in (replica, other):
+                if stopped is not None and stopped.state in ("down", "off", "draining"):
+                    stopped.set_state("up")
+                    for pool in cluster.pools.values():
+                        pool.came_up()
+
+
+@dataclass(frozen=True)
+class Setup:
+    plans: tuple[PoolPlan, ...]
+    rows: tuple[tuple[int, ...], ...]
+    """Arrival, input, output, longest answer, priority, tokens of images."""
+    clients: int | None
+    companions: tuple[Companion, ...]
+
+    def requests(self) -> Sequence[Request]:
+        requests = []
+        for number, (arrival, inputs, outputs, longest, priority, images) in enumerate(self.rows):
+            request = Request(number, arrival, inputs, outputs)
+            request.max_tokens, request.priority = longest, priority
+            request.encode_tokens = images
+            requests.append(request)
+        return requests
+
+    def source(self) -> Source:
+        if self.clients is not None:
+            return ClosedLoop(self.requests(), self.clients, answer_ticks=3)
+        return OpenLoop(self.requests())
+
+    def run(self, *, every_step: bool) -> RunRecord:
+        return Cluster(self.plans, every_step=every_step).run(self.source(), self.companions)
+
+
+def pace(rng: np.random.Generator) -> LinearPace:
+    step = int(rng.choice([1, 7, 10, 100]))
+    token, sequence, key, pair = (int(n) for n in rng.integers(0, 3, 4))
+    return LinearPace(step, token, sequence, key, 0, pair, 0, int(rng.integers(0, 2)))
+
+
+def replica_plan(rng: np.random.Generator, longest: int) -> ReplicaPlan:
+    block_tokens = int(rng.choice([1, 2, 4, 16]))
+    blocks = -(-longest // block_tokens)
+    seqs = int(rng.integers(1, 9))
+    rules = SchedulerRules(
+        max_num_seqs=seqs,
+        max_num_batched_tokens=max(seqs, int(rng.integers(4, 60))),
+        max_chunk_tokens=int(rng.integers(2, 20)) if rng.random() < 0.3 else None,
+        max_prompts_per_step=int(rng.integers(1, 3)) if rng.random() < 0.3 else None,
+        prefill_first=bool(rng.random() < 0.3),
+        watermark_fraction=float(rng.choice([0.0, 0.0, 0.2])),
+        whole_prompt_must_fit=bool(rng.random() < 0.4),
+        steps_ahead=int(rng.random() < 0.4),
+    )
+    memory = rng.choice(["as_needed", "as_needed", "no_evict", "estimated"])
+    estimate = AnswerEstimate(float(rng.uniform(0.2, 1)), 0.1, int(rng.integers(3, 40)), 16, 2)
+    by_priority = bool(rng.random() < 0.3)
+    return ReplicaPlan(
+        rules=rules,
+        kv_blocks=int(rng.integers(blocks, 4 * blocks + 1)),
+        block_tokens=block_tokens,
+        pace=pace(rng),
+        max_model_len=10_000,
+        by_priority=by_priority,
+        new_line=PriorityLine if by_priority else FcfsLine,
+        whole_answers=memory == "no_evict",
+        estimate=estimate if memory == "estimated" else None,
+        prefix_caching=bool(rng.random() < 0.5),
+        kv_bytes_per_token=1.0,
+    )
+
+
+def setup(seed: int) -> Setup:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(2, 25))
+    gaps = rng.choice([0, 5, 10, 60, 500], count)
+    inputs, outputs = rng.integers(1, 40, count), rng.integers(1, 30, count)
+    longest = outputs + rng.integers(0, 20, count) * (rng.random(count) < 0.5)
+    priority, images = rng.integers(0, 3, count), rng.integers(0, 2, count) * 7
+    most = int((inputs + longest).max())
+    columns = (np.cumsum(gaps), inputs, outputs, longest, priority, images)
+    rows = tuple(tuple(int(n) for n in row) for row in zip(*columns, strict=True))
+    kind = rng.choice(["serve", "split", "encode"], p=[0.5, 0.35, 0.15])
+    roles = {"serve": ["serve"], "split": ["prefill", "decode"]}.get(
+        str(kind), ["encode", "prefill", "decode"]
+    )
+    bandwidth = float(rng.choice([0.1, 1.0, 10.0])) * TICKS_PER_S
+    plans = tuple(
+        PoolPlan(
+            role,
+            int(rng.integers(1, 4)),
+            replica_plan(rng, most + 16),
+            RoundRobin if rng.random() < 0.5 else LeastOutstanding,
+            LinkPlan(bandwidth, latency_s=int(rng.integers(0, 5)) * TICK_S),
+            overlap_fraction=float(rng.choice([0.0, 0.5])),
+            host_link=LinkPlan(bandwidth) if rng.random() < 0.3 else None,
+            swap_tokens=int(rng.integers(10, 200)),
+        )
+        for role in roles
+    )
+    companions: list[Companion] = []
+    if rng.random() < 0.4:
+        until = "first_token" if rng.random() < 0.5 else "completion"
+        timeout_s = int(rng.integers(20, 2000)) * TICK_S
+        backoff_s = int(rng.integers(0, 50)) * TICK_S
+        plan = PatiencePlan(timeout_s, until, int(rng.integers(0, 3)), lambda _: backoff_s)
+        companions.append(Patience([plan]))
+    if rng.random() < 0.3:
+        drained = int(rng.integers(0, 6)) if rng.random() < 0.5 else None
+        up, down = int(rng.integers(50, 3000)), int(rng.integers(0, 500))
+        companions.append(Trouble(int(rng.integers(0, 6)), up, down, rng.random() < 0.7, drained))
+    clients = int(rng.integers(1, 9)) if rng.random() < 0.3 else None
+    return Setup(plans, rows, clients, tuple(companions))
+
+
+TIMES = ("arrival_s", "admit_s", "first_token_s", "done_s", "transfer_s", "preempted_s")
+REST = (
+    "input_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "prefill_replica",
+    "replica",
+    "preemptions",
+    "attempts",
+    "outcome",
+)
+
+
+def fates(record: RunRecord) -> dict[int, tuple[object, ...]]:
+    columns = record.requests
+    times = [whole_ticks(columns[name]) for name in TIMES]
+    rest = [columns[name].tolist() for name in REST]
+    rows = zip(*times, *rest, strict=True)
+    return dict(zip(columns["request_id"].tolist(), rows, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(EXAMPLES))
+def test_jumps_equal_single_steps(seed: int) -> None:
+    case = setup(seed)
+    jumped, walked = case.run(every_step=False), case.run(every_step=True)
+    assert fates(jumped) == fates(walked)
+    assert len(fates(jumped)) == len(case.rows)
+    for name in ("kind", "request_id", "source", "replica"):
+        assert jumped.transfers[name].tolist() == walked.transfers[name].tolist()
+    for name in ("start_s", "end_s"):
+        assert whole_ticks(jumped.transfers[name]) == whole_ticks(walked.transfers[name])
