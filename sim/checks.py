@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sim.catalog import Catalog
+from sim.catalog import Catalog, Kind
 from sim.economics import PriceBook, Terms, purchase, rental
 from sim.efficiency import Calibration
 from sim.errors import InfeasibleError, InputError, RackcastError
@@ -20,13 +20,13 @@ from sim.reliability import Reliability
 from sim.scenario import (
     Case,
     Scenario,
-    TraceWorkload,
     load_scenario,
     scenario_json_schema,
 )
 from sim.schema import StrictModel, did_you_mean, json_schema, load_yaml, validate
 from sim.service import Fleet, Service, service_of
 from sim.speculation import MeasuredAcceptance
+from sim.workload.kinds import MixWorkload, TraceWorkload, Workload
 from sim.workload.sessions import SessionTraffic
 from sim.workload.traffic import TrafficLaw
 
@@ -130,9 +130,18 @@ def resolve(scenario: Scenario, catalog: Catalog) -> list[ResolvedCase]:
     return found
 
 
+def _check_traffic(workload: Workload, catalog: Catalog) -> None:
+    """Look up the fitted laws that a workload names."""
+    if isinstance(workload, MixWorkload):
+        for part in workload.parts.values():
+            _check_traffic(part, catalog)
+    elif not isinstance(workload, TraceWorkload) and workload.traffic is not None:
+        kind: Kind = "sessions" if workload.kind == "sessions" else "lengths"
+        catalog.path(kind, workload.traffic)
+
+
 def _resolved(case: Case, catalog: Catalog) -> ResolvedCase:
-    if not isinstance(case.workload, TraceWorkload) and case.workload.traffic is not None:
-        catalog.path("lengths", case.workload.traffic)
+    _check_traffic(case.workload, catalog)
     service = service_of(case, catalog)
     return ResolvedCase(service, tuple(_terms(case, fleet, catalog) for fleet in service.fleets))
 

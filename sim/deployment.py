@@ -363,8 +363,8 @@ def _better_engine(case: Case, accelerator: Accelerator, catalog: Catalog) -> It
     chosen = catalog.overheads(case.engine.kernels).families
     if family in native and family not in chosen:
         yield (
-            f"{case.name}: the overhead of {case.engine.kernels} on {family} is that of other chips; "
-            "engine.name: native has one for it."
+            f"{case.name}: the overhead of {case.engine.kernels} on {family} is that of other "
+            "chips; engine.name: native has one for it."
         )
 
 

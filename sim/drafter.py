@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 from sim.catalog import Catalog
 from sim.cost.drafting import EagleHead, eagle, mtp
-from sim.cost.layers import operators
-from sim.cost.memory import CacheUse, MemoryUse, cache_use, weight_bytes_per_chip
+from sim.cost.layers import operators, weight_bytes_per_chip
+from sim.cost.memory import CacheUse, MemoryUse, cache_use
 from sim.cost.operators import Operator
 from sim.errors import InputError
 from sim.model import Model

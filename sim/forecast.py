@@ -4,18 +4,18 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from sim.catalog import Catalog, Kind
 from sim.checks import resolve
 from sim.economics import Terms, purchase, rental
 from sim.engine.cluster import RunRecord
+from sim.errors import InputError
 from sim.metrics.accounts import Accounts, Inventory, accounts, inventories
 from sim.metrics.requests import Window, measured_window, request_table
 from sim.metrics.summary import pool_rows, summary_row, tenant_rows
@@ -23,11 +23,11 @@ from sim.metrics.timeline import timeline, timeline_edges
 from sim.report.caveats import caveats
 from sim.report.data import CURVE_COLUMNS, RunTables
 from sim.report.provenance import provenance
-from sim.scenario import Case, ClosedLoopWorkload, Scenario, TraceWorkload
+from sim.scenario import Case, Scenario
 from sim.service import Service
-from sim.simulate import CaseRun, Progress, Traffic, draw_traffic, serve, simulate
-
-Tokens = npt.NDArray[np.int64]
+from sim.simulate import CaseRun, Progress, draw_traffic, serve, simulate
+from sim.workload.kinds import ClosedLoopWorkload, MixWorkload, OpenLoopWorkload, Workload
+from sim.workload.requests import Traffic
 
 WaysToPay = Mapping[str, tuple[Terms, ...]]
 """Terms of each fleet, by what people call them."""
@@ -229,27 +229,26 @@ def _closed_traffic(case: Case, clients: int, catalog: Catalog, seed: int) -> Tr
     assert case.curve is not None  # noqa: S101 - the caller has looked
     requests = max(clients * case.curve.requests_per_client, case.curve.min_requests)
     workload = case.workload
-    if isinstance(workload, TraceWorkload):
-        trace = draw_traffic(case, workload, catalog, seed)
-        return Traffic(
-            _repeated(trace.input_tokens, requests),
-            _repeated(trace.output_tokens, requests),
-            None,
-            clients,
+    if isinstance(workload, OpenLoopWorkload | ClosedLoopWorkload):
+        closed = ClosedLoopWorkload(
+            kind="closed_loop",
+            traffic=None if workload.lengths is not None else workload.traffic,
+            lengths=workload.lengths,
+            sharing=workload.sharing,
+            images=workload.images,
+            max_tokens=workload.max_tokens,
+            requests=requests,
+            concurrency=clients,
         )
-    closed = ClosedLoopWorkload(
-        kind="closed_loop",
-        traffic=None if workload.lengths is not None else workload.traffic,
-        lengths=workload.lengths,
-        requests=requests,
-        concurrency=clients,
-    )
-    return draw_traffic(case, closed, catalog, seed)
-
-
-def _repeated(values: Tokens, count: int) -> Tokens:
-    """Take values in order, from the start again when they run out."""
-    return np.resize(values, count)
+        return draw_traffic(case, closed, catalog, seed)
+    recorded = draw_traffic(case, workload, catalog, seed)
+    if not len(recorded):
+        raise InputError(
+            f"case {case.name!r}: a curve needs requests of their own; sessions have none: leave "
+            "curve out"
+        )
+    again = recorded.take(np.resize(np.arange(len(recorded)), requests))
+    return replace(again, arrival_s=None, clients=clients, sessions=None)
 
 
 def _named(frame: pd.DataFrame, case: Case) -> pd.DataFrame:
@@ -352,12 +351,7 @@ def _inputs(
         for role in case.roles:
             named = _named_by(case.of_pool(role), catalog)
             files |= {f"{kind}/{entry}": catalog.path(kind, entry) for kind, entry in named}
-        workload = case.workload
-        if isinstance(workload, TraceWorkload):
-            if workload.path is not None:
-                files[f"trace/{workload.path.name}"] = workload.path
-        elif workload.traffic is not None:
-            files[f"lengths/{workload.traffic}"] = catalog.path("lengths", workload.traffic)
+        files |= dict(_traffic_files(case.workload, catalog))
     for name in sorted(files):
         yield name, hashlib.sha256(files[name].read_bytes()).hexdigest()
 
@@ -368,9 +362,27 @@ def _named_by(case: Case, catalog: Catalog) -> Iterator[tuple[Kind, str]]:
     yield "systems", case.system
     yield "accelerators", chip
     yield from _laws(chip, catalog)
-    yield "overheads", case.engine.name
+    preset = catalog.engine(case.engine.name)
+    yield "engines", case.engine.name
+    given = "kernels" in case.engine.model_fields_set
+    yield "overheads", str(case.engine.kernels if given else preset.settings["kernels"].value)
     yield "models", case.model
     yield "prices", case.prices.book
+
+
+def _traffic_files(workload: Workload, catalog: Catalog) -> Iterator[tuple[str, Path]]:
+    """Name the files that the requests come from."""
+    if isinstance(workload, MixWorkload):
+        for part in workload.parts.values():
+            yield from _traffic_files(part, catalog)
+        return
+    path = getattr(workload, "path", None)
+    if path is not None:
+        yield f"trace/{path.name}", path
+    kind: Kind = "sessions" if workload.kind == "sessions" else "lengths"
+    traffic = getattr(workload, "traffic", None)
+    if traffic is not None:
+        yield f"{kind}/{traffic}", catalog.path(kind, traffic)
 
 
 def _laws(chip: str, catalog: Catalog) -> Iterator[tuple[Kind, str]]:

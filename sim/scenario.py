@@ -25,79 +25,7 @@ from sim.schema import (
     validate,
 )
 from sim.units import NonNegativeInt, PositiveInt, Seconds
-from sim.workload.arrivals import ArrivalLaw
-from sim.workload.lengths import LengthLaw
-from sim.workload.traces import TraceKind, TraceOptions
-
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class OpenLoopWorkload(StrictModel):
-    """Requests that arrive by a law, whether or not the system keeps up."""
-
-    kind: Literal["open_loop"]
-    traffic: str | None = None
-    """Id of a fitted law in ``workloads/lengths``; gives lengths and arrivals at once."""
-    lengths: LengthLaw | None = None
-    """Law of input and output tokens, when no ``traffic`` is named."""
-    arrivals: ArrivalLaw | None = None
-    """Law of the arrival times; that of ``traffic`` unless given."""
-    requests: PositiveInt | None = None
-    """How many arrive; at most so many where a duration is given too."""
-    duration_s: Annotated[Seconds, Field(gt=0)] | None = None
-    """How long they arrive: cases at different rates then see the same stretch of time."""
-    rate_requests_per_s: Rate | None = None
-    """Mean rate; that of the law unless given."""
-    load_fraction: Annotated[float, Field(gt=0, le=2)] | None = None
-    """Mean rate as a fraction of what the system can do at most, found by a pilot run in which
-    all requests are there from the start."""
-
-    @model_validator(mode="after")
-    def _lengths_and_arrivals_are_known(self) -> Self:
-        if self.traffic is None and (self.lengths is None or self.arrivals is None):
-            raise ValueError("name a traffic law, or give both lengths and arrivals")
-        if self.requests is None and self.duration_s is None:
-            raise ValueError("give requests, duration_s or both")
-        if self.rate_requests_per_s is not None and self.load_fraction is not None:
-            raise ValueError("give rate_requests_per_s or load_fraction; set the other to null")
-        return self
-
-
-class ClosedLoopWorkload(StrictModel):
-    """Clients that each wait for their answer before they send the next request."""
-
-    kind: Literal["closed_loop"]
-    traffic: str | None = None
-    """Id of a fitted law in ``workloads/lengths``, for its lengths."""
-    lengths: LengthLaw | None = None
-    """Law of input and output tokens, when no ``traffic`` is named."""
-    requests: PositiveInt
-    """How many are sent in all."""
-    concurrency: PositiveInt
-    """Clients of the whole system."""
-
-    @model_validator(mode="after")
-    def _lengths_are_known(self) -> Self:
-        if (self.traffic is None) == (self.lengths is None):
-            raise ValueError("name a traffic law or give lengths, one of the two")
-        return self
-
-
-class TraceWorkload(StrictModel):
-    """Requests replayed from a recorded trace."""
-
-    kind: Literal["trace"]
-    path: Path | None = None
-    """The trace; relative to the scenario file, or to the working directory with ``--set``."""
-    format: TraceKind = "plain"
-    """Layout of the file."""
-    options: TraceOptions = TraceOptions()
-    """Which part to replay, and how fast."""
-
-
-Workload = Annotated[
-    OpenLoopWorkload | ClosedLoopWorkload | TraceWorkload, Field(discriminator="kind")
-]
+from sim.workload.kinds import MixWorkload, SessionsWorkload, TraceWorkload, Workload
 
 
 class Slo(StrictModel):
@@ -400,13 +328,31 @@ def _at(located: Located, *path: str | int) -> str:
     return where if where.endswith(f" {dotted}") else f"{where}: {dotted}"
 
 
+Recorded = TraceWorkload | SessionsWorkload
+"""Workloads that may come from a file."""
+
+
 def _place(case: Case, merged: Located, folder: Path) -> Case:
-    """Resolve the path of a trace that was written in the file."""
+    """Resolve the paths of traces that were written in the file."""
     workload = case.workload
-    if not isinstance(workload, TraceWorkload) or workload.path is None:
-        return case
-    written_in_file = merged.position(("workload", "path")).line is not None
-    if not written_in_file or workload.path.is_absolute():
-        return case
-    placed = workload.model_copy(update={"path": folder / workload.path})
-    return case.model_copy(update={"workload": placed})
+    if isinstance(workload, Recorded):
+        placed = _placed(workload, merged, ("workload",), folder)
+        return case.model_copy(update={"workload": placed})
+    if isinstance(workload, MixWorkload):
+        parts = {
+            name: _placed(part, merged, ("workload", "parts", name), folder)
+            if isinstance(part, Recorded)
+            else part
+            for name, part in workload.parts.items()
+        }
+        mix = workload.model_copy(update={"parts": parts})
+        return case.model_copy(update={"workload": mix})
+    return case
+
+
+def _placed(part: Recorded, merged: Located, at: tuple[str, ...], folder: Path) -> Recorded:
+    """Resolve the path of one workload, unless a setting gave it."""
+    written_in_file = merged.position((*at, "path")).line is not None
+    if part.path is None or not written_in_file or part.path.is_absolute():
+        return part
+    return part.model_copy(update={"path": folder / part.path})

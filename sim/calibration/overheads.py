@@ -264,8 +264,8 @@ def main(
             "per output token, and a chip and engine of the catalogue"
         )
     engines: dict[Engine, dict[str, FamilyOverhead]] = {}
-    for engine in sorted({run.case.engine.name for run in usable}):
-        mine = [run for run in usable if run.case.engine.name == engine]
+    for engine in sorted({run.case.engine.kernels for run in usable}):
+        mine = [run for run in usable if run.case.engine.kernels == engine]
         closed = families([run for run in mine if _is_closed(run)], catalog)
         free = families([run for run in mine if _shows_frontend(run)], catalog)
         fitted = {name: fit_overhead(found, catalog) for name, found in sorted(closed.items())}
@@ -277,7 +277,7 @@ def main(
 def _fits(run: MeasuredRun) -> bool:
     """Take audited or fully described runs of dense models on engines of measured chips."""
     described = run.quality in ("A", "B") and "tpot" in run.measured
-    return described and "llama" in run.case.model and run.case.engine.name != "native"
+    return described and "llama" in run.case.model and run.case.engine.kernels != "native"
 
 
 def _is_closed(run: MeasuredRun) -> bool:

@@ -17,8 +17,6 @@ from sim.parallelism import Parallelism
 from sim.precision import Precision
 from sim.scenario import (
     Case,
-    ClosedLoopWorkload,
-    OpenLoopWorkload,
     PriceChoice,
     Slo,
 )
@@ -26,6 +24,7 @@ from sim.schema import did_you_mean
 from sim.serving import ServingEngine
 from sim.units import DTYPE_BYTES, MILLISECOND_S, Dtype
 from sim.workload.arrivals import PoissonArrivals
+from sim.workload.kinds import ClosedLoopWorkload, OpenLoopWorkload
 from sim.workload.lengths import FixedLengths, LengthLaw, UniformRangeLengths
 
 Quantity = Literal["tpot", "ttft", "throughput"]

@@ -48,7 +48,6 @@ class SequenceBlocks(NamedTuple):
             + self.windowed * blocks_for(seen, block_tokens)
         )
 
-
     def counter(self, block_tokens: int, window_tokens: int | None = None) -> BlockCounter:
         """Give the function that counts the blocks of a sequence by its tokens in the cache.
 

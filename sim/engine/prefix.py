@@ -74,9 +74,7 @@ class PrefixCache(BlockPool):
                 self._readers[key] = 1
                 holding.keys.append(key)
 
-    def release(
-        self, holding: Holding, content: Content, tokens: int, private_blocks: int
-    ) -> None:
+    def release(self, holding: Holding, content: Content, tokens: int, private_blocks: int) -> None:
         """Use the blocks of a sequence no more; they stay until they are needed."""
         before = len(holding.keys)
         self.extend(holding, content, tokens)

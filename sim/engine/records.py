@@ -195,4 +195,3 @@ class Recorder:
                 request.generated_tokens,
             )
         )
-

@@ -91,6 +91,7 @@ class LeastOutstanding:
 
     def changed(self, replicas: Sequence[Replica]) -> None:
         """Begin anew with those that are there."""
+        del replicas
         self._heap.clear()
         self._lowest.clear()
         self._places.clear()

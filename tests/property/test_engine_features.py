@@ -21,6 +21,7 @@ from sim.engine.requests import Request
 from sim.engine.router import LeastOutstanding, RoundRobin
 from sim.engine.rules import SchedulerRules
 from sim.engine.waiting import FcfsLine, PriorityLine
+from sim.workload.content import Content
 
 EXAMPLES = 300
 TICK_S = 1 / TICKS_PER_S
@@ -73,6 +74,7 @@ class Setup:
     plans: tuple[PoolPlan, ...]
     rows: tuple[tuple[int, ...], ...]
     """Arrival, input, output, longest answer, priority, tokens of images."""
+    contents: tuple[Content | None, ...]
     clients: int | None
     companions: tuple[Companion, ...]
 
@@ -82,6 +84,7 @@ class Setup:
             request = Request(number, arrival, inputs, outputs)
             request.max_tokens, request.priority = longest, priority
             request.encode_tokens = images
+            request.content = self.contents[number]
             requests.append(request)
         return requests
 
@@ -172,7 +175,18 @@ def setup(seed: int) -> Setup:
         up, down = int(rng.integers(50, 3000)), int(rng.integers(0, 500))
         companions.append(Trouble(int(rng.integers(0, 6)), up, down, rng.random() < 0.7, drained))
     clients = int(rng.integers(1, 9)) if rng.random() < 0.3 else None
-    return Setup(plans, rows, clients, tuple(companions))
+    contents = tuple(content(rng, int(tokens)) for tokens in inputs)
+    return Setup(plans, rows, contents, clients, tuple(companions))
+
+
+def content(rng: np.random.Generator, tokens: int) -> Content | None:
+    """Begin with one of few shared prefixes, and go on with something that some others have."""
+    if rng.random() < 0.3:
+        return None
+    shared = min(tokens, int(rng.choice([0, 5, 16, 33])))
+    rest = int(rng.integers(0, 4))
+    runs = ((-2 - int(rng.integers(0, 2)), 0, shared), (rest, 0, tokens - shared))
+    return tuple(run for run in runs if run[2])
 
 
 TIMES = ("arrival_s", "admit_s", "first_token_s", "done_s", "transfer_s", "preempted_s")

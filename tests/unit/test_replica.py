@@ -5,28 +5,28 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.engine.cluster import Cluster, ReplicaPlan
-from sim.engine.kv import BlockPool
+from small_clusters import At, cluster_of, events, outcomes, replica_plan, requests_of, run_open
+
+from sim.engine.cluster import Cluster
 from sim.engine.records import Recorder
-from sim.engine.replica import Replica
-from sim.engine.requests import Request
-from sim.engine.scheduler import BatchLimits, Scheduler, Stretch
-from sim.engine.ticks import ConstantPace, Pace
+from sim.engine.replica import Replica, Surroundings
+from sim.engine.requests import Request, Turn
+from sim.engine.stretch import Stretch
+from sim.engine.ticks import ConstantPace, Line, Pace
 
 
 class GrowingPace:
     """Steps of 100 ticks, and one more for every cached token of the decoding sequences."""
 
-    def line(self, stretch: Stretch) -> tuple[int, int]:
-        return 100 + stretch.context_tokens, stretch.decode_sequences
+    def line(self, stretch: Stretch, steps_before: int = 0, /) -> Line:
+        del steps_before
+        return 100 + stretch.context_tokens, stretch.decode_sequences, None
 
 
 def run(pace: Pace, *rows: tuple[int, int, int]) -> tuple[list[Request], list[int]]:
     """Serve (arrival, inputs, outputs) on one replica; also the steps of each stretch."""
-    plan = ReplicaPlan(BatchLimits(8, 100), 1000, 16, None, pace, 10_000)
-    cluster = Cluster(plan, replicas=1)
-    requests = [Request(number, *row) for number, row in enumerate(rows)]
-    record = cluster.run_open(iter(requests))
+    requests = requests_of(*rows)
+    record = run_open(cluster_of(pace=pace), requests)
     return requests, record.stretches["steps"].tolist()
 
 
@@ -76,8 +76,8 @@ def test_an_idle_replica_starts_at_the_tick_of_the_arrival() -> None:
 
 
 def replica_in_a_stretch(start: int, growth: int) -> Replica:
-    scheduler = Scheduler(BatchLimits(1, 1), BlockPool(1, 1))
-    replica = Replica(simpy.Environment(), 0, scheduler, ConstantPace(1), Recorder())
+    surroundings = Surroundings(simpy.Environment(), Turn(), Recorder())
+    replica = Replica(0, replica_plan().new_scheduler, ConstantPace(1), surroundings)
     replica._line = (start, growth)
     return replica
 

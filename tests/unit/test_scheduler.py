@@ -1,47 +1,17 @@
 """Continuous batching, in scenarios small enough to work out by hand."""
 
 import pytest
+from small_clusters import chunks, pass_step, planned, scheduler_of, with_requests
 
-from sim.engine.kv import BlockPool, SequenceBlocks
+from sim.engine.kv import SequenceBlocks
 from sim.engine.requests import Request
-from sim.engine.scheduler import BatchLimits, Scheduler, Stretch
-from sim.errors import InternalError
-
-
-def scheduler_of(
-    *,
-    seqs: int = 8,
-    budget: int = 100,
-    blocks: int = 1000,
-    block_tokens: int = 16,
-    window: int | None = None,
-) -> Scheduler:
-    return Scheduler(BatchLimits(seqs, budget), BlockPool(blocks, block_tokens), window)
-
-
-def with_requests(scheduler: Scheduler, *lengths: tuple[int, int]) -> list[Request]:
-    """Put requests of given input and output tokens in line."""
-    requests = [Request(number, 0, *pair) for number, pair in enumerate(lengths)]
-    for request in requests:
-        scheduler.add(request)
-    return requests
-
-
-def chunks(stretch: Stretch) -> list[tuple[int, int]]:
-    return [(request.request_id, tokens) for request, tokens in stretch.chunks]
-
-
-def pass_step(scheduler: Scheduler, tick: int) -> Stretch:
-    """Plan and finish one step of one tick."""
-    stretch = scheduler.plan(tick)
-    scheduler.finish(stretch, 1, tick + 1)
-    return stretch
+from sim.engine.stretch import Stretch
 
 
 def test_prompts_share_a_step_in_the_order_of_arrival() -> None:
     scheduler = scheduler_of(budget=100)
     first, second, third = with_requests(scheduler, (30, 5), (50, 5), (40, 5))
-    stretch = scheduler.plan(7)
+    stretch = planned(scheduler, 7)
     # 30 + 50 leave 20 of the budget for the third prompt
     assert chunks(stretch) == [(0, 30), (1, 50), (2, 20)]
     assert (stretch.decode_sequences, stretch.prefill_tokens, stretch.max_steps) == (0, 100, 1)
@@ -60,7 +30,7 @@ def test_a_request_whose_prompt_is_in_the_step_runs() -> None:
     scheduler = scheduler_of(seqs=2)
     with_requests(scheduler, (30, 5), (50, 1), (40, 5))
     assert (scheduler.running_requests, scheduler.outstanding_requests) == (0, 3)
-    stretch = scheduler.plan(0)
+    stretch = planned(scheduler, 0)
     assert (scheduler.running_requests, scheduler.outstanding_requests) == (2, 3)
     scheduler.finish(stretch, 1, 1)  # the second has its only token
     assert (scheduler.running_requests, scheduler.outstanding_requests) == (1, 2)
@@ -77,7 +47,7 @@ def test_decoding_sequences_come_before_the_rest_of_a_prompt() -> None:
     assert stretch.prefill_pairs == sum(range(31, 80))
     stretch = pass_step(scheduler, 2)
     assert chunks(stretch) == [(1, 11), (2, 10)]  # 30 + 49 + 11 = 90
-    stretch = scheduler.plan(3)
+    stretch = planned(scheduler, 3)
     assert (stretch.decode_sequences, stretch.chunks) == (3, [])
     # 20 + 2 decoded tokens, 90, 10: the token just sampled is not in the cache
     assert stretch.context_tokens == 22 + 90 + 10
@@ -87,12 +57,12 @@ def test_places_limit_admission() -> None:
     scheduler = scheduler_of(seqs=2)
     requests = with_requests(scheduler, (10, 2), (10, 3), (10, 1))
     assert chunks(pass_step(scheduler, 0)) == [(0, 10), (1, 10)]
-    assert (scheduler.running_requests, len(scheduler.waiting)) == (2, 1)
-    stretch = scheduler.plan(1)
+    assert (scheduler.running_requests, len(scheduler.line)) == (2, 1)
+    stretch = planned(scheduler, 1)
     assert (stretch.decode_sequences, stretch.max_steps) == (2, 1)
     assert scheduler.finish(stretch, 1, 2) == [requests[0]]
     # the place that became free is taken in the next step, beside the sequence that decodes
-    stretch = scheduler.plan(2)
+    stretch = planned(scheduler, 2)
     assert (stretch.decode_sequences, chunks(stretch)) == (1, [(2, 10)])
     # one ends with its third token, the other with the token of its prompt
     assert scheduler.finish(stretch, 1, 3) == [requests[1], requests[2]]
@@ -105,17 +75,17 @@ def test_blocks_limit_admission_and_nobody_overtakes() -> None:
     with_requests(scheduler, (40, 9), (33, 9), (1, 9))
     # 3 of 5 blocks are taken, the second prompt wants 3 more; the third would fit but waits
     assert chunks(pass_step(scheduler, 0)) == [(0, 40)]
-    assert len(scheduler.waiting) == 2
+    assert len(scheduler.line) == 2
 
 
 def test_a_stretch_lasts_to_the_next_completion() -> None:
     scheduler = scheduler_of()
     requests = with_requests(scheduler, (10, 8), (10, 5))
     pass_step(scheduler, 0)
-    stretch = scheduler.plan(1)
+    stretch = planned(scheduler, 1)
     assert stretch.max_steps == 4  # the second has one of five tokens
     assert scheduler.finish(stretch, 4, 5) == [requests[1]]
-    assert scheduler.plan(5).max_steps == 3
+    assert planned(scheduler, 5).max_steps == 3
 
 
 def test_a_stretch_lasts_while_there_are_blocks() -> None:
@@ -125,28 +95,28 @@ def test_a_stretch_lasts_while_there_are_blocks() -> None:
     scheduler = scheduler_of(blocks=5, block_tokens=4)
     with_requests(scheduler, (4, 14), (6, 14))
     pass_step(scheduler, 0)
-    stretch = scheduler.plan(1)
-    assert (stretch.first_step_blocks, stretch.max_steps) == (1, 4)
+    stretch = planned(scheduler, 1)
+    assert (stretch.taken_blocks, stretch.max_steps) == (1, 4)
     scheduler.finish(stretch, 4, 5)
     assert scheduler.pool.free_blocks == 0
     # it preempts the second sequence: 10 tokens in three blocks
-    stretch = scheduler.plan(5)
+    stretch = planned(scheduler, 5)
     assert (stretch.decode_sequences, stretch.context_tokens) == (1, 8)
     assert scheduler.pool.free_blocks == 2
-    assert [request.request_id for request in scheduler.waiting] == [1]
-    assert scheduler.waiting[0].preemptions == 1
+    assert [request.request_id for request in scheduler.line] == [1]
+    assert [request.preemptions for request in scheduler.line] == [1]
 
 
 def test_a_stretch_lasts_to_the_next_window_that_fills() -> None:
-    scheduler = scheduler_of(window=14)
+    scheduler = scheduler_of(rules={"window_tokens": 14})
     with_requests(scheduler, (10, 50), (40, 50))
     stretch = pass_step(scheduler, 0)
     # 14 * 15 / 2 keys until the window is full, then 14 each
     assert stretch.prefill_window_pairs == 10 * 11 // 2 + (14 * 15 // 2 + 26 * 14)
-    stretch = scheduler.plan(1)
+    stretch = planned(scheduler, 1)
     assert (stretch.window_tokens, stretch.window_growing, stretch.max_steps) == (10 + 14, 1, 4)
     scheduler.finish(stretch, 4, 5)
-    stretch = scheduler.plan(5)
+    stretch = planned(scheduler, 5)
     assert (stretch.window_tokens, stretch.window_growing, stretch.max_steps) == (28, 0, 45)
 
 
@@ -156,10 +126,10 @@ def test_an_unfinished_prompt_is_preempted_when_its_chunk_finds_no_blocks() -> N
     scheduler = scheduler_of(seqs=2, budget=3, blocks=5, block_tokens=1)
     _, second = with_requests(scheduler, (1, 3), (4, 1))
     assert chunks(pass_step(scheduler, 0)) == [(0, 1), (1, 2)]
-    stretch = scheduler.plan(1)
+    stretch = planned(scheduler, 1)
     assert (stretch.decode_sequences, stretch.chunks) == (1, [])
     assert (second.computed_tokens, second.preemptions) == (0, 1)
-    assert list(scheduler.waiting) == [second]
+    assert list(scheduler.line) == [second]
     assert stretch.max_steps == 1  # the next step may admit again
 
 
@@ -171,12 +141,12 @@ def test_several_victims_wait_in_the_order_of_their_admission() -> None:
     for tick in range(3):
         pass_step(scheduler, tick)
     assert scheduler.pool.free_blocks == 0
-    scheduler.add(Request(3, 0, 1, 1))
+    scheduler.add(Request(3, 0, 1, 1), 3)
     pass_step(scheduler, 3)
-    assert [request.request_id for request in scheduler.waiting] == [2, 3]
+    assert [request.request_id for request in scheduler.line] == [2, 3]
     # 4 + 4 of 9 are taken, one is free: the next step wants two, and the second is preempted too
     pass_step(scheduler, 4)
-    assert [request.request_id for request in scheduler.waiting] == [1, 2, 3]
+    assert [request.request_id for request in scheduler.line] == [1, 2, 3]
     assert [request.preemptions for request in requests] == [0, 1, 1]
     # what is computed again is the prompt and all four tokens sampled so far
     assert requests[1].prefill_tokens == 1 + 4
@@ -206,30 +176,32 @@ def test_a_newcomer_is_admitted_at_once_only_at_the_head_of_the_line() -> None:
     scheduler = scheduler_of(seqs=2)
     with_requests(scheduler, (10, 9))
     pass_step(scheduler, 0)
-    scheduler.add(Request(5, 0, 10, 9))
-    assert scheduler.admits_at_once()
-    scheduler.add(Request(6, 0, 10, 9))
-    assert not scheduler.admits_at_once()  # somebody was there before
+    first, second, third = (Request(number, 0, 10, 9) for number in (5, 6, 7))
+    scheduler.add(first, 1)
+    assert scheduler.admits_at_once(first)
+    scheduler.add(second, 1)
+    assert not scheduler.admits_at_once(second)  # somebody was there before
     pass_step(scheduler, 1)
-    assert not scheduler.admits_at_once()  # all places are taken
+    scheduler.drop_waiting(second)
+    scheduler.add(third, 2)
+    assert not scheduler.admits_at_once(third)  # at the head, but all places are taken
 
 
-def test_nothing_to_run_is_a_bug_of_ours() -> None:
-    with pytest.raises(InternalError, match="nothing to run with 0 requests waiting"):
-        scheduler_of().plan(0)
+def test_without_requests_there_is_nothing_to_run() -> None:
+    assert scheduler_of().plan(0) is None
 
 
 def test_sums_over_the_steps_of_a_stretch() -> None:
     # Two sequences with 10 tokens together attend to 12, 14 and 16 keys in three steps; windowed
     # layers see 8, 9 and 10, for only one of the two still grows.
-    stretch = Stretch(2, 10, window_tokens=7, window_growing=1, first_step_blocks=0)
+    stretch = Stretch(2, 10, 2, window_tokens=7, window_growing=1, taken_blocks=0)
     assert [stretch.context_sum(steps) for steps in (1, 2, 3)] == [12, 26, 42]
     assert [stretch.window_sum(steps) for steps in (1, 2, 3)] == [8, 17, 27]
 
 
 def test_a_limit_of_its_own_leaves_room_for_other_prompts() -> None:
     """As with ``long_prefill_token_threshold``: long prompts advance side by side."""
-    scheduler = Scheduler(BatchLimits(8, 100, max_chunk_tokens=40), BlockPool(1000, 16))
+    scheduler = scheduler_of(rules={"max_chunk_tokens": 40})
     with_requests(scheduler, (90, 5), (30, 5), (70, 5))
     assert chunks(pass_step(scheduler, 0)) == [(0, 40), (1, 30), (2, 30)]
     # the second decodes; 99 are left for the two that are unfinished, 40 for each
@@ -242,9 +214,9 @@ def test_a_limit_of_its_own_leaves_room_for_other_prompts() -> None:
 
 def test_states_are_taken_at_admission_and_come_back() -> None:
     blocks = SequenceBlocks(growing=1, windowed=0, fixed=7)
-    scheduler = Scheduler(BatchLimits(8, 100), BlockPool(18, 16), None, blocks)
+    scheduler = scheduler_of(blocks=18, sequence_blocks=blocks)
     with_requests(scheduler, (16, 2), (17, 1), (1, 1))
-    stretch = scheduler.plan(0)
+    stretch = planned(scheduler, 0)
     # 7 + 1 and 7 + 2 blocks are in use, one is free: the third has to wait for a state's eight
     assert chunks(stretch) == [(0, 16), (1, 17)]
     assert scheduler.pool.used_blocks == 17
@@ -254,11 +226,11 @@ def test_states_are_taken_at_admission_and_come_back() -> None:
 
 def test_a_window_takes_no_more_blocks_once_it_is_full() -> None:
     blocks = SequenceBlocks(growing=0, windowed=1, fixed=0)
-    scheduler = Scheduler(BatchLimits(8, 100), BlockPool(3, 16), 40, blocks)
-    with_requests(scheduler, (80, 900))
-    assert scheduler.can_ever_run(scheduler.waiting[0])
+    scheduler = scheduler_of(blocks=3, sequence_blocks=blocks, rules={"window_tokens": 40})
+    (request,) = with_requests(scheduler, (80, 900))
+    assert scheduler.can_ever_run(request)
     pass_step(scheduler, 0)
-    stretch = scheduler.plan(1)
+    stretch = planned(scheduler, 1)
     assert stretch.max_steps == 899
     scheduler.finish(stretch, 899, 2)
     assert scheduler.pool.free_blocks == 3
