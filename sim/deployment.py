@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from sim.catalog import Catalog
@@ -158,9 +158,16 @@ class Deployment:
             by_priority=engine.order == "priority",
             whole_answers=engine.admission == "no_evict",
             estimate=answer_estimate(engine),
-            new_batch=new_batch(engine, self.law, held, self.window_tokens),
             kv_bytes_per_token=self.kv_bytes_per_token,
         )
+
+    def plan_for(self, seed: int) -> ReplicaPlan:
+        """Give what the engine needs to know in a run with a seed."""
+        if self.law is None:
+            return self.plan
+        held = _rank_blocks(self.case, self.memory)[1]
+        batch = new_batch(self.case.engine, self.law, held, self.window_tokens, seed)
+        return replace(self.plan, new_batch=batch)
 
     @property
     def imbalance(self) -> Imbalance | None:

@@ -218,7 +218,7 @@ def _curve(
     rows = []
     for index, clients in enumerate(points):
         traffic = _closed_traffic(case, clients, catalog, seed)
-        run = CaseRun(service, serve(service, traffic), clients=clients)
+        run = CaseRun(service, serve(service, traffic, seed=seed), clients=clients)
         rows.append({"concurrency": clients, **measure(run, terms).summary})
         progress(index + 1, len(points))
     return pd.DataFrame(rows)[list(CURVE_COLUMNS)]

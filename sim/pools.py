@@ -12,6 +12,7 @@ from typing import Any, Literal
 from sim.parallelism import Parallelism
 from sim.precision import Precision
 from sim.routing import BALANCED, Routing
+from sim.routing_policy import LEAST_OUTSTANDING, RouterPolicy
 from sim.schema import KeyPath, Located, StrictModel, merge
 from sim.serving import ServingEngine
 from sim.units import BytesPerSecond, PositiveInt, Seconds
@@ -37,7 +38,7 @@ class Pool(StrictModel):
     replicas: PositiveInt | None = None
     """Engine instances; as many as the chips allow unless given."""
     engine: ServingEngine = ServingEngine()
-    router: Literal["round_robin", "least_outstanding"] = "least_outstanding"
+    router: RouterPolicy = LEAST_OUTSTANDING
     """How requests are dealt to the replicas."""
 
 

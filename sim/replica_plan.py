@@ -73,7 +73,7 @@ def new_batch(
     law: AcceptanceLaw | None,
     blocks: SequenceBlocks,
     window_tokens: int | None,
-    seed: int = 0,
+    seed: int,
 ) -> Callable[[], DecodeBatch] | None:
     """Give what makes the batch of decoding sequences where several tokens come out of a step."""
     if law is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from sim.engine.clients import ClosedLoop, OpenLoop, Source
 from sim.engine.clock import to_ticks
 from sim.engine.cluster import Cluster, LinkPlan, PoolPlan, RunRecord
 from sim.engine.requests import Request
-from sim.engine.router import ROUTERS
+from sim.engine.router_choice import router_of
 from sim.engine.sessions import Sessions, Together
 from sim.errors import InputError
 from sim.scenario import Case
@@ -73,7 +74,7 @@ def simulate(
         rate = capacity * workload.load_fraction
         workload = workload.model_copy(update={"rate_requests_per_s": rate, "load_fraction": None})
     traffic = draw_traffic(case, workload, catalog, seed)
-    record = serve(service, traffic, every_step=every_step, progress=progress)
+    record = serve(service, traffic, seed=seed, every_step=every_step, progress=progress)
     return CaseRun(service, record, capacity, traffic.clients, traffic.tenant_names)
 
 
@@ -81,11 +82,12 @@ def serve(
     service: Service,
     traffic: Traffic,
     *,
+    seed: int = 1,
     every_step: bool = False,
     progress: Progress | None = None,
 ) -> RunRecord:
     """Let a service serve some traffic to the end."""
-    cluster = Cluster(pool_plans(service), every_step=every_step)
+    cluster = Cluster(pool_plans(service, seed), every_step=every_step)
     if progress is not None:
         cluster.report_progress(progress, total=traffic.total_requests)
     return cluster.run(_source(traffic, to_ticks(service.frontend_s)))
@@ -101,7 +103,7 @@ def _source(traffic: Traffic, answer_ticks: int) -> Source:
     return Together(requests, Sessions(traffic.sessions, len(traffic), answer_ticks))
 
 
-def pool_plans(service: Service) -> list[PoolPlan]:
+def pool_plans(service: Service, seed: int) -> list[PoolPlan]:
     """Tell the engine what each pool consists of, and how keys and values get to the next."""
     path = service.kv_path
     plans = []
@@ -113,8 +115,8 @@ def pool_plans(service: Service) -> list[PoolPlan]:
             PoolPlan(
                 role=pool.role,
                 replicas=pool.replicas,
-                plan=pool.plan,
-                new_router=ROUTERS[pool.case.router],
+                plan=pool.plan_for(seed),
+                new_router=partial(router_of, pool.case.router, seed, pool.role),
                 port=None if port is None else LinkPlan(port.bytes_per_s, port.latency_s),
                 overlap_fraction=path.overlap_fraction if path is not None and overlaps else 0.0,
             )
@@ -146,7 +148,7 @@ def capacity_requests_per_s(service: Service, catalog: Catalog, seed: int) -> fl
         raise InputError(f"case {case.name!r}: load_fraction needs an open loop")
     places = service.places
     count = max(PILOT_ROUNDS * places, PILOT_REQUESTS)
-    record = serve(service, pilot(case.workload, catalog, seed, count, places))
+    record = serve(service, pilot(case.workload, catalog, seed, count, places), seed=seed)
     done = np.sort(record.requests["done_s"].astype(float))
     done = done[~np.isnan(done)]
     if done.size < PILOT_ROUNDS:

@@ -9,6 +9,7 @@ from typing import Protocol
 import simpy
 
 from sim.engine.clients import Source
+from sim.engine.door import Door
 from sim.engine.links import Link
 from sim.engine.plan import ReplicaPlan
 from sim.engine.pool import Pool
@@ -90,6 +91,8 @@ class Cluster:
         self.in_system = 0
         """Requests that were sent and have not left."""
         self.source: Source | None = None
+        self.door: Door | None = None
+        """Who is let in; none: everybody."""
         self.when_sent: Callable[[Request], None] | None = None
         """Told of every attempt."""
         self.when_left: Callable[[Request], None] | None = None
@@ -154,8 +157,9 @@ class Cluster:
         if self.when_sent is not None:
             self.when_sent(request)
         if request.input_tokens + request.output_tokens > self._longest:
-            request.outcome = "rejected"
-            self._finish(request)
+            self._turn_away(request, "rejected")
+        elif self.door is not None and not self.door.admits(request, int(self.env.now)):
+            self._turn_away(request, "shed")
         elif self._first == "serve":
             self.pools["serve"].submit(request)
         elif self._first == "encode" and request.encode_tokens:
@@ -238,13 +242,22 @@ class Cluster:
 
     def _break_off(self, request: Request) -> None:
         _let_go(request)
-        if self.when_lost is not None and self.when_lost(request):
-            return
-        request.outcome = "lost"
-        self._finish(request)
+        if self.door is not None:
+            self.door.left(request)
+        if self.when_lost is None or not self.when_lost(request):
+            self._turn_away(request, "lost")
+
+    def _turn_away(self, request: Request, outcome: Outcome) -> None:
+        request.outcome = outcome
+        self._leave_for_good(request)
 
     def _finish(self, request: Request) -> None:
-        """Let a request leave, unless it comes back."""
+        """Let a request leave that was let in, unless it comes back."""
+        if self.door is not None:
+            self.door.left(request)
+        self._leave_for_good(request)
+
+    def _leave_for_good(self, request: Request) -> None:
         if request.remote is not None:
             _let_go(request)
         unanswered = request.outcome != "completed"

@@ -95,14 +95,14 @@ class Pool:
 
     def left(self, replica: Replica, request: Request) -> None:
         """Pass on that a request has left."""
-        self.router.left(replica)
+        self.router.left(request, replica)
         self._listener.left(request)
 
     def lost(self, replica: Replica, request: Request) -> None:
         """Pass on that a request was broken off, or that what it left behind is gone."""
         self._recorder.loss(request, int(replica.env.now), "failure", request.computed_tokens)
         if request.outcome == "unfinished":
-            self.router.left(replica)
+            self.router.left(request, replica)
         self._listener.lost(request)
 
     def changed(self, replica: Replica, state: State) -> None:

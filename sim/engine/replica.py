@@ -135,6 +135,17 @@ class Replica:
         """Accepted and not admitted."""
         return self.scheduler.waiting_requests
 
+    @property
+    def used_blocks(self) -> int:
+        """KV blocks in use, as of now."""
+        self._catch_up()
+        return self.scheduler.pool.used_blocks
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens that a KV block holds."""
+        return self.scheduler.pool.block_tokens
+
     def kv_used_fraction(self) -> float:
         """Share of the KV blocks in use, as of now."""
         self._catch_up()

@@ -1,13 +1,61 @@
 """Which replica a request goes to."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from typing import Literal, Protocol
+from typing import Protocol
+
+import numpy as np
 
 from sim.engine.replica import Replica
 from sim.engine.requests import Request
+from sim.workload.content import Content
 
-RouterKind = Literal["round_robin", "least_outstanding"]
+
+class Candidate(Protocol):
+    """What a router may see of a replica."""
+
+    @property
+    def index(self) -> int:
+        """Position in the cluster."""
+        ...
+
+    @property
+    def outstanding_requests(self) -> int:
+        """Accepted and not done."""
+        ...
+
+    @property
+    def outstanding_tokens(self) -> int:
+        """Prompts and longest answers of those."""
+        ...
+
+    @property
+    def used_blocks(self) -> int:
+        """KV blocks in use."""
+        ...
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens that a KV block holds."""
+        ...
+
+    def cached_tokens(self, content: Content) -> int:
+        """Tokens of a prompt that its prefix cache holds."""
+        ...
+
+
+Load = Callable[[Candidate], int]
+"""What is to be least."""
+
+
+def requests_of(replica: Candidate) -> int:
+    """Count the requests of a replica."""
+    return replica.outstanding_requests
+
+
+def tokens_of(replica: Candidate) -> int:
+    """Count the tokens of its requests."""
+    return replica.outstanding_tokens
 
 
 class Router(Protocol):
@@ -21,7 +69,7 @@ class Router(Protocol):
         """Hear that a replica has taken a request."""
         ...
 
-    def left(self, replica: Replica) -> None:
+    def left(self, request: Request, replica: Replica) -> None:
         """Hear that a request has left a replica."""
         ...
 
@@ -30,7 +78,20 @@ class Router(Protocol):
         ...
 
 
-class RoundRobin:
+class Indifferent:
+    """A router that need not hear what becomes of requests."""
+
+    def accepted(self, request: Request, replica: Replica) -> None:
+        """Take no note."""
+
+    def left(self, request: Request, replica: Replica) -> None:
+        """Take no note."""
+
+    def changed(self, replicas: Sequence[Replica]) -> None:
+        """Take no note."""
+
+
+class RoundRobin(Indifferent):
     """Each replica in turn."""
 
     def __init__(self) -> None:
@@ -43,70 +104,247 @@ class RoundRobin:
         self._next += 1
         return chosen
 
-    def accepted(self, request: Request, replica: Replica) -> None:
-        """Take turns whatever comes."""
 
-    def left(self, replica: Replica) -> None:
-        """Take turns whatever leaves."""
+class AnyReplica(Indifferent):
+    """Any replica, all with equal chances.
 
-    def changed(self, replicas: Sequence[Replica]) -> None:
-        """Go on with those that are there."""
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
+        """Return some replica."""
+        del request
+        return replicas[int(self._rng.integers(len(replicas)))]
+
+
+class PowerOfTwo(Indifferent):
+    """The least loaded of a few replicas drawn at random, with repetition; the first of equals.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    choices : int
+    load : callable
+    """
+
+    def __init__(
+        self, rng: np.random.Generator, choices: int = 2, load: Load = requests_of
+    ) -> None:
+        self._rng = rng
+        self._choices = choices
+        self._load = load
+
+    def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
+        """Return the best of the draw."""
+        del request
+        drawn = self._rng.integers(len(replicas), size=self._choices).tolist()
+        candidates = [replicas[place] for place in drawn]
+        return min(candidates, key=self._load)
 
 
 class LeastOutstanding:
-    """The replica with the fewest requests accepted and not done; the first of equals.
+    """The replica with the least load; the first of equals.
 
-    A heap of counts, of which only the lowest of each replica matters: one that turns out too low
+    A heap of loads, of which only the lowest of each replica matters: one that turns out too low
     is put right when it comes to the top, one that a departure made too high is undercut at once.
     So a choice costs O(log replicas), and fleets of thousands of replicas can be asked about.
+    Loads may fall only when a request leaves.
+
+    Parameters
+    ----------
+    load : callable
     """
 
-    def __init__(self) -> None:
+    def __init__(self, load: Load = requests_of) -> None:
+        self._load = load
         self._heap: list[tuple[int, int]] = []
-        """Counts and places, an order in which equals are told apart by their place."""
-        self._lowest: dict[Replica, int] = {}
+        """Loads and places, an order in which equals are told apart by their place."""
+        self._lowest: dict[int, int] = {}
+        """Lowest entry of each replica, by its place."""
         self._places: dict[Replica, int] = {}
+        self._replicas: Sequence[Replica] = ()
 
     def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
         """Return the least loaded replica."""
         del request
         if not self._places:
-            for place, replica in enumerate(replicas):
-                self._places[replica] = place
-                self._enter(replica)
+            self._replicas = replicas
+            self._places = {replica: place for place, replica in enumerate(replicas)}
+            for place in range(len(replicas)):
+                self._enter(place)
         heap = self._heap
         while True:
-            count, place = heap[0]
-            replica = replicas[place]
-            if count == self._lowest[replica]:
-                if count == replica.outstanding_requests:
+            load, place = heap[0]
+            if load == self._lowest[place]:
+                replica = self._replicas[place]
+                if load == self._load(replica):
                     return replica
                 heappop(heap)
-                self._enter(replica)
+                self._enter(place)
             else:
                 heappop(heap)  # undercut since
 
     def accepted(self, request: Request, replica: Replica) -> None:
-        """Count it when it comes to the top."""
+        """Count it when the replica comes to the top."""
+
+    def left(self, request: Request, replica: Replica) -> None:
+        """Undercut the load of a replica that a request has left."""
+        del request
+        place = self._places.get(replica)
+        if place is not None and self._load(replica) < self._lowest[place]:
+            self._enter(place)
 
     def changed(self, replicas: Sequence[Replica]) -> None:
         """Begin anew with those that are there."""
         del replicas
         self._heap.clear()
         self._lowest.clear()
-        self._places.clear()
+        self._places = {}
 
-    def left(self, replica: Replica) -> None:
-        """Undercut the count of a replica that a request has left."""
-        if replica in self._lowest and replica.outstanding_requests < self._lowest[replica]:
-            self._enter(replica)
-
-    def _enter(self, replica: Replica) -> None:
-        self._lowest[replica] = replica.outstanding_requests
-        heappush(self._heap, (replica.outstanding_requests, self._places[replica]))
+    def _enter(self, place: int) -> None:
+        self._lowest[place] = load = self._load(self._replicas[place])
+        heappush(self._heap, (load, place))
 
 
-ROUTERS: Mapping[RouterKind, Callable[[], Router]] = {
-    "round_robin": RoundRobin,
-    "least_outstanding": LeastOutstanding,
-}
+class PredictedLength(LeastOutstanding):
+    """The replica with the least work to come: prompts, and answers as they are predicted.
+
+    Parameters
+    ----------
+    predict : callable
+        Gives the predicted tokens of a request's answer.
+    """
+
+    def __init__(self, predict: Callable[[Request], int]) -> None:
+        self._predict = predict
+        self._work: dict[int, int] = {}
+        self._shares: dict[int, tuple[int, int]] = {}
+        """Replica and work of each request under way."""
+        super().__init__(lambda replica: self._work.get(replica.index, 0))
+
+    def accepted(self, request: Request, replica: Replica) -> None:
+        """Count the work of a request."""
+        if request.outcome != "unfinished":
+            return  # it was rejected on the way in
+        work = request.input_tokens + self._predict(request)
+        self._shares[request.request_id] = (replica.index, work)
+        self._work[replica.index] = self._work.get(replica.index, 0) + work
+
+    def left(self, request: Request, replica: Replica) -> None:
+        """Count it no more."""
+        index, work = self._shares.pop(request.request_id, (replica.index, 0))
+        self._work[index] = self._work.get(index, 0) - work
+        super().left(request, replica)
+
+
+class _WithFallback:
+    """A router that leaves some choices to another one.
+
+    Parameters
+    ----------
+    others : Router
+    """
+
+    def __init__(self, others: Router) -> None:
+        self._others = others
+
+    def accepted(self, request: Request, replica: Replica) -> None:
+        """Pass it on."""
+        self._others.accepted(request, replica)
+
+    def left(self, request: Request, replica: Replica) -> None:
+        """Pass it on."""
+        self._others.left(request, replica)
+
+    def changed(self, replicas: Sequence[Replica]) -> None:
+        """Pass it on."""
+        self._others.changed(replicas)
+
+
+class SessionSticky(_WithFallback):
+    """The replica that served the session before.
+
+    The other router chooses for new sessions, for requests of none, and where that replica takes
+    no more.
+    """
+
+    def __init__(self, others: Router) -> None:
+        super().__init__(others)
+        self._homes: dict[int, Replica] = {}
+
+    def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
+        """Return the session's replica."""
+        home = self._homes.get(request.session) if request.session >= 0 else None
+        if home is None or not home.accepts:
+            home = self._others.choose(request, replicas)
+            if request.session >= 0:
+                self._homes[request.session] = home
+        return home
+
+
+class PrefixAware(_WithFallback):
+    """The replica with the best match in its prefix cache, unless loads are uneven.
+
+    Asks every replica, so a choice costs O(replicas).
+
+    Parameters
+    ----------
+    least_match_fraction : float
+        Share of the prompt that a match must cover.
+    uneven_requests : int
+    uneven_ratio : float
+        Loads are uneven if they differ by more than both.
+    """
+
+    def __init__(
+        self, least_match_fraction: float, uneven_requests: int, uneven_ratio: float
+    ) -> None:
+        super().__init__(LeastOutstanding())
+        self._least_match_fraction = least_match_fraction
+        self._uneven_requests = uneven_requests
+        self._uneven_ratio = uneven_ratio
+
+    def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
+        """Return the best match, or the least loaded."""
+        if request.content is None or self._uneven(replicas):
+            return self._others.choose(request, replicas)
+        content = request.content
+        matches = [replica.cached_tokens(content) for replica in replicas]
+        most = max(matches)
+        if most > self._least_match_fraction * request.input_tokens:
+            return replicas[matches.index(most)]
+        return self._others.choose(request, replicas)
+
+    def _uneven(self, replicas: Sequence[Replica]) -> bool:
+        loads = [replica.outstanding_requests for replica in replicas]
+        most, least = max(loads), min(loads)
+        return most - least > self._uneven_requests and most > self._uneven_ratio * least
+
+
+class KvAware(Indifferent):
+    """The replica where the blocks of the prompt and those in use are fewest; the first of equals.
+
+    Asks every replica, so a choice costs O(replicas).
+
+    Parameters
+    ----------
+    overlap_weight : float
+        What a block of prompt costs beside a block in use.
+    """
+
+    def __init__(self, overlap_weight: float) -> None:
+        self._overlap_weight = overlap_weight
+
+    def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
+        """Return the cheapest."""
+        return min(replicas, key=lambda replica: self._cost(request, replica))
+
+    def _cost(self, request: Request, replica: Replica) -> float:
+        cached = 0 if request.content is None else replica.cached_tokens(request.content)
+        prompt = (request.input_tokens - cached) / replica.block_tokens
+        return self._overlap_weight * prompt + replica.used_blocks

@@ -1,7 +1,7 @@
 """Waiting lines: who is let in next."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from typing import Protocol
 
@@ -68,7 +68,7 @@ class PriorityLine:
     """By priority, then by arrival; those that were preempted before their equals."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[tuple[int, ...], int, Request]] = []
+        self._heap: list[tuple[tuple[float, ...], int, Request]] = []
         self._members: dict[Request, int] = {}
         self._count = 0
         self._front = 0
@@ -112,7 +112,47 @@ class PriorityLine:
         members = self._members
         return (row[2] for row in sorted(self._heap) if members.get(row[2]) == row[1])
 
-    def _enter(self, request: Request, key: tuple[int, ...]) -> None:
+    def _enter(self, request: Request, key: tuple[float, ...]) -> None:
         self._count += 1
         self._members[request] = self._count
         heappush(self._heap, (key, self._count, request))
+
+
+class FairLine(PriorityLine):
+    """Weighted shares of the prompt tokens for tenants that wait at the same time.
+
+    Start-time fair queueing (Goyal, Vin and Cheng, 1996, doi:10.1145/248157.248171): a request
+    starts, in virtual time, when the one before it of its tenant ends or now, whichever is later;
+    it lasts as long as its tokens over the weight of its tenant; the earliest start is served.
+
+    Parameters
+    ----------
+    weights : sequence of float
+        By index of the tenant.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        super().__init__()
+        self._weights = weights
+        self._now = 0.0
+        self._starts: dict[Request, float] = {}
+        self._ends = [0.0] * len(weights)
+
+    def push(self, request: Request) -> None:
+        """Let a request join."""
+        tenant = request.tenant
+        start = max(self._now, self._ends[tenant])
+        self._ends[tenant] = start + request.input_tokens / self._weights[tenant]
+        self._starts[request] = start
+        self._enter(request, (1, start, request.request_id))
+
+    def push_front(self, request: Request) -> None:
+        """Let a request that was preempted join again, before all that wait."""
+        self._front -= 1
+        self._enter(request, (0, self._front))
+
+    def pop(self) -> Request:
+        """Take the next one out."""
+        request = super().pop()
+        self._now = max(self._now, self._starts.pop(request, 0.0))
+        return request

@@ -189,7 +189,8 @@ def test_relabelled_replicas_permute_results_only(config: Config, order: list[in
     plain = simulated(config)
     cluster = cluster_of(config, every_step=False)
     # other labels stand in the places that the router sees
-    cluster.replicas[:] = [cluster.replicas[label] for label in order]
+    pool = cluster.pools["serve"]
+    pool._accepting[:] = [pool.replicas[label] for label in order]
     relabelled = serve(cluster, config)
     assert milestones(relabelled) == milestones(plain)
     names = dict(enumerate(order)) | {-1: -1}

@@ -10,10 +10,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from sim.engine.clients import ClosedLoop, OpenLoop
 from sim.engine.clock import TICKS_PER_S
-from sim.engine.cluster import Cluster, ReplicaPlan, RunRecord
+from sim.engine.cluster import Cluster, PoolPlan, RunRecord
+from sim.engine.plan import ReplicaPlan
 from sim.engine.requests import Request
-from sim.engine.scheduler import BatchLimits, Stretch
+from sim.engine.router import LeastOutstanding
+from sim.engine.rules import SchedulerRules
+from sim.engine.stretch import Stretch
+from sim.engine.ticks import Line
 
 PLENTY = 10**6
 
@@ -33,10 +38,11 @@ class Setting:
 class AffinePace:
     """Steps that depend on tokens and contexts: a few thousand ticks."""
 
-    def line(self, stretch: Stretch) -> tuple[int, int]:
+    def line(self, stretch: Stretch, steps_before: int = 0, /) -> Line:
+        del steps_before
         tokens = stretch.decode_sequences + stretch.prefill_tokens
         start = 1000 + 17 * tokens + 3 * stretch.context_tokens + stretch.prefill_pairs
-        return start, 3 * stretch.decode_sequences
+        return start, 3 * stretch.decode_sequences, None
 
 
 SETTINGS = [
@@ -51,14 +57,15 @@ CROWDED = [Setting(gap_ticks=8_000, kv_blocks=30), Setting(2_000, replicas=2, kv
 
 def cluster_of(setting: Setting) -> Cluster:
     plan = ReplicaPlan(
-        limits=BatchLimits(setting.max_num_seqs, setting.budget),
+        rules=SchedulerRules(
+            setting.max_num_seqs, setting.budget, window_tokens=setting.window
+        ),
         kv_blocks=setting.kv_blocks,
         block_tokens=16,
-        window_tokens=setting.window,
         pace=AffinePace(),
         max_model_len=PLENTY,
     )
-    return Cluster(plan, setting.replicas, "least_outstanding")
+    return Cluster([PoolPlan("serve", setting.replicas, plan, LeastOutstanding)])
 
 
 def lengths(count: int) -> list[tuple[int, int]]:
@@ -72,7 +79,7 @@ def open_run(setting: Setting, count: int = 400) -> tuple[list[Request], RunReco
     arrivals = np.cumsum(rng.exponential(setting.gap_ticks, count)).astype(int).tolist()
     rows = enumerate(zip(arrivals, lengths(count), strict=True))
     requests = [Request(number, arrival, *pair) for number, (arrival, pair) in rows]
-    return requests, cluster_of(setting).run_open(iter(requests))
+    return requests, cluster_of(setting).run(OpenLoop(requests))
 
 
 def running_ticks(record: RunRecord) -> int:
@@ -136,7 +143,8 @@ def test_preempted_requests_are_in_the_system_but_do_not_run(setting: Setting) -
 @pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[3], CROWDED[0]], ids=str)
 def test_a_closed_loop_always_holds_its_clients(setting: Setting, clients: int) -> None:
     """Until the supply ends, ``L`` is the number of clients: ``lambda W = clients``."""
-    columns = cluster_of(setting).run_closed(lengths(300), clients).requests
+    supply = [Request(number, 0, *pair) for number, pair in enumerate(lengths(300))]
+    columns = cluster_of(setting).run(ClosedLoop(supply, clients)).requests
     arrivals, ends = (
         [round(second * TICKS_PER_S) for second in columns[name].tolist()]
         for name in ("arrival_s", "done_s")

@@ -17,10 +17,13 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from sim.engine.cluster import Cluster, ReplicaPlan, RunRecord
+from sim.engine.clients import OpenLoop
+from sim.engine.cluster import Cluster, PoolPlan, RunRecord
+from sim.engine.plan import ReplicaPlan
 from sim.engine.requests import Request
-from sim.engine.scheduler import BatchLimits, Stretch
-from sim.engine.ticks import ConstantPace, Pace
+from sim.engine.rules import SchedulerRules
+from sim.engine.stretch import Stretch
+from sim.engine.ticks import ConstantPace, Line, Pace
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -35,8 +38,9 @@ UNLIMITED = 10_000
 class SharedPace:
     """Steps in proportion to the sequences in them: the replica shares itself out equally."""
 
-    def line(self, stretch: Stretch) -> tuple[int, int]:
-        return SEQUENCE * (stretch.decode_sequences + len(stretch.chunks)), 0
+    def line(self, stretch: Stretch, steps_before: int = 0, /) -> Line:
+        del steps_before
+        return SEQUENCE * (stretch.decode_sequences + len(stretch.chunks)), 0, None
 
 
 def poisson_arrivals(rng: np.random.Generator, per_step: float, count: int) -> Integers:
@@ -55,17 +59,16 @@ def serve(
 ) -> tuple[list[Request], RunRecord]:
     """Run one replica with as many places as there are servers, and no want of KV blocks."""
     plan = ReplicaPlan(
-        limits=BatchLimits(servers, budget or servers + 1),
+        rules=SchedulerRules(servers, budget or servers + 1),
         kv_blocks=10**9,
         block_tokens=16,
-        window_tokens=None,
         pace=pace or ConstantPace(STEP),
         max_model_len=10**9,
     )
     prompts = [1] * len(outputs) if inputs is None else inputs
     rows = zip(arrivals.tolist(), prompts, outputs.tolist(), strict=True)
     requests = [Request(number, *row) for number, row in enumerate(rows)]
-    return requests, Cluster(plan, replicas=1).run_open(iter(requests))
+    return requests, Cluster([PoolPlan("serve", 1, plan)]).run(OpenLoop(requests))
 
 
 def waits(requests: Sequence[Request]) -> Floats:

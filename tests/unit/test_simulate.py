@@ -4,7 +4,6 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,7 @@ import pandas as pd
 import pytest
 
 from sim.catalog import Catalog, open_catalog
-from sim.engine.clients import ClosedLoop, OpenLoop
-from sim.engine.clock import TICKS_PER_S
-from sim.engine.cluster import Cluster, PoolPlan, RunRecord
-from sim.engine.plan import ReplicaPlan
-from sim.engine.requests import Request
-from sim.engine.rules import SchedulerRules
-from sim.engine.ticks import ConstantPace
+from sim.engine.cluster import RunRecord
 from sim.errors import InputError
 from sim.metrics.requests import request_table
 from sim.scenario import load_scenario
@@ -92,7 +85,6 @@ def test_equal_seeds_give_equal_bytes(tmp_path: Path, catalog: Catalog, workload
 
 SCRIPT = """
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_simulate import OPEN, digest, run
@@ -221,100 +213,3 @@ def test_the_capacity_is_the_rate_of_a_full_closed_loop(tmp_path: Path, catalog:
     record = serve(service, Traffic(*lengths, np.zeros(400)))
     burst_rate = (400 - places) / np.sort(record.requests["done_s"])[-places - 1]
     assert capacity == pytest.approx(burst_rate, rel=0.15)
-
-
-def test_progress_is_told_by_the_thousand() -> None:
-    cluster = small_cluster()
-    told: list[tuple[int, int]] = []
-    cluster.report_progress(lambda left, total: told.append((left, total)), total=2500)
-    run_open(cluster, [Request(number, number, 1, 1) for number in range(2500)])
-    assert told == [(1000, 2500), (2000, 2500)]
-
-
-def small_cluster(*, kv_blocks: int = 100, max_model_len: int = 50) -> Cluster:
-    """One replica with two places, blocks of 16 tokens and steps of ten ticks."""
-    plan = ReplicaPlan(
-        rules=SchedulerRules(max_num_seqs=2, max_num_batched_tokens=64),
-        kv_blocks=kv_blocks,
-        block_tokens=16,
-        pace=ConstantPace(10),
-        max_model_len=max_model_len,
-    )
-    return Cluster([PoolPlan("serve", 1, plan)])
-
-
-def run_open(cluster: Cluster, requests: Iterable[Request]) -> RunRecord:
-    return cluster.run(OpenLoop(requests))
-
-
-def run_closed(cluster: Cluster, lengths: Sequence[tuple[int, int]], clients: int) -> RunRecord:
-    supply = [Request(number, 0, *pair) for number, pair in enumerate(lengths)]
-    return cluster.run(ClosedLoop(supply, clients))
-
-
-def events(record: RunRecord, name: str) -> dict[int, int]:
-    """Ticks of an event of the requests that have it."""
-    columns = record.requests
-    pairs = zip(columns["request_id"].tolist(), columns[name].tolist(), strict=True)
-    return {number: round(at * TICKS_PER_S) for number, at in pairs if not np.isnan(at)}
-
-
-def outcomes(record: RunRecord) -> list[str]:
-    """In the order of the requests."""
-    return record.requests["outcome"][np.argsort(record.requests["request_id"])].tolist()
-
-
-def test_nothing_comes_of_nothing() -> None:
-    record = run_open(small_cluster(), iter(()))
-    assert {len(column) for column in record.requests.values()} == {0}
-    assert {len(column) for column in record.stretches.values()} == {0}
-    record = run_closed(small_cluster(), [], clients=3)
-    assert {len(column) for column in record.requests.values()} == {0}
-
-
-def test_clients_send_when_their_answer_is_there() -> None:
-    # two clients: 0 and 1 start at 0 and take one and three steps; 2 follows 0, 3 follows 1
-    record = run_closed(small_cluster(), [(5, 1), (5, 3), (5, 3), (5, 1)], clients=2)
-    assert events(record, "arrival_s") == {0: 0, 1: 0, 2: 10, 3: 30}
-    assert events(record, "done_s") == {0: 10, 1: 30, 2: 40, 3: 40}
-
-
-def test_more_clients_than_requests_all_send_once() -> None:
-    record = run_closed(small_cluster(), [(5, 1)] * 3, clients=9)
-    assert events(record, "arrival_s") == {0: 0, 1: 0, 2: 0}
-    # two places: the third is admitted in the second step
-    assert events(record, "done_s") == {0: 10, 1: 10, 2: 20}
-
-
-def test_a_rejected_request_leaves_at_once_and_disturbs_nobody() -> None:
-    lengths = [(20, 3), (49, 2), (20, 3)]
-    requests = [Request(number, 5, *pair) for number, pair in enumerate(lengths)]
-    record = run_open(small_cluster(), iter(requests))
-    assert outcomes(record) == ["completed", "rejected", "completed"]
-    assert events(record, "done_s") == {0: 35, 2: 35}
-    assert record.requests["preemptions"].tolist() == [0, 0, 0]
-
-
-def test_what_the_cache_can_never_hold_is_rejected() -> None:
-    # two blocks of 16: 32 cached tokens, which leaves out the last of the answer
-    cluster = small_cluster(kv_blocks=2)
-    rows = [(30, 3), (30, 4), (33, 1), (1, 32)]
-    record = run_open(cluster, [Request(number, 0, *row) for number, row in enumerate(rows)])
-    assert outcomes(record) == ["completed", "rejected", "rejected", "completed"]
-
-
-def test_a_client_whose_request_is_rejected_sends_the_next() -> None:
-    lengths = [(50, 1), (5, 1), (60, 1), (5, 1)]
-    record = run_closed(small_cluster(), lengths, clients=1)
-    assert outcomes(record) == ["rejected", "completed", "rejected", "completed"]
-    assert events(record, "arrival_s") == {0: 0, 1: 0, 2: 10, 3: 10}
-
-
-def test_all_requests_of_a_closed_loop_may_be_rejected() -> None:
-    record = run_closed(small_cluster(), [(50, 1)] * 4, clients=3)
-    assert outcomes(record) == ["rejected"] * 4
-
-
-def test_rejections_in_a_row_are_no_recursion() -> None:
-    record = run_closed(small_cluster(), [(50, 1)] * 5000 + [(5, 1)], clients=1)
-    assert outcomes(record) == ["rejected"] * 5000 + ["completed"]
