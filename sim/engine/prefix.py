@@ -1,124 +1,385 @@
 """A KV cache in which blocks of earlier requests are found again.
 
-Interim: block by block.
+The rules are those of vLLM v1 (``vllm/v1/core/block_pool.py`` and ``kv_cache_manager.py``): only
+full blocks can be found, by all tokens from the start to their end; blocks stay in use as long as
+some sequence reads them; idle ones queue by the moment at which they became idle, those of one
+sequence from its tail to its head, and whoever needs a block takes the first of the queue.
+
+What is cached is kept as a tree of runs of tokens, so that a prompt of thousands of blocks costs
+as much as it has runs. A node covers the tokens between two branches; the blocks whose ends lie
+there are its own. SGLang's radix cache is the same with blocks of one token.
 """
 
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from sim.engine.kv import BlockPool
-from sim.workload.content import Content
+from sim.errors import InternalError
+from sim.workload.content import Content, Run
 
-Key = int
+OnEvict = Callable[[Content, int], None]
+"""Told of a content whose blocks are about to be reused, and from which token on."""
+
+STALE_ENTRIES = 1_000
+"""Entries of the queue that may be out of date before it is cleared of them, beside as many as
+there are nodes."""
+
+
+class Node:
+    """Tokens between two branches of the tree: one run."""
+
+    __slots__ = (
+        "children",
+        "idle_since",
+        "parent",
+        "position",
+        "readers",
+        "start",
+        "stream",
+        "tokens",
+    )
+
+    def __init__(self, parent: "Node | None", start: int, run: Run) -> None:
+        self.parent = parent
+        self.start = start
+        """Tokens before it."""
+        self.stream, self.position, self.tokens = run
+        self.children: dict[tuple[int, int], Node] = {}
+        """By their first token."""
+        self.readers = 0
+        """Sequences in whose context it is."""
+        self.idle_since = -1
+        """Moment at which its last reader left; -1 while it has any."""
+
+    @property
+    def end(self) -> int:
+        """Tokens up to its end."""
+        return self.start + self.tokens
+
+    def path(self) -> Iterator["Node"]:
+        """Yield the node and those above it, without the root."""
+        node = self
+        while node.parent is not None:
+            yield node
+            node = node.parent
 
 
 class Match(NamedTuple):
-    """The longest prefix of a content that is cached."""
+    """The longest prefix of a content that is cached, in whole blocks."""
 
     tokens: int
     idle_blocks: int
-    """Of its blocks, those that nobody uses."""
-    keys: tuple[Key, ...]
+    """Of its blocks, those that nobody reads."""
+    node: Node
+    """In which it ends."""
 
 
 @dataclass
 class Holding:
-    """The shared blocks that a sequence uses."""
+    """What a sequence has in the tree."""
 
-    keys: list[Key] = field(default_factory=list)
-    done: int = 0
-
-    @property
-    def shared_blocks(self) -> int:
-        """Blocks that others may find."""
-        return len(self.keys)
+    node: Node
+    """In which it ends."""
+    tokens: int
+    """Up to the end of its last block there."""
+    duplicate_blocks: int = 0
+    """Of those blocks, how many it has copies of to itself: others computed them meanwhile."""
+    shared_blocks: int = 0
+    """The rest: blocks that it reads and others may find."""
 
 
 class PrefixCache(BlockPool):
-    """Free, used and idle KV blocks, of which the idle ones can be found again."""
+    """Free, used and idle KV blocks, of which the idle ones can be found again.
 
-    def __init__(self, total_blocks: int, block_tokens: int) -> None:
+    Blocks that belong to no node are garbage once they are free: nobody can find them.
+
+    Parameters
+    ----------
+    total_blocks : int
+    block_tokens : int
+    on_evict : callable, optional
+        Told of what is about to be forgotten.
+
+    Examples
+    --------
+    A prompt of 40 tokens leaves two full blocks of 16; another one shares its first 20:
+
+    >>> cache = PrefixCache(10, block_tokens=16)
+    >>> prompt = ((7, 0, 40),)
+    >>> cache.take(3)
+    >>> holding = cache.hold(cache.match(prompt, 39))
+    >>> cache.extend(holding, prompt, 40)
+    >>> cache.release(holding, prompt, 40, private_blocks=3 - holding.shared_blocks)
+    >>> cache.free_blocks, cache.match(((7, 0, 20), (8, 0, 9)), 28).tokens
+    (10, 16)
+    """
+
+    def __init__(
+        self, total_blocks: int, block_tokens: int, on_evict: OnEvict | None = None
+    ) -> None:
         super().__init__(total_blocks, block_tokens)
-        self._ids: dict[object, Key] = {}
-        self._readers: dict[Key, int] = {}
-        self._queue: OrderedDict[Key, int] = OrderedDict({-1: total_blocks})
-        self._garbage = -1
+        self.on_evict = on_evict
+        self.evicted_blocks = 0
+        """Blocks that could be found and were reused for something else."""
+        self._root = Node(None, 0, (0, 0, 0))
+        self._root.readers = 1
+        self._nodes = 0
+        self._moment = 0
+        self._queue: deque[tuple[Node | None, int]] = deque([(None, total_blocks)])
+        """Idle nodes with the moment at which they became idle, and counts of garbage blocks."""
 
     def match(self, content: Content, limit_tokens: int) -> Match:
-        """Find the longest cached prefix, at most so many tokens, in whole blocks."""
-        keys = []
-        for key in self._keys(content, limit_tokens):
-            if key not in self._readers:
-                break
-            keys.append(key)
-        idle = sum(self._readers[key] == 0 for key in keys)
-        return Match(len(keys) * self.block_tokens, idle, tuple(keys))
+        """Find the longest cached prefix of a content, at most so many tokens."""
+        node, depth = self._root, 0
+        path: list[Node] = []
+        for run in _cut(content, 0, limit_tokens):
+            stream, position, tokens = run
+            while tokens:
+                inside = node.end - depth
+                if not inside:
+                    child = node.children.get((stream, position))
+                    if child is None:
+                        return self._matched(path, depth)
+                    node, inside = child, child.tokens
+                    path.append(node)
+                elif (stream, position) != (node.stream, node.position + node.tokens - inside):
+                    return self._matched(path, depth)
+                step = min(tokens, inside)
+                depth, position, tokens = depth + step, position + step, tokens - step
+        return self._matched(path, depth)
 
     def hold(self, match: Match) -> Holding:
-        """Use the blocks of a match."""
-        for key in match.keys:
-            if not self._readers[key]:
-                del self._queue[key]
-                self.free_blocks -= 1
-            self._readers[key] += 1
-        return Holding(list(match.keys), len(match.keys))
+        """Read the blocks of a match from now on."""
+        node = match.node
+        if node.end > match.tokens:
+            node = self._split(node, match.tokens)
+        self._read(node)
+        return Holding(node, match.tokens, shared_blocks=match.tokens // self.block_tokens)
+
+    def fork(self, holding: Holding) -> Holding:
+        """Let another sequence read the same blocks: a further sample of one prompt."""
+        self._read(holding.node)
+        return Holding(
+            holding.node, holding.tokens, shared_blocks=holding.tokens // self.block_tokens
+        )
 
     def extend(self, holding: Holding, content: Content, tokens: int) -> None:
-        """Let others find the full blocks among the first tokens of a content."""
-        for index, key in enumerate(self._keys(content, tokens)):
-            if index < holding.done:
-                continue
-            holding.done += 1
-            if key not in self._readers:
-                self._readers[key] = 1
-                holding.keys.append(key)
+        """Let others find the full blocks among the first tokens of a sequence.
+
+        Their blocks were taken before. Where others have computed the same meanwhile, the sequence
+        reads theirs too, and keeps its own copies if theirs are in use.
+        """
+        end = tokens // self.block_tokens * self.block_tokens
+        if end <= holding.tokens:
+            return
+        node = holding.node
+        for run in _cut(content, holding.tokens, end):
+            stream, position, length = run
+            while length:
+                below, step = self._step_down(node, (stream, position, length), holding)
+                node, position, length = below, position + step, length - step
+        holding.node, holding.tokens = node, end
+        holding.shared_blocks = end // self.block_tokens - holding.duplicate_blocks
 
     def release(self, holding: Holding, content: Content, tokens: int, private_blocks: int) -> None:
-        """Use the blocks of a sequence no more; they stay until they are needed."""
-        before = len(holding.keys)
+        """Read the blocks of a sequence no more; they stay until they are needed.
+
+        Parameters
+        ----------
+        holding : Holding
+        content : Content
+            Prompt and answer so far.
+        tokens : int
+            Of them, those in the cache.
+        private_blocks : int
+            Blocks of the sequence that are not among ``holding.shared_blocks``.
+        """
+        shared = holding.shared_blocks
         self.extend(holding, content, tokens)
-        private_blocks -= len(holding.keys) - before
+        private_blocks -= holding.shared_blocks - shared
         if private_blocks:
             self.give_back(private_blocks)
-        for key in reversed(holding.keys):
-            self._readers[key] -= 1
-            if not self._readers[key]:
-                self._queue[key] = 1
-                self.free_blocks += 1
+        for node in holding.node.path():
+            node.readers -= 1
+            if not node.readers:
+                self._moment += 1
+                node.idle_since = self._moment
+                self._queue.append((node, self._moment))
+                self.free_blocks += self._blocks(node)
+        if len(self._queue) > 2 * self._nodes + STALE_ENTRIES:
+            self._clear_queue()
 
     def take(self, blocks: int) -> None:
-        """Give blocks to sequences, those that have been idle longest."""
+        """Give blocks to sequences, those first that have been idle longest."""
         super().take(blocks)
+        queue = self._queue
         while blocks:
-            key, count = next(iter(self._queue.items()))
-            taken = min(count, blocks)
-            blocks -= taken
-            if taken < count:
-                self._queue[key] = count - taken
-                return
-            del self._queue[key]
-            self._readers.pop(key, None)
+            node, number = queue[0]
+            if node is None:
+                if number > blocks:
+                    queue[0] = (None, number - blocks)
+                    return
+                queue.popleft()
+                blocks -= number
+            elif node.idle_since != number:
+                queue.popleft()  # it has been read since
+            else:
+                blocks -= self._evict(node, blocks)
 
     def give_back(self, blocks: int) -> None:
         """Take blocks back that nobody can find again."""
         super().give_back(blocks)
-        self._garbage -= 1
-        self._queue[self._garbage] = blocks
+        queue = self._queue
+        if queue and queue[-1][0] is None:
+            queue[-1] = (None, queue[-1][1] + blocks)
+        else:
+            queue.append((None, blocks))
 
-    def _keys(self, content: Content, tokens: int) -> list[Key]:
+    def check(self) -> None:
+        """Recount everything.
+
+        Raises
+        ------
+        InternalError
+            The counts do not agree.
+        """
+        idle = garbage = nodes = 0
+        for node, number in self._queue:
+            if node is None:
+                garbage += number
+        stack = list(self._root.children.values())
+        while stack:
+            node = stack.pop()
+            nodes += 1
+            stack += node.children.values()
+            if node.readers < max((child.readers for child in node.children.values()), default=0):
+                raise InternalError("a node has fewer readers than one below it")
+            if not node.readers:
+                idle += self._blocks(node)
+        if idle + garbage != self.free_blocks or nodes != self._nodes:
+            raise InternalError(
+                f"{idle} idle and {garbage} garbage blocks, {self.free_blocks} free; "
+                f"{nodes} nodes, {self._nodes} counted"
+            )
+
+    # -- the tree -------------------------------------------------------------------------------
+
+    def _blocks(self, node: Node) -> int:
+        """Blocks whose ends lie in a node."""
+        return node.end // self.block_tokens - node.start // self.block_tokens
+
+    def _matched(self, path: list[Node], depth: int) -> Match:
+        """Cut a match to whole blocks."""
         size = self.block_tokens
-        keys, parent, part, room = [], -1, [], size
-        left = tokens // size * size
-        for stream, start, length in content:
-            length = min(length, left)
-            left -= length
-            while length:
-                piece = min(length, room)
-                part.append((stream, start, piece))
-                start, length, room = start + piece, length - piece, room - piece
-                if not room:
-                    parent = self._ids.setdefault((parent, tuple(part)), len(self._ids))
-                    keys.append(parent)
-                    part, room = [], size
-        return keys
+        tokens = depth // size * size
+        while path and path[-1].start >= tokens:
+            path.pop()
+        idle = 0
+        for node in path:
+            if not node.readers:
+                idle += min(node.end, tokens) // size - node.start // size
+        return Match(tokens, idle, path[-1] if path else self._root)
+
+    def _read(self, node: Node) -> None:
+        """Count one reader more on the way from the root to a node."""
+        for part in node.path():
+            if not part.readers:
+                self.free_blocks -= self._blocks(part)
+                part.idle_since = -1
+            part.readers += 1
+
+    def _step_down(self, node: Node, run: Run, holding: Holding) -> tuple[Node, int]:
+        """Follow a run by one node, or make it; return that and the tokens that it covers."""
+        stream, position, length = run
+        child = node.children.get((stream, position))
+        if child is not None:
+            step = min(length, child.tokens)
+            if step < child.tokens:
+                child = self._split(child, child.start + step)
+            self._join(child, holding)
+            return child, step
+        grows = node.readers == 1 and not node.children and node.parent is not None
+        if grows and (node.stream, node.position + node.tokens) == (stream, position):
+            node.tokens += length
+            return node, length
+        child = Node(node, node.end, run)
+        child.readers = 1
+        node.children[stream, position] = child
+        self._nodes += 1
+        return child, length
+
+    def _join(self, node: Node, holding: Holding) -> None:
+        """Read what somebody else has computed too."""
+        blocks = self._blocks(node)
+        if node.readers:
+            holding.duplicate_blocks += blocks
+        else:  # the own copies take the place of the idle ones, which are garbage now
+            self.free_blocks -= blocks
+            node.idle_since = -1
+            if blocks:
+                self.give_back(blocks)
+        node.readers += 1
+
+    def _split(self, node: Node, depth: int) -> Node:
+        """Cut a node in two at a depth; return the upper part."""
+        parent = node.parent
+        if parent is None:
+            raise InternalError("the root of a prefix cache cannot be split")
+        length = depth - node.start
+        upper = Node(parent, node.start, (node.stream, node.position, length))
+        parent.children[node.stream, node.position] = upper
+        node.parent, node.start = upper, depth
+        node.position, node.tokens = node.position + length, node.tokens - length
+        upper.children[node.stream, node.position] = node
+        upper.readers, upper.idle_since = node.readers, node.idle_since
+        self._nodes += 1
+        return upper
+
+    def _evict(self, node: Node, wanted: int) -> int:
+        """Reuse blocks of an idle node from its tail; return how many."""
+        size, blocks = self.block_tokens, self._blocks(node)
+        count = min(blocks, wanted)
+        if self.on_evict is not None and count:
+            self.on_evict(_content_of(node), (node.end // size - count) * size)
+        self.evicted_blocks += count
+        if count < blocks:
+            node.tokens = (node.end // size - count) * size - node.start
+            return count
+        self._queue.popleft()
+        node.idle_since = -1
+        if node.parent is not None:
+            del node.parent.children[node.stream, node.position]
+        self._nodes -= 1
+        return count
+
+    def _clear_queue(self) -> None:
+        """Drop entries that are out of date."""
+        self._queue = deque(
+            (node, number)
+            for node, number in self._queue
+            if node is None or node.idle_since == number
+        )
+
+
+def _cut(content: Content, start: int, end: int) -> Iterator[Run]:
+    """Yield the runs of the tokens between two places.
+
+    >>> list(_cut(((7, 0, 10), (8, 5, 10)), 4, 13))
+    [(7, 4, 6), (8, 5, 3)]
+    """
+    depth = 0
+    for stream, position, tokens in content:
+        if depth >= end:
+            return
+        low, high = max(start - depth, 0), min(end - depth, tokens)
+        if low < high:
+            yield stream, position + low, high - low
+        depth += tokens
+
+
+def _content_of(node: Node) -> Content:
+    """Give all tokens from the root to the end of a node."""
+    runs = [(part.stream, part.position, part.tokens) for part in node.path()]
+    return tuple(reversed(runs))

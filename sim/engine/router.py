@@ -142,7 +142,7 @@ class PowerOfTwo(Indifferent):
     def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
         """Return the best of the draw."""
         del request
-        drawn = self._rng.integers(len(replicas), size=self._choices).tolist()
+        drawn: list[int] = self._rng.integers(len(replicas), size=self._choices).tolist()
         candidates = [replicas[place] for place in drawn]
         return min(candidates, key=self._load)
 

@@ -1,10 +1,13 @@
 """Continuous batching, in scenarios small enough to work out by hand."""
 
+from typing import Any
+
 import pytest
 from small_clusters import chunks, pass_step, planned, scheduler_of, with_requests
 
 from sim.engine.kv import SequenceBlocks
 from sim.engine.requests import Request
+from sim.engine.scheduler import Scheduler
 from sim.engine.stretch import Stretch
 
 
@@ -234,3 +237,197 @@ def test_a_window_takes_no_more_blocks_once_it_is_full() -> None:
     assert stretch.max_steps == 899
     scheduler.finish(stretch, 899, 2)
     assert scheduler.pool.free_blocks == 3
+
+
+class Elsewhere:
+    """Keys and values that lie somewhere else, of so many tokens of a request."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+
+class NotedTransport:
+    """Notes what it is asked to fetch."""
+
+    def __init__(self) -> None:
+        self.fetched: list[tuple[int, int, int]] = []
+
+    def remote_tokens(self, request: Request, cached_tokens: int) -> int:
+        return cached_tokens if request.remote is None else request.remote.tokens
+
+    def fetch(self, request: Request, cached_tokens: int, tokens: int) -> None:
+        self.fetched.append((request.request_id, cached_tokens, tokens))
+
+    def swap_out(self, request: Request, tokens: int) -> bool:
+        del request, tokens
+        return False
+
+
+def scheduler_that_fetches(**plan: Any) -> tuple[Scheduler, NotedTransport]:
+    scheduler, transport = scheduler_of(**plan), NotedTransport()
+    scheduler.transport = transport
+    return scheduler, transport
+
+
+def handed_over(request_id: int, inputs: int, outputs: int) -> Request:
+    """A request whose prompt and first token come from elsewhere."""
+    request = Request(request_id, 0, inputs, outputs)
+    request.remote, request.generated_tokens = Elsewhere(inputs), 1
+    return request
+
+
+def assert_empty(scheduler: Scheduler) -> None:
+    """Demand that nothing is left of anybody."""
+    assert scheduler.pool.used_blocks == 0
+    assert scheduler.running_requests == scheduler.outstanding_requests == 0
+    assert scheduler.outstanding_tokens == scheduler.batch.size == len(scheduler.line) == 0
+    assert not (scheduler.prefilling or scheduler.fetching or scheduler.ready)
+
+
+def test_what_comes_from_elsewhere_holds_its_blocks_on_the_way() -> None:
+    scheduler, transport = scheduler_that_fetches(seqs=1)
+    request = handed_over(0, 40, 3)
+    scheduler.add(request, 0)
+    assert scheduler.plan(0) is None  # nothing to compute until it has come
+    assert transport.fetched == [(0, 0, 40)]
+    assert (scheduler.pool.used_blocks, scheduler.running_requests) == (3, 0)
+    scheduler.fetched(request)
+    request.remote = None
+    stretch = planned(scheduler, 5)
+    # the token of its prompt is there: it decodes, and has two tokens to come
+    assert (stretch.decode_sequences, stretch.context_tokens, stretch.max_steps) == (1, 40, 2)
+    assert (request.admit_tick, scheduler.running_requests) == (5, 1)
+    assert scheduler.finish(stretch, 2, 7) == [request]
+    assert_empty(scheduler)
+
+
+def test_places_go_to_those_who_have_come_before_those_who_wait() -> None:
+    scheduler, _ = scheduler_that_fetches(seqs=1)
+    first, second = handed_over(0, 40, 2), handed_over(1, 40, 2)
+    for request in (first, second):
+        scheduler.add(request, 0)
+    assert scheduler.plan(0) is None
+    for request in (second, first):
+        scheduler.fetched(request)
+        request.remote = None
+    scheduler.add(Request(2, 1, 5, 1), 1)
+    assert scheduler.finish(planned(scheduler, 1), 1, 2) == [second]  # it came first
+    assert scheduler.finish(planned(scheduler, 2), 1, 3) == [first]
+    assert chunks(planned(scheduler, 3)) == [(2, 5)]
+
+
+def test_the_rest_of_a_prompt_is_computed_here() -> None:
+    scheduler, _ = scheduler_that_fetches()
+    request = Request(0, 0, 40, 2)
+    request.remote = Elsewhere(32)
+    scheduler.add(request, 0)
+    assert scheduler.plan(0) is None
+    scheduler.fetched(request)
+    request.remote = None
+    stretch = planned(scheduler, 1)
+    assert (chunks(stretch), stretch.prefill_context_tokens) == ([(0, 8)], 32)
+    assert request.cached_tokens == 32
+    assert scheduler.pool.used_blocks == 3
+
+
+@pytest.mark.parametrize("caching", [False, True])
+@pytest.mark.parametrize("state", ["waiting", "prefilling", "decoding", "fetching", "ready"])
+def test_a_request_may_be_dropped_wherever_it_is(state: str, caching: bool) -> None:
+    scheduler, _ = scheduler_that_fetches(
+        budget=30, blocks=9, prefix_caching=caching, whole_answers=True
+    )
+    comes_over = state in ("fetching", "ready")
+    request = handed_over(0, 70, 9) if comes_over else Request(0, 0, 70, 9)
+    if caching:
+        request.content = ((3, 0, 70),)
+    scheduler.add(request, 0)
+    assert scheduler.outstanding_tokens == 79
+    tick = 0
+    while state not in whereabouts(scheduler, request):
+        stretch = scheduler.plan(tick)
+        if stretch is not None:
+            scheduler.finish(stretch, 1, tick + 1)
+        elif state == "ready":
+            scheduler.fetched(request)
+        tick += 1
+        assert tick < 9
+    scheduler.drop(request)
+    assert_empty(scheduler)
+    scheduler.add(Request(1, 0, 128, 17), 9)  # the whole pool, also what was set aside
+    assert chunks(planned(scheduler, 9)) == [(1, 30)]
+
+
+def whereabouts(scheduler: Scheduler, request: Request) -> set[str]:
+    places = {
+        "waiting": scheduler.line,
+        "prefilling": scheduler.prefilling,
+        "decoding": scheduler.batch,
+        "fetching": scheduler.fetching,
+        "ready": scheduler.ready,
+    }
+    return {name for name, place in places.items() if request in list(place)}
+
+
+def test_a_preempted_request_may_be_dropped() -> None:
+    scheduler = scheduler_of(blocks=8, block_tokens=1)
+    first, second = with_requests(scheduler, (2, 9), (2, 9))
+    for tick in range(4):
+        pass_step(scheduler, tick)
+    assert second.preemptions == 1
+    scheduler.drop(second)
+    assert (list(scheduler.line), scheduler.outstanding_requests) == ([], 1)
+    assert scheduler.pool.used_blocks == 5  # those of the first
+    scheduler.drop(first)
+    assert_empty(scheduler)
+
+
+def test_a_window_is_given_back_as_far_as_it_was_held() -> None:
+    blocks = SequenceBlocks(growing=1, windowed=2, fixed=3)
+    scheduler = scheduler_of(sequence_blocks=blocks, rules={"window_tokens": 20})
+    (request,) = with_requests(scheduler, (40, 9))
+    pass_step(scheduler, 0)
+    assert scheduler.pool.used_blocks == 3 + 3 + 2 * 2
+    scheduler.finish(planned(scheduler, 1), 1, 2)
+    scheduler.drop(request)
+    assert_empty(scheduler)
+
+
+def test_blocks_are_kept_until_they_are_fetched() -> None:
+    scheduler = scheduler_of(blocks=5)
+    first, second = Request(0, 0, 40, 1), Request(1, 0, 40, 1)
+    for request in (first, second):
+        request.keeps_blocks = True
+        scheduler.add(request, 0)
+    stretch = planned(scheduler, 0)
+    assert chunks(stretch) == [(0, 40)]
+    assert scheduler.finish(stretch, 1, 1) == [first]
+    assert scheduler.kept == {first: (40, 3)}
+    # done, but its three blocks are still in use: the second has to wait
+    assert (scheduler.outstanding_requests, scheduler.pool.used_blocks) == (1, 3)
+    assert scheduler.plan(1) is None
+    scheduler.free_kept(first)
+    assert (scheduler.kept, scheduler.pool.used_blocks) == ({}, 0)
+    assert chunks(planned(scheduler, 2)) == [(1, 40)]
+
+
+def test_a_dropped_request_keeps_nothing() -> None:
+    scheduler = scheduler_of(budget=30)
+    request = Request(0, 0, 40, 1)
+    request.keeps_blocks = True
+    scheduler.add(request, 0)
+    pass_step(scheduler, 0)
+    scheduler.drop(request)
+    assert scheduler.kept == {}
+    assert_empty(scheduler)
+
+
+def test_a_crash_gives_all_who_were_there() -> None:
+    scheduler, _ = scheduler_that_fetches(budget=30, seqs=2)
+    requests = with_requests(scheduler, (10, 9), (50, 9), (5, 9))
+    for tick in range(2):
+        pass_step(scheduler, tick)
+    # one decodes with a token more in the cache, one has 20 + 29 of its prompt, one waits
+    lost = scheduler.clear()
+    assert lost == requests
+    assert [request.computed_tokens for request in lost] == [11, 49, 0]
+    assert [request.generated_tokens for request in lost] == [2, 0, 0]
