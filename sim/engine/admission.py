@@ -31,8 +31,12 @@ class Reservation(Protocol):
         """
         ...
 
-    def admitted(self, request: Request) -> None:
-        """Take note that a request has come in."""
+    def admitted(self, request: Request, new_blocks: int) -> None:
+        """Take note that a request has come in, and takes some blocks now."""
+        ...
+
+    def joined(self, request: Request) -> None:
+        """Take note that its prompt is done and it decodes now."""
         ...
 
     def left(self, request: Request, *, preempted: bool = False) -> None:
@@ -73,10 +77,14 @@ class WholeAnswer:
         del new_blocks
         return self.reserved_blocks + self._longest(request) <= self._pool.total_blocks
 
-    def admitted(self, request: Request) -> None:
+    def admitted(self, request: Request, new_blocks: int) -> None:
         """Set the blocks aside."""
+        del new_blocks
         request.reserved_blocks = self._longest(request)
         self.reserved_blocks += request.reserved_blocks
+
+    def joined(self, request: Request) -> None:
+        """Its blocks are set aside already."""
 
     def left(self, request: Request, *, preempted: bool = False) -> None:
         """Give them free again."""
@@ -125,6 +133,10 @@ class AnswerEstimate:
 class EstimatedAnswer:
     """Set an estimate of the rest of the answers aside (``estimated``).
 
+    Of those who decode, a share of what is left of the longest answer; of those whose prompts are
+    not done, all of it, and the rest of the prompt. An answer that is longer than what is counted
+    counts as so long from its start, where SGLang cuts what is left of it.
+
     Parameters
     ----------
     pool : BlockPool
@@ -136,33 +148,48 @@ class EstimatedAnswer:
         self._pool = pool
         self._batch = batch
         self._estimate = estimate
-        self._admitted = 0
-        self._longest_sum = 0
-        """Prompt and longest answer of all admitted requests, in tokens."""
+        self._coming: dict[Request, int] = {}
+        """Those whose prompts are not done, and the tokens that they are still to take."""
+        self._coming_tokens = 0
+        self._inputs = self._answers = 0
+        """Prompts and longest answers of those who decode, in tokens."""
+        self._decoding = 0
         self._from_fraction = estimate.initial_fraction
         self._from_step = 0
 
     def admits(self, request: Request, new_blocks: int) -> bool:
-        """Tell whether prompt and whole answer fit beside the estimated rest of the others."""
-        if not self._admitted:
+        """Tell whether prompt and whole answer fit beside what is set aside for the others."""
+        if not self._decoding and not self._coming:
             return True
         return self._wanted(request, new_blocks) < self._room(0, self._pool.free_blocks)
 
-    def admitted(self, request: Request) -> None:
-        """Count its answer among those to come."""
-        if not self._admitted:
+    def admitted(self, request: Request, new_blocks: int) -> None:
+        """Count its answer, and what is left of its prompt, among what is to come."""
+        if not self._decoding and not self._coming:
             self._restart(self._estimate.initial_fraction)
-        self._admitted += 1
-        self._longest_sum += self._longest(request)
+        taken = request.computed_tokens + new_blocks * self._pool.block_tokens
+        rest = max(0, request.input_tokens + request.generated_tokens - taken)
+        self._coming[request] = rest + self._answer(request)
+        self._coming_tokens += self._coming[request]
+
+    def joined(self, request: Request) -> None:
+        """Count it among those who decode."""
+        self._coming_tokens -= self._coming.pop(request)
+        self._decoding += 1
+        self._inputs += request.input_tokens
+        self._answers += self._answer(request)
 
     def left(self, request: Request, *, preempted: bool = False) -> None:
         """Count it no more; a preemption shows that too little was set aside."""
+        if request in self._coming:
+            self._coming_tokens -= self._coming.pop(request)
+        else:
+            self._decoding -= 1
+            self._inputs -= request.input_tokens
+            self._answers -= self._answer(request)
         if preempted:
-            produced = self._batch.context_tokens
-            spare = self._estimate.spare_steps * self._admitted
-            self._restart(min(1.0, (produced + spare) / (self._longest_sum + 1)))
-        self._admitted -= 1
-        self._longest_sum -= self._longest(request)
+            spare = self._estimate.spare_steps * self._decoding
+            self._restart(min(1.0, (self._produced(0) + spare) / (self._answers + 1)))
 
     def steps_to_admission(
         self, request: Request, new_blocks: int, limit: int, free_after: FreeAfter
@@ -185,16 +212,22 @@ class EstimatedAnswer:
 
     def _wanted(self, request: Request, new_blocks: int) -> int:
         """Tokens of a newcomer: its next chunk and its whole answer."""
-        answer = min(request.longest_tokens - request.input_tokens, self._limit)
-        return new_blocks * self._pool.block_tokens + answer
+        return new_blocks * self._pool.block_tokens + self._answer(request)
 
     def _room(self, steps: int, free_blocks: int) -> float:
         """Free tokens less those set aside, when the batch has taken some more steps."""
+        rest = max(self._answers - self._produced(steps), 0)
+        aside = self._fraction(self._batch.step + steps) * rest + self._coming_tokens
+        return free_blocks * self._pool.block_tokens - aside
+
+    def _produced(self, steps: int) -> int:
+        """Tokens of answers that those who decode will have after some more steps.
+
+        The last one of each is not in its context yet.
+        """
         batch = self._batch
-        rest = self._longest_sum - batch.context_tokens - steps * batch.context_growing
-        return free_blocks * self._pool.block_tokens - self._fraction(batch.step + steps) * max(
-            rest, 0
-        )
+        context = batch.context_tokens + steps * batch.context_growing
+        return context // batch.grain - self._inputs + batch.size
 
     def _fraction(self, step: int) -> float:
         fallen = self._from_fraction - self._estimate.decay_fraction * (step - self._from_step)
@@ -203,10 +236,6 @@ class EstimatedAnswer:
     def _restart(self, fraction: float) -> None:
         self._from_fraction, self._from_step = fraction, self._batch.step
 
-    @property
-    def _limit(self) -> int:
-        return self._estimate.longest_counted_tokens
-
-    def _longest(self, request: Request) -> int:
+    def _answer(self, request: Request) -> int:
         answer = request.longest_tokens - request.input_tokens
-        return request.input_tokens + min(answer, self._limit)
+        return min(answer, self._estimate.longest_counted_tokens)

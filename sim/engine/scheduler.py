@@ -148,11 +148,15 @@ class Scheduler:
         return len(self.line)
 
     def can_ever_run(self, request: Request) -> bool:
-        """Tell at the door whether the whole pool could hold the longest answer asked for."""
-        return (
-            self._held(request.longest_tokens - 1 + self._tokens_per_sequence - 1)
-            <= self.pool.total_blocks
-        )
+        """Tell at the door whether the whole pool could hold the longest answer asked for.
+
+        And whether a step could take the prompt, where prompts are not cut.
+        """
+        rules = self.rules
+        if not rules.chunked_prefill and request.input_tokens > rules.max_num_batched_tokens:
+            return False
+        longest = request.longest_tokens - 1 + self._tokens_per_sequence - 1
+        return self._held(longest) <= self.pool.total_blocks
 
     def add(self, request: Request, tick: int) -> None:
         """Put a request at the end of the waiting line."""
@@ -346,7 +350,7 @@ class Scheduler:
             self.running_requests += 1
             self._mark_admitted(request)
             if request.computed_tokens >= request.input_tokens + request.generated_tokens - 1:
-                self.batch.add(request)  # nothing is left to compute: it decodes on
+                self._join(request)  # nothing is left to compute: it decodes on
             else:
                 self.prefilling.append(request)
 
@@ -377,14 +381,14 @@ class Scheduler:
         cached, remote = found.cached_tokens, found.remote_tokens
         missing = request.input_tokens + request.generated_tokens - cached
         tokens = min(missing, budget, self._max_chunk_tokens)
-        if tokens < missing and not self.rules.chunked_prefill:
-            return None  # it waits for a step that has room for all of it
+        if tokens < missing and not self.rules.chunked_prefill and not request.preemptions:
+            return None  # it waits for a step with room for all; after a preemption it may be cut
         upto = remote if remote > cached else cached + tokens
         needed = self._held(upto) - self._held(cached) if cached else self._held(upto)
         if not self._has_room(request, needed, found):
             return None
         self.line.pop()
-        self._let_in(request, found)
+        self._let_in(request, found, needed)
         if remote > cached:
             self._start_fetching(request, needed, found)
             return 0
@@ -419,7 +423,7 @@ class Scheduler:
             return False
         return self.reservation is None or self.reservation.admits(request, needed + idle)
 
-    def _let_in(self, request: Request, found: "_Found") -> None:
+    def _let_in(self, request: Request, found: "_Found", needed: int) -> None:
         """Take note of what an admitted request need not compute."""
         if found.match is not None and self._cache is not None:
             request.holding = self._cache.hold(found.match)
@@ -427,7 +431,7 @@ class Scheduler:
         if request.admit_tick < 0:
             request.cached_tokens = max(found.cached_tokens, found.remote_tokens)
         if self.reservation is not None:
-            self.reservation.admitted(request)
+            self.reservation.admitted(request, needed)
 
     def _start_fetching(self, request: Request, blocks: int, found: "_Found") -> None:
         """Let a request hold its blocks while their contents are on the way."""
@@ -499,7 +503,13 @@ class Scheduler:
             self._leave_cache(request, request.computed_tokens, self._held(request.computed_tokens))
             done.append(request)
         else:
-            self.batch.add(request)
+            self._join(request)
+
+    def _join(self, request: Request) -> None:
+        """Let a request decode."""
+        if self.reservation is not None:
+            self.reservation.joined(request)
+        self.batch.add(request)
 
     # -- decoding -------------------------------------------------------------------------------
 
@@ -585,8 +595,18 @@ class Scheduler:
             blocks += self._held(done + tokens) - self._held(done)
         return blocks
 
+    def _prompt_goes_first(self) -> bool:
+        """Tell whether an unfinished prompt is preempted before any sequence that decodes.
+
+        It was admitted later than all of those, which counts among requests of one priority.
+        """
+        if not self.prefilling or not self.batch.by_priority or not self.batch.size:
+            return bool(self.prefilling)
+        self.prefilling.sort(key=lambda request: request.priority)  # stable: the last goes first
+        return self.prefilling[-1].priority >= self.batch.last().priority
+
     def _preempt_last(self) -> Request:
-        if self.prefilling:
+        if self._prompt_goes_first():
             request = self.prefilling.pop()
             cached, blocks = request.computed_tokens, self._held(request.computed_tokens)
         else:
