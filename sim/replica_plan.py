@@ -6,6 +6,7 @@ from sim.cost.execution import Execution, HostTime, Padding, Speculation
 from sim.cost.shares import Shares
 from sim.engine.admission import AnswerEstimate
 from sim.engine.batch import DecodeBatch
+from sim.engine.cluster import LinkPlan, TierPlan
 from sim.engine.decode_steps import DecodeSteps
 from sim.engine.kv import SequenceBlocks
 from sim.engine.rules import SchedulerRules
@@ -108,4 +109,28 @@ def _host_time(engine: ServingEngine) -> HostTime:
     """Give the time of the host, where it is stated apart from the fitted overhead."""
     return HostTime(
         engine.host_step_s or 0.0, engine.host_sequence_s or 0.0, engine.host_overlapped
+    )
+
+
+def tier_plans(engine: ServingEngine, bytes_per_token: float) -> tuple[TierPlan, ...]:
+    """Give the places outside the chips where an engine keeps prefixes.
+
+    Parameters
+    ----------
+    engine : ServingEngine
+    bytes_per_token : float
+        Keys and values of one token on all chips of a replica.
+    """
+    block_bytes = bytes_per_token * engine.block_tokens
+    return tuple(
+        TierPlan(
+            name=tier.name,
+            capacity_blocks=int(tier.capacity_bytes // block_bytes),
+            block_bytes=block_bytes,
+            read=LinkPlan(tier.read_bytes_per_s, tier.latency_s),
+            write=LinkPlan(tier.write_bytes_per_s, tier.latency_s),
+            shared=tier.shared,
+            through=tier.write == "through",
+        )
+        for tier in engine.kv_tiers
     )

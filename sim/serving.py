@@ -80,7 +80,15 @@ class KvTier(StrictModel):
     shared: bool = False
     """Whether all replicas read and write the same one."""
     write: Literal["through", "on_eviction"] = "through"
-    """Whether a block is written as soon as it is computed, or when the tier above drops it."""
+    """Whether a block is written when its sequence ends, or when the tier above drops it."""
+
+    @model_validator(mode="after")
+    def _all_see_what_is_written(self) -> Self:
+        if self.shared and self.write == "on_eviction":
+            raise ValueError(
+                "a shared tier is written through: what replicas drop comes at times of their own"
+            )
+        return self
 
 
 class ServingEngine(StrictModel):

@@ -160,13 +160,14 @@ def capacity_requests_per_s(service: Service, catalog: Catalog, seed: int) -> fl
 def _requests(traffic: Traffic) -> Iterator[Request]:
     """Make the requests of a run, one when it is its turn; of a closed loop at no time yet."""
     for index, row in enumerate(traffic.rows()):
-        request = Request(index, to_ticks(row.arrival_s), row.input_tokens, row.output_tokens)
-        if row[3:] != _PLAIN:
+        arrival_s, input_tokens, output_tokens, *rest = row
+        request = Request(index, to_ticks(arrival_s), input_tokens, output_tokens)
+        if rest != _PLAIN:
             _fill_in(request, row)
         yield request
 
 
-_PLAIN = (0, 0, 0, -1, 0, None, None, 0)
+_PLAIN = [0, 0, 0, -1, 0, None, None, 0]
 """All other columns of a request that needs none of them."""
 
 

@@ -1,5 +1,6 @@
 """Measured serving runs: one tidy row each, and the case that does the same in simulation."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ from sim.scenario import (
 from sim.schema import did_you_mean
 from sim.serving import ServingEngine
 from sim.units import DTYPE_BYTES, MILLISECOND_S, Dtype
-from sim.workload.arrivals import PoissonArrivals
+from sim.workload.arrivals import PoissonArrivals, UniformArrivals
 from sim.workload.kinds import ClosedLoopWorkload, OpenLoopWorkload
 from sim.workload.lengths import FixedLengths, LengthLaw, UniformRangeLengths
+from sim.workload.sharing import SharedPrefixes
+from sim.workload.single import ConstantTokens
 
 Quantity = Literal["tpot", "ttft", "throughput"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
@@ -74,13 +77,43 @@ _DTYPES: Mapping[str, Dtype] = {
 }
 
 MAX_NUM_SEQS = 1_024
-"""Benchmarks of closed loops set the limit above their concurrency."""
+"""Limit of runs that do not say: benchmarks of closed loops set theirs at the concurrency or above."""
+_VLLM_PRESETS: tuple[tuple[tuple[int, int], str], ...] = (
+    ((0, 14), "vllm"),
+    ((0, 8), "vllm_0_11"),
+    ((0, 0), "vllm_0_6"),
+)
+"""First release of vLLM that a preset stands for: scheduling ahead came with 0.14, one engine for
+prompts and answers (V1, on by default) with 0.8."""
+_VLLM_RELEASES: tuple[tuple[str, tuple[int, int]], ...] = (
+    ("2026-01-20", (0, 14)),
+    ("2025-03-18", (0, 8)),
+    ("", (0, 0)),
+)
+"""Days on which those came out, for runs that tell their day and not their release."""
+_VERSION = re.compile(r"(\d+)\.(\d+)")
+_TOLD_LIMIT = re.compile(r"(max_num_seqs|max_num_batched_tokens) (\d+)")
+_TOLD_MEMORY = re.compile(r"gpu_mem_util (0\.\d+)")
+"""How the notes of a run tell settings of the engine."""
 UNSTATED_KV: Mapping[tuple[Engine, str], Dtype] = {("vllm", "H100-SXM-80GB"): "bf16"}
 """Cache format of runs that do not say, where the figures do: vLLM's InferenceX runs on H100 show
 the time per token of a 16-bit cache, and run AIC02926 (tp 2, 64 clients, contexts to 9k) waits
 30.8 s for its first token, as it does when 16-bit keys fill the memory, not when 8-bit ones do."""
 ROUNDS = 5
 """Requests per client of a simulated closed loop."""
+INFERENCEX = "origin IX"
+"""How notes tell that a run is one of InferenceX, whose scripts say how its engines are started
+(SemiAnalysisAI/InferenceX ``benchmarks/70b_fp8_h100_slurm.sh``, ``70b_fp8_h200_trt_slurm.sh``):
+vLLM with asynchronous scheduling, whatever its release, and places for as many sequences as there
+are clients; no prefix caching, which random prompts do not need either."""
+_RECURRING = re.compile(r"shared[-_]prefix multi-turn")
+_PROMPTS = re.compile(r"(\d+) system prompts x (\d+) users")
+RECURRING_PROMPTS = 45
+"""How notes tell that the prompts came from the generator of inference-perf for shared prefixes,
+and how many there are where they do not tell that. It draws one question per user when it starts
+and sends the same few prompts again and again (kubernetes-sigs/inference-perf
+``inference_perf/datagen/shared_prefix_datagen.py``): after the first round all of a prompt but its
+last block is in the prefix cache. As measured, the time to first token is then three steps."""
 RANDOM_LOW_FRACTION = 0.8
 """InferenceX draws the lengths of its random requests from 80 to 100 % of the nominal ones."""
 
@@ -109,7 +142,8 @@ class MeasuredRun:
             "quality": self.quality,
             "hardware": self.hardware,
             "model": case.model,
-            "engine": case.engine.name,
+            "engine": case.engine.kernels,
+            "preset": case.engine.name,
             "tp": str(case.parallelism.tp),
             "weights": case.precision.weights,
         }
@@ -288,11 +322,55 @@ def _case(row: Mapping[str, str], model: str) -> Case:
         parallelism=parallelism,
         precision=Precision(weights=weights, kv_cache=kv_cache),
         replicas=max(1, chips // parallelism.chips),
-        engine=ServingEngine(name=engine, max_num_seqs=MAX_NUM_SEQS),
+        engine=_settings(row, engine, max(1, chips // parallelism.chips)),
         workload=_workload(row),
         slo=Slo(ttft_s=1.0, tpot_s=1.0),
         prices=PriceChoice(book="us_2026_11"),
     )
+
+
+def _settings(row: Mapping[str, str], kernels: Engine, replicas: int) -> ServingEngine:
+    """Choose the preset of a run's engine and release, with what is known to differ from it."""
+    notes = row.get("notes", "")
+    settings: dict[str, object] = {
+        "name": preset_of(row["engine"], row.get("source_date", "")),
+        "kernels": kernels,
+    }
+    limits = {"max_num_seqs": MAX_NUM_SEQS}
+    if kernels == "vllm" and INFERENCEX in notes:
+        limits["max_num_seqs"] = math.ceil(_count(row, "concurrency") / replicas)
+        settings |= {"steps_ahead": 1, "host_overlapped": True}
+    limits |= {key: int(value) for key, value in _TOLD_LIMIT.findall(notes)}
+    memory = _TOLD_MEMORY.search(notes)
+    if memory:
+        settings["memory_fraction"] = float(memory[1])
+    return ServingEngine.model_validate(settings | limits)
+
+
+def preset_of(engine: str, day: str = "") -> str:
+    """Name the preset of ``hardware/engines`` for an engine and release as a run tells them.
+
+    Parameters
+    ----------
+    engine : str
+        Such as ``vllm 0.11.2`` or ``TensorRT-LLM v0.14``.
+    day : str
+        When the run was made or published, such as ``2026-03``: of vLLM without a release, the
+        one of that time is taken; the newest if that is not known either.
+
+    >>> preset_of("vllm 0.11.2"), preset_of("vLLM (version not stated)", "2026-03")
+    ('vllm_0_11', 'vllm')
+    """
+    kernels = _engine({"engine": engine})
+    assert kernels is not None  # noqa: S101 - checked by _reason_to_skip
+    if kernels != "vllm":
+        return str(kernels)
+    told = _VERSION.search(engine)
+    if told:
+        release = (int(told[1]), int(told[2]))
+    else:
+        release = next(first for since, first in _VLLM_RELEASES if (day or "9999") >= since)
+    return next(name for first, name in _VLLM_PRESETS if release >= first)
 
 
 def _split(row: Mapping[str, str], tp: int, chips: int) -> Parallelism:
@@ -328,14 +406,30 @@ def _workload(row: Mapping[str, str]) -> ClosedLoopWorkload | OpenLoopWorkload:
     return OpenLoopWorkload(
         kind="open_loop",
         lengths=lengths,
-        arrivals=PoissonArrivals(rate_requests_per_s=rate),
+        sharing=_sharing(row),
+        arrivals=UniformArrivals(rate_requests_per_s=rate)
+        if "constant arrivals" in row.get("notes", "")
+        else PoissonArrivals(rate_requests_per_s=rate),
         requests=500,
+    )
+
+
+def _sharing(row: Mapping[str, str]) -> SharedPrefixes | None:
+    """Tell which prompts recur."""
+    notes = row.get("notes", "")
+    if not _RECURRING.search(notes):
+        return None
+    told = _PROMPTS.search(notes)
+    return SharedPrefixes(
+        prefixes=int(told[1]) * int(told[2]) if told else RECURRING_PROMPTS,
+        tokens=ConstantTokens(kind="constant", tokens=_count(row, "isl")),
+        popularity=0.0,
     )
 
 
 def _lengths(row: Mapping[str, str]) -> LengthLaw:
     isl, osl = _count(row, "isl"), _count(row, "osl")
-    if "origin IX" in row.get("notes", ""):
+    if INFERENCEX in row.get("notes", ""):
         return UniformRangeLengths(
             kind="uniform_range",
             input_tokens=isl,

@@ -10,6 +10,7 @@ from heapq import heappop, heappush
 
 from sim.engine.kv import WHOLE_CONTEXT, BlockPhases, SequenceBlocks
 from sim.engine.requests import Request
+from sim.engine.stretch import Stretch
 from sim.engine.window import WindowSums
 
 
@@ -79,6 +80,15 @@ class DecodeBatch:
         """Tokens by which the contexts grow in each step, all sequences together."""
         return self.size
 
+    def stretch(self, blocks: int) -> Stretch:
+        """Give the sequences' part of the next steps; they have taken blocks for the first."""
+        size, window = self.size, self._window
+        context_tokens = self._base_sum + size * self.step
+        if window is None:
+            return Stretch(size, context_tokens, size, 0, 0, blocks)
+        seen_tokens = window.tokens(self.step)
+        return Stretch(size, context_tokens, size, seen_tokens, window.growing, blocks)
+
     def decoded_tokens(self, steps: int) -> float:
         """Tokens that the sequences produce in the next steps."""
         return self.size * steps
@@ -97,24 +107,26 @@ class DecodeBatch:
 
     def add(self, request: Request) -> None:
         """Take in a sequence whose prefill has just produced a token that was not its last."""
-        request.base_tokens = request.prefill_tokens - 1 - self.step
-        request.finish_step = self.step + request.output_tokens - request.generated_tokens
+        step, generated = self.step, request.generated_tokens
+        request.base_tokens = base = request.input_tokens + generated - 1 - step
+        request.finish_step = finish = step + request.output_tokens - generated
         self._requests[request.request_id] = request
         if self.by_priority:
             self._classes.setdefault(request.priority, {})[request.request_id] = request
         self.size += 1
-        self._base_sum += request.base_tokens
-        self._phases.count(request.base_tokens, 1)
+        self._base_sum += base
+        self._phases.count(base, 1)
         self._added += 1
-        heappush(self._finishing, (request.finish_step, self._added, request))
+        request.seat = seat = (finish, self._added, request)
+        heappush(self._finishing, seat)
         if self._window is not None:
             self._window.add(request, self.step)
 
     def steps_to_next_change(self) -> int:
         """Count the steps until a sequence produces its last token or fills its sliding window."""
         finishing = self._finishing
-        while finishing[0][2].finish_step != finishing[0][0]:
-            heappop(finishing)  # it was preempted since
+        while finishing[0][2].seat is not finishing[0]:
+            heappop(finishing)  # it left in mid-answer
         steps = finishing[0][0] - self.step
         if self._window is not None:
             fill = self._window.steps_to_next_fill(self.step)
@@ -163,10 +175,10 @@ class DecodeBatch:
         finishing = self._finishing
         done = []
         while finishing and finishing[0][0] <= step:
-            finish_step, _, request = heappop(finishing)
-            if request.finish_step == finish_step:
+            seat = heappop(finishing)
+            request = seat[2]
+            if request.seat is seat:
                 self._forget(request)
-                request.finish_step = -1  # a preemption may have left an equal entry behind
                 request.generated_tokens = request.output_tokens
                 done.append(request)
         if self._window is not None:
@@ -190,9 +202,9 @@ class DecodeBatch:
         """Drop a sequence in mid-answer, keeping count of the tokens it produced."""
         request.generated_tokens = request.output_tokens - (request.finish_step - self.step)
         self._forget(request)
-        request.finish_step = -1
 
     def _forget(self, request: Request) -> None:
+        request.seat, request.finish_step = None, -1
         del self._requests[request.request_id]
         if self.by_priority:
             members = self._classes[request.priority]

@@ -5,6 +5,10 @@ step times is then exact, so that jumping over a thousand steps in closed form g
 clock reading as walking them one by one, bit for bit and on any machine.
 """
 
+from collections.abc import Callable
+
+import simpy
+
 TICKS_PER_S = 10**15
 
 
@@ -24,3 +28,32 @@ def to_seconds(ticks: int) -> float:
     1.5e-06
     """
     return ticks / TICKS_PER_S
+
+
+class Alarm(simpy.Event):
+    """Rings at a tick; once it has rung it can be set again, which spares a new event each time.
+
+    Parameters
+    ----------
+    env : simpy.Environment
+    priority : int
+        Of the events of one tick, smaller ones come first.
+    ring : callable
+        Called with the alarm.
+    """
+
+    def __init__(
+        self, env: simpy.Environment, priority: int, ring: Callable[[simpy.Event], None]
+    ) -> None:
+        # like simpy.Timeout, it is triggered at birth; the base class would set it pending
+        self.env = env
+        self._rings = [ring]
+        self.callbacks = self._rings
+        self._value = None
+        self._ok = True
+        self._priority = priority
+
+    def set(self, delay: int) -> None:
+        """Let it ring after so many ticks."""
+        self.callbacks = self._rings
+        self.env.schedule(self, self._priority, delay)  # type: ignore[arg-type]

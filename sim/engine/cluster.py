@@ -13,10 +13,12 @@ from sim.engine.door import Door
 from sim.engine.links import Link
 from sim.engine.plan import ReplicaPlan
 from sim.engine.pool import Pool
+from sim.engine.prefix import PrefixCache
 from sim.engine.records import Columns, Recorder
 from sim.engine.replica import Replica, Surroundings
 from sim.engine.requests import Outcome, Request, Turn
 from sim.engine.router import RoundRobin, Router
+from sim.engine.tiers import Tier, Tiers
 from sim.engine.transport import Elsewhere, Handover, Ports, SwapSpace, Transport, release
 from sim.pools import Role
 
@@ -31,6 +33,27 @@ class LinkPlan:
     def build(self) -> Link:
         """Make a link that nothing has used."""
         return Link(self.bandwidth_bytes_per_s, self.latency_s)
+
+
+@dataclass(frozen=True)
+class TierPlan:
+    """A place outside the chips for keys and values, see `sim.engine.tiers.Tier`."""
+
+    name: str
+    capacity_blocks: int
+    """Of each replica, or of all together."""
+    block_bytes: float
+    read: LinkPlan
+    write: LinkPlan
+    shared: bool = False
+    """Whether all replicas of the pool use the same one."""
+    through: bool = True
+
+    def build(self, block_tokens: int) -> Tier:
+        """Make an empty one."""
+        cache = PrefixCache(self.capacity_blocks, block_tokens)
+        read, write = self.read.build(), self.write.build()
+        return Tier(self.name, cache, read, write, self.block_bytes, self.through)
 
 
 @dataclass(frozen=True)
@@ -49,6 +72,8 @@ class PoolPlan:
     """To the host's memory, where preempted sequences are swapped to; none: computed again."""
     swap_tokens: int = 0
     """Room there, in tokens of each replica."""
+    tiers: tuple[TierPlan, ...] = ()
+    """Where prefixes are kept outside the chips, the nearest first."""
     fetches: bool = False
     """Requests may come with keys and values elsewhere, though no prefill pool sends any."""
 
@@ -110,6 +135,7 @@ class Cluster:
         for plan in plans:
             self._add_pool(plan)
         self._first: Role = plans[0].role
+        self._serving = self.pools.get("serve")
         self._longest = min(plan.plan.max_model_len for plan in plans if plan.role != "encode")
 
     def _add_pool(self, plan: PoolPlan) -> None:
@@ -120,17 +146,23 @@ class Cluster:
         ]
         self.replicas += replicas
         self.pools[plan.role] = Pool(plan.role, replicas, plan.new_router(), self.recorder, self)
+        size = plan.plan.block_tokens
+        shared = {tier.name: tier.build(size) for tier in plan.tiers if tier.shared}
         for replica in replicas:
-            self._connect(replica, plan)
+            tiers = [shared.get(tier.name) or tier.build(size) for tier in plan.tiers]
+            self._connect(replica, plan, Tiers(self._now, tiers) if tiers else None)
 
-    def _connect(self, replica: Replica, plan: PoolPlan) -> None:
+    def _now(self) -> int:
+        return int(self.env.now)
+
+    def _connect(self, replica: Replica, plan: PoolPlan, tiers: Tiers | None) -> None:
         """Lay the links of a replica."""
         swap = None
         if plan.port is not None:
             self._ports[replica.index] = Ports(plan.port.build(), plan.port.build())
         if plan.host_link is not None and plan.swap_tokens:
             swap = SwapSpace(plan.swap_tokens, plan.host_link.build())
-        if plan.role == "decode" or swap is not None or plan.fetches:
+        if plan.role == "decode" or swap is not None or tiers is not None or plan.fetches:
             replica.scheduler.transport = Transport(
                 self.env,
                 replica,
@@ -138,6 +170,8 @@ class Cluster:
                 plan.plan.kv_bytes_per_token,
                 self._ports,
                 swap,
+                tiers,
+                changes_by_itself=any(tier.shared for tier in plan.tiers),
             )
 
     # -- the way of a request -----------------------------------------------------------------
@@ -160,8 +194,8 @@ class Cluster:
             self._turn_away(request, "rejected")
         elif self.door is not None and not self.door.admits(request, int(self.env.now)):
             self._turn_away(request, "shed")
-        elif self._first == "serve":
-            self.pools["serve"].submit(request)
+        elif self._serving is not None:
+            self._serving.submit(request)
         elif self._first == "encode" and request.encode_tokens:
             self._begin_stage(request, "encode", request.encode_tokens)
         else:
@@ -170,6 +204,8 @@ class Cluster:
     def abort(self, request: Request, outcome: Outcome) -> None:
         """Drop a request that nobody waits for any more, wherever it is."""
         part = request.stage or request
+        if part is not request:
+            request.given_up = outcome  # in case that the part is done before it can be dropped
         part.pool.abort(part, outcome)
 
     def _begin_stage(self, request: Request, role: Role, tokens: int) -> None:
@@ -188,17 +224,27 @@ class Cluster:
 
     def left(self, request: Request) -> None:
         """Send a request on, or let it leave."""
-        if request.stage_of is None:
+        whole = request.stage_of
+        if whole is None and request.outcome == "lost":
+            request.outcome = "unfinished"
+            self._break_off(request)
+        elif whole is None:
             self._finish(request)
-        elif request.outcome != "completed":
-            whole = request.stage_of
-            whole.outcome, whole.stage = request.outcome, None
-            self._finish(whole)
+        elif request.outcome != "completed" or whole.given_up is not None:
+            self._stop_after(request, whole)
         elif request.pool.role == "encode":
-            request.stage_of.stage = None
-            self._begin_stage(request.stage_of, "prefill", request.stage_of.prefill_tokens)
+            whole.stage = None
+            self._begin_stage(whole, "prefill", whole.prefill_tokens)
         else:
-            self._hand_over(request, request.stage_of)
+            self._hand_over(request, whole)
+
+    def _stop_after(self, stage: Request, request: Request) -> None:
+        """Let a request leave one part of which has failed, or whose client has given it up."""
+        if stage.keeps_blocks and stage.outcome == "completed":
+            self.replicas[stage.replica].free_kept(stage)
+        request.outcome = request.given_up or stage.outcome
+        request.stage = None
+        self._finish(request)
 
     def _hand_over(self, stage: Request, request: Request) -> None:
         """Give a prompt that is computed to the decode pool."""
@@ -286,8 +332,9 @@ class Cluster:
         source.start(self.env, self.submit, self.turn)
         if companions:
             self._over = self.env.event()
+            self._over.callbacks = [simpy.core.StopSimulation.callback]
         with _no_garbage_collection():
-            self.env.run(until=self._over)
+            self.env.run()
         self._close()
         record = self.recorder
         return RunRecord(

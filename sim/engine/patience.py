@@ -74,7 +74,7 @@ class Patience:
 def start_again(request: Request) -> None:
     """Make a request as it was before its first attempt, but for what it has been through."""
     request.outcome = "unfinished"
-    request.stage = None
+    request.stage = request.given_up = None
     request.remote = None
     request.replica = -1
     request.generated_tokens = request.computed_tokens = 0

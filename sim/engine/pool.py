@@ -53,6 +53,8 @@ class Pool:
         self._accepting = [replica for replica in self.replicas if replica.accepts]
         self._recorder = recorder
         self._listener = listener
+        self._alone = self.replicas[0] if len(self.replicas) == 1 else None
+        """The only replica there is: then there is nothing to choose, and no router to ask."""
         self._since: dict[Replica, int] = {}
         """When each replica that was not always up came into its present state."""
         for replica in self.replicas:
@@ -69,6 +71,9 @@ class Pool:
         accepting = self._accepting
         if not accepting:
             self.at_door.append(request)
+            return
+        if self._alone is not None:
+            self._alone.submit(request)
             return
         replica = self.router.choose(request, accepting)
         replica.submit(request)
@@ -95,13 +100,14 @@ class Pool:
 
     def left(self, replica: Replica, request: Request) -> None:
         """Pass on that a request has left."""
-        self.router.left(request, replica)
+        if self._alone is None:
+            self.router.left(request, replica)
         self._listener.left(request)
 
     def lost(self, replica: Replica, request: Request) -> None:
         """Pass on that a request was broken off, or that what it left behind is gone."""
         self._recorder.loss(request, int(replica.env.now), "failure", request.computed_tokens)
-        if request.outcome == "unfinished":
+        if request.outcome == "unfinished" and self._alone is None:
             self.router.left(request, replica)
         self._listener.lost(request)
 

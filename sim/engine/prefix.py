@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from sim.engine.kv import BlockPool
 from sim.errors import InternalError
-from sim.workload.content import Content, Run
+from sim.workload.content import Content, Run, first_tokens
 
-OnEvict = Callable[[Content, int], None]
-"""Told of a content whose blocks are about to be reused, and from which token on."""
+Hear = Callable[[Content], None]
+"""Told of a content: all tokens from the start to the end of what it is about."""
 
 STALE_ENTRIES = 1_000
 """Entries of the queue that may be out of date before it is cleared of them, beside as many as
@@ -99,8 +99,6 @@ class PrefixCache(BlockPool):
     ----------
     total_blocks : int
     block_tokens : int
-    on_evict : callable, optional
-        Told of what is about to be forgotten.
 
     Examples
     --------
@@ -116,11 +114,12 @@ class PrefixCache(BlockPool):
     (10, 16)
     """
 
-    def __init__(
-        self, total_blocks: int, block_tokens: int, on_evict: OnEvict | None = None
-    ) -> None:
+    def __init__(self, total_blocks: int, block_tokens: int) -> None:
         super().__init__(total_blocks, block_tokens)
-        self.on_evict = on_evict
+        self.on_evict: Hear | None = None
+        """Told of what is about to be forgotten."""
+        self.on_release: Hear | None = None
+        """Told of what a sequence leaves behind."""
         self.evicted_blocks = 0
         """Blocks that could be found and were reused for something else."""
         self._root = Node(None, 0, (0, 0, 0))
@@ -199,6 +198,8 @@ class PrefixCache(BlockPool):
         shared = holding.shared_blocks
         self.extend(holding, content, tokens)
         private_blocks -= holding.shared_blocks - shared
+        if self.on_release is not None:
+            self.on_release(first_tokens(content, holding.tokens))
         if private_blocks:
             self.give_back(private_blocks)
         for node in holding.node.path():
@@ -213,7 +214,9 @@ class PrefixCache(BlockPool):
 
     def take(self, blocks: int) -> None:
         """Give blocks to sequences, those first that have been idle longest."""
-        super().take(blocks)
+        if blocks > self.free_blocks:
+            super().take(blocks)  # which refuses
+        self.free_blocks -= blocks
         queue = self._queue
         while blocks:
             node, number = queue[0]
@@ -230,7 +233,9 @@ class PrefixCache(BlockPool):
 
     def give_back(self, blocks: int) -> None:
         """Take blocks back that nobody can find again."""
-        super().give_back(blocks)
+        self.free_blocks += blocks
+        if self.free_blocks > self.total_blocks:
+            raise InternalError(f"{self.free_blocks} of {self.total_blocks} KV blocks free")
         queue = self._queue
         if queue and queue[-1][0] is None:
             queue[-1] = (None, queue[-1][1] + blocks)
@@ -342,7 +347,7 @@ class PrefixCache(BlockPool):
         size, blocks = self.block_tokens, self._blocks(node)
         count = min(blocks, wanted)
         if self.on_evict is not None and count:
-            self.on_evict(_content_of(node), (node.end // size - count) * size)
+            self.on_evict(_content_of(node))
         self.evicted_blocks += count
         if count < blocks:
             node.tokens = (node.end // size - count) * size - node.start

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import simpy
 
-from sim.engine.clock import TICKS_PER_S
+from sim.engine.clock import TICKS_PER_S, Alarm
 from sim.engine.records import Recorder
 from sim.engine.requests import Outcome, Request, Turn
 from sim.engine.scheduler import Scheduler
@@ -15,32 +15,14 @@ from sim.engine.ticks import Pace
 from sim.workload.content import Content
 
 AFTER_ARRIVALS = 2
-"""Priority of step boundaries: whatever else happens at the same tick happens before."""
+"""Priority of step boundaries: whatever else happens at the same tick happens before.
+
+Those of one tick come in the order of the replicas and never in that in which they were scheduled,
+which differs between a jump over many steps and the same steps one by one.
+"""
 
 State = Literal["off", "booting", "up", "draining", "down"]
 """Switched off; on its way up; at work; taking in nothing new; or out of order."""
-
-
-class Alarm(simpy.Event):
-    """Fires at a tick, after all arrivals of that tick and in the order of the replicas.
-
-    Ties are settled by the replica's index, never by the order in which events were scheduled,
-    which differs between a jump over many steps and the same steps one by one.
-    """
-
-    def __init__(
-        self,
-        env: simpy.Environment,
-        delay: int,
-        replica_index: int,
-        ring: Callable[[simpy.Event], None],
-    ) -> None:
-        # like simpy.Timeout, it is triggered at birth; the base class would set it pending
-        self.env = env
-        self.callbacks = [ring]
-        self._value = None
-        self._ok = True
-        env.schedule(self, AFTER_ARRIVALS + replica_index, delay)  # type: ignore[arg-type]
 
 
 class ReplicaListener(Protocol):
@@ -111,7 +93,6 @@ class Replica:
         """Rings at the end of the stretch, or to wake it up; none while idle."""
         self._next_pace: Pace | None = None
         self._aborts: list[tuple[Request, Outcome]] = []
-        self._ring = self._boundary
 
     # -- what others may see ----------------------------------------------------------------
 
@@ -228,20 +209,28 @@ class Replica:
         stretch, scheduler = self._stretch, self.scheduler
         lost = [] if stretch is None else [request for request, _ in stretch.chunks]
         if stretch is not None and steps:
-            self._settle(stretch, steps)
+            self._settle(stretch, steps, self._start_tick + self._ticks(steps))
         self._alarm, self._stretch, self._steps = None, None, 0
         lost = list(dict.fromkeys([*lost, *scheduler.clear()]))
         self.scheduler = self._new_scheduler()
         self.scheduler.transport = scheduler.transport
         self.set_state("down")
-        aborts, self._aborts = self._aborts, []
-        for request, outcome in aborts:
-            if request.outcome == "unfinished":
-                request.outcome = outcome
-                self._leave(request)
+        self._tell_of_losses(lost, scheduler)
+
+    def _tell_of_losses(self, lost: list[Request], scheduler: Scheduler) -> None:
+        """Let those hear who stand behind the requests of a broken scheduler.
+
+        They may send some again at once, so what was to happen to each is settled before.
+        """
+        aborts, self._aborts = dict(self._aborts), []
         for request in [*lost, *scheduler.kept]:
-            gone = request.outcome == "unfinished" or request in scheduler.kept
-            if gone and self.listener is not None:
+            kept = request in scheduler.kept
+            if request.outcome != "unfinished" and not kept:
+                continue
+            if request in aborts:
+                request.outcome = aborts[request]
+                self._leave(request)
+            elif self.listener is not None:
                 self.listener.lost(self, request)
 
     def keep_pace(self, pace: Pace) -> None:
@@ -251,12 +240,11 @@ class Replica:
 
     # -- steps --------------------------------------------------------------------------------
 
-    def _begin(self, known_tick: int | None = None) -> None:
+    def _begin(self, alarm: Alarm, now: int, known_tick: int | None) -> None:
         """Begin a stretch, or fall idle when nothing can run.
 
-        ``known_tick`` is when the last step began, if one has just ended.
+        ``alarm`` has just rung; ``known_tick`` is when the last step began, if one has just ended.
         """
-        now = int(self.env.now)
         if self._next_pace is not None:
             self.pace, self._next_pace = self._next_pace, None
         stretch = self.scheduler.plan(now, known_tick)
@@ -275,36 +263,37 @@ class Replica:
         elif valid_steps is not None and valid_steps < steps:
             steps = valid_steps
         self._steps = steps
-        self._alarm = Alarm(self.env, self._ticks(steps), self.index, self._ring)
+        alarm.set(self._ticks(steps))
 
     def _boundary(self, alarm: simpy.Event) -> None:
         """Settle the stretch that has just ended and begin the next."""
-        if alarm is not self._alarm:
+        if alarm is not self._alarm or self._alarm is None:
             return  # it was moved to another tick
         self.turn.replica = self.index
         stretch, steps = self._stretch, self._steps
         self._stretch, self._steps, known_tick = None, 0, None
+        now = int(self.env.now)
         if stretch is not None:
-            known_tick = self._start_tick + self._ticks(steps - 1)
-            for request in self._settle(stretch, steps):
+            known_tick = self._start_tick
+            if steps > 1:
+                known_tick += self._ticks(steps - 1)
+            for request in self._settle(stretch, steps, now):
                 self._leave(request)
         if self._aborts:
             self._drop_aborted()
         if self.scheduler.outstanding_requests:
-            self._begin(known_tick)
+            self._begin(self._alarm, now, known_tick)
         else:
             self._alarm = None
             self._switch_off_when_drained()
         self.turn.replica = -1
 
-    def _settle(self, stretch: Stretch, steps: int) -> list[Request]:
-        """Account for steps that have ended at this moment or before."""
-        start = self._start_tick
-        end = start + self._ticks(steps)
-        scheduler = self.scheduler
+    def _settle(self, stretch: Stretch, steps: int, end: int) -> list[Request]:
+        """Account for steps, the last of which has ended at a tick, at this one or before."""
+        start, scheduler = self._start_tick, self.scheduler
         done = scheduler.finish(stretch, steps, end)
         self._steps_taken += steps
-        grain = stretch.grain
+        grain, first_tokens = stretch.grain, stretch.first_tokens
         self.recorder.stretches.append(
             (
                 self.index,
@@ -319,8 +308,8 @@ class Replica:
                 stretch.prefill_context_tokens,
                 stretch.prefill_pairs,
                 stretch.prefill_window_pairs,
-                stretch.first_tokens,
-                stretch.decoded_tokens + stretch.first_tokens,
+                first_tokens,
+                stretch.decoded_tokens + first_tokens,
                 stretch.used_blocks,
                 len(scheduler.line),
             )
@@ -353,7 +342,11 @@ class Replica:
 
     def _wake(self) -> None:
         """End the idle time once all arrivals of this tick are in."""
-        self._alarm = Alarm(self.env, 0, self.index, self._ring)
+        self._set_alarm(0)
+
+    def _set_alarm(self, delay: int) -> None:
+        self._alarm = Alarm(self.env, AFTER_ARRIVALS + self.index, self._boundary)
+        self._alarm.set(delay)
 
     def _cut_short(self) -> None:
         """End the stretch with the step in progress, so that the next one sees what is new."""
@@ -361,7 +354,7 @@ class Replica:
         steps = self._steps_until(elapsed + self._boundary_is_over())
         if steps < self._steps:
             self._steps = steps
-            self._alarm = Alarm(self.env, self._ticks(steps) - elapsed, self.index, self._ring)
+            self._set_alarm(self._ticks(steps) - elapsed)
 
     def _boundary_is_over(self) -> bool:
         """Whether a step that ends at this tick has ended: boundaries come in order."""

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Protocol
 
-from sim.workload.content import Content
+from sim.workload.content import PRIVATE_STREAM, Content, joined
 
 Outcome = Literal["completed", "rejected", "timed_out", "lost", "shed", "unfinished"]
 """How a request has left: answered; longer than the cache or the model allows; given up by its
@@ -74,7 +74,8 @@ class Request:
     preempted_ticks = 0
     """Time between preemptions and returns, summed."""
     transfer_ticks = 0
-    """Time in which its keys and values were on their way, summed."""
+    """Time from when its keys and values were ready elsewhere until they were here, summed; those
+    of preempted sequences apart."""
     preemptions = 0
     attempts = 1
     computed_tokens = 0
@@ -85,6 +86,8 @@ class Request:
     """Context while decoding, less the batch's step count (see `DecodeBatch`)."""
     finish_step = -1
     """Step count of the batch at which it completes; -1 while not decoding."""
+    seat: "tuple[int, int, Request] | None" = None
+    """Its entry among those of the batch that are to complete; entries of others are stale."""
     remote: RemoteKv | None = None
     """Keys and values to fetch before it can run."""
     keeps_blocks = False
@@ -103,6 +106,8 @@ class Request:
     prefill_replica = -1
     """Where the prompt was computed, if that was another one."""
     outcome: Outcome = "unfinished"
+    given_up: Outcome | None = None
+    """Outcome that it is to have after the part under way, if its client has given it up."""
     on_done: "RequestListener | None" = None
     """Who waits for the answer."""
 
@@ -120,6 +125,15 @@ class Request:
     def prefill_tokens(self) -> int:
         """Tokens that prefill must put into the cache: after a preemption the answer so far too."""
         return self.input_tokens + self.generated_tokens
+
+    @property
+    def context(self) -> Content:
+        """What prompt and answer so far consist of."""
+        content = self.content or ()
+        if not self.generated_tokens:
+            return content
+        stream, start = self.answer or (PRIVATE_STREAM - self.request_id, 0)
+        return joined(content, (stream, start, self.generated_tokens))
 
     @property
     def longest_tokens(self) -> int:

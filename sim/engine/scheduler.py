@@ -35,11 +35,16 @@ from sim.engine.rules import SchedulerRules
 from sim.engine.stretch import Stretch
 from sim.engine.waiting import WaitingLine
 from sim.errors import InternalError
-from sim.workload.content import PRIVATE_STREAM, Content, first_tokens, joined, tokens_of
+from sim.workload.content import PRIVATE_STREAM, Content, first_tokens, tokens_of
 
 
 class KvTransport(Protocol):
     """Moves keys and values between a replica and wherever else they lie."""
+
+    @property
+    def changes_by_itself(self) -> bool:
+        """Whether others write to where it looks."""
+        ...
 
     def remote_tokens(self, request: Request, cached_tokens: int) -> int:
         """Count the tokens from the start whose keys and values could be fetched.
@@ -54,6 +59,10 @@ class KvTransport(Protocol):
 
     def swap_out(self, request: Request, tokens: int) -> bool:
         """Store those of a preempted sequence elsewhere, if there is room."""
+        ...
+
+    def follow(self, cache: PrefixCache) -> None:
+        """Hear what the prefix cache of a replica computes and forgets."""
         ...
 
 
@@ -130,6 +139,8 @@ class Scheduler:
         self._looks_for_kv = self._cache is not None
         self._watermark = int(rules.watermark_fraction * pool.total_blocks)
         self._max_chunk_tokens = rules.max_chunk_tokens or rules.max_num_batched_tokens
+        self._fitting_tokens = 0
+        """Longest request that was found to fit into the whole pool: shorter ones do too."""
         self._tokens_per_sequence = rules.tokens_per_sequence
 
     @property
@@ -140,6 +151,8 @@ class Scheduler:
     @transport.setter
     def transport(self, transport: KvTransport | None) -> None:
         self._transport = transport
+        if transport is not None and self._cache is not None:
+            transport.follow(self._cache)
         self._looks_for_kv = self._cache is not None or transport is not None
 
     @property
@@ -155,8 +168,13 @@ class Scheduler:
         rules = self.rules
         if not rules.chunked_prefill and request.input_tokens > rules.max_num_batched_tokens:
             return False
-        longest = request.longest_tokens - 1 + self._tokens_per_sequence - 1
-        return self._held(longest) <= self.pool.total_blocks
+        longest = request.longest_tokens
+        if longest <= self._fitting_tokens:
+            return True
+        if self._held(longest - 1 + self._tokens_per_sequence - 1) > self.pool.total_blocks:
+            return False
+        self._fitting_tokens = longest
+        return True
 
     def add(self, request: Request, tick: int) -> None:
         """Put a request at the end of the waiting line."""
@@ -198,11 +216,12 @@ class Scheduler:
             None when nothing can run until something happens from outside.
         """
         self._now = tick
-        if self.rules.steps_ahead:
+        rules = self.rules
+        if rules.steps_ahead:
             self._look_back(tick if known_tick is None else known_tick)
         if self.ready:
             self._take_in_ready()
-        if self.rules.prefill_first and (self.prefilling or self.line):
+        if rules.prefill_first and (self.prefilling or self.line):
             stretch = Stretch(0, 0, 0, 0, 0, 0)
             preempted = not self._fill(stretch)
             if stretch.chunks:
@@ -219,12 +238,12 @@ class Scheduler:
             blocks = batch.blocks_needed(1)
         else:
             preempted = False
-        stretch = self._decoding(blocks)
+        stretch = batch.stretch(blocks)
         pool.take(blocks)
         if self.prefilling:
             for request, tokens in self._next_chunks(batch.size):
                 self._compute(request, tokens, stretch)
-        if self.line and not preempted:
+        if not preempted:
             self._admit(stretch)
         if not stretch.chunks:
             if not batch.size:
@@ -248,21 +267,31 @@ class Scheduler:
         batch, pool = self.batch, self.pool
         if steps > 1:
             self.take_blocks(stretch, steps)
-        stretch.used_blocks = pool.used_blocks
         free_before = pool.free_blocks
+        stretch.used_blocks = pool.total_blocks - free_before
         done: list[Request] = []
         if stretch.decode_sequences:
             stretch.decoded_tokens = batch.decoded_tokens(steps)
             done = batch.advance(steps)
             for request in done:
-                cached = request.input_tokens + request.output_tokens - 1
-                self._leave_cache(request, cached, batch.final_blocks(request))
+                blocks = batch.final_blocks(request)
+                if (
+                    request.holding is None
+                    and self.reservation is None
+                    and not request.keeps_blocks
+                ):
+                    pool.give_back(blocks)
+                else:
+                    cached = request.input_tokens + request.output_tokens - 1
+                    self._leave_cache(request, cached, blocks)
         if stretch.chunks:
             self._finish_chunks(stretch, tick, done)
+        longest_tokens = 0
         for request in done:
             request.done_tick = tick
             request.outcome = "completed"
-            self.outstanding_tokens -= request.longest_tokens
+            longest_tokens += request.input_tokens + (request.max_tokens or request.output_tokens)
+        self.outstanding_tokens -= longest_tokens
         count = len(done)
         self.outstanding_requests -= count
         self.running_requests -= count
@@ -303,9 +332,10 @@ class Scheduler:
         blocks = self._held(cached)
         if request in self.fetching:
             cached = self.fetching.pop(request)
-            blocks = self._held(cached)
+            blocks = self._held(cached + 1)
         elif request in self.ready:
             self.ready.remove(request)
+            blocks = self._held(cached + 1)
         elif request in self.prefilling:
             self.prefilling.remove(request)
             self.running_requests -= 1
@@ -347,6 +377,8 @@ class Scheduler:
         """Give places to requests whose keys and values have come, before all that wait."""
         while self.ready and self.running_requests < self.rules.max_num_seqs:
             request = self.ready.popleft()
+            fetched = request.computed_tokens
+            self.pool.give_back(self._held(fetched + 1) - self._held(fetched))
             self.running_requests += 1
             self._mark_admitted(request)
             if request.computed_tokens >= request.input_tokens + request.generated_tokens - 1:
@@ -377,26 +409,37 @@ class Scheduler:
 
         None if it has to wait; 0 if it holds its blocks now and waits for what is to be fetched.
         """
-        found = self._find(request) if self._looks_for_kv else NOTHING_FOUND
-        cached, remote = found.cached_tokens, found.remote_tokens
+        found = NOTHING_FOUND
+        if self._looks_for_kv and (request.content is not None or self._transport is not None):
+            found = self._find(request)
+        cached, remote, match = found
         missing = request.input_tokens + request.generated_tokens - cached
         tokens = min(missing, budget, self._max_chunk_tokens)
         if tokens < missing and not self.rules.chunked_prefill and not request.preemptions:
             return None  # it waits for a step with room for all; after a preemption it may be cut
-        upto = remote if remote > cached else cached + tokens
+        upto = remote + 1 if remote > cached else cached + tokens
         needed = self._held(upto) - self._held(cached) if cached else self._held(upto)
-        if not self._has_room(request, needed, found):
+        must_fit = needed
+        if self.rules.whole_prompt_must_fit and upto < cached + missing:
+            must_fit = self._held(cached + missing) - self._held(cached)
+        if not self._has_room(request, needed, must_fit, match):
             return None
         self.line.pop()
-        self._let_in(request, found, needed)
+        if found is NOTHING_FOUND and self.reservation is None:
+            request.computed_tokens = 0
+        else:
+            self._let_in(request, found, needed)
         if remote > cached:
             self._start_fetching(request, needed, found)
             return 0
         if tokens < missing:
             self.prefilling.append(request)
         self.running_requests += 1
-        self._mark_admitted(request)
-        self._compute(request, tokens, stretch)
+        if request.admit_tick < 0:
+            request.admit_tick = self._now
+        else:
+            self._mark_admitted(request)
+        self._compute(request, tokens, stretch, needed)
         return tokens
 
     def _find(self, request: Request) -> "_Found":
@@ -404,22 +447,21 @@ class Scheduler:
         cached, match = 0, None
         if self._cache is not None and request.content is not None:
             wanted = request.input_tokens + request.generated_tokens
-            match = self._cache.match(self._content(request), wanted - 1)
+            match = self._cache.match(request.context, wanted - 1)
             cached = match.tokens
         remote = cached
         if self._transport is not None:
             remote = self._transport.remote_tokens(request, cached)
         return _Found(cached, remote, match)
 
-    def _has_room(self, request: Request, needed: int, found: "_Found") -> bool:
-        """Tell whether there are blocks for a request's next chunk, as the engine's rules say."""
-        idle = 0 if found.match is None else found.match.idle_blocks
-        must_fit = needed
-        if self.rules.whole_prompt_must_fit:
-            whole = self._held(request.input_tokens + request.generated_tokens)
-            must_fit = max(needed, whole - self._held(found.cached_tokens))
+    def _has_room(self, request: Request, needed: int, must_fit: int, match: Match | None) -> bool:
+        """Tell whether there are blocks for a request's next chunk, as the engine's rules say.
+
+        ``must_fit`` blocks have to be free for ``needed`` ones to be taken.
+        """
+        idle = 0 if match is None else match.idle_blocks
         spare = self._watermark if self.running_requests else 0
-        if must_fit + idle + spare > self._free_blocks_now:
+        if must_fit + idle + spare > self.pool.free_blocks - self._unknown_blocks:
             return False
         return self.reservation is None or self.reservation.admits(request, needed + idle)
 
@@ -434,13 +476,17 @@ class Scheduler:
             self.reservation.admitted(request, needed)
 
     def _start_fetching(self, request: Request, blocks: int, found: "_Found") -> None:
-        """Let a request hold its blocks while their contents are on the way."""
+        """Let a request hold its blocks while their contents are on the way.
+
+        With room for its next token, so that it gets on by one at least when they have come.
+        """
         if self._transport is None:
             raise InternalError(f"{request} has keys and values elsewhere, and no way to them")
+        # before the blocks are taken: what falls out of the cache may push out what is fetched
+        self._transport.fetch(request, found.cached_tokens, found.remote_tokens)
         self.pool.take(blocks)
         self._extend(request, found.remote_tokens)
         self.fetching[request] = found.remote_tokens
-        self._transport.fetch(request, found.cached_tokens, found.remote_tokens)
 
     def _mark_admitted(self, request: Request) -> None:
         if request.admit_tick < 0:
@@ -474,9 +520,13 @@ class Scheduler:
             budget -= tokens
         return chunks
 
-    def _compute(self, request: Request, tokens: int, stretch: Stretch) -> None:
+    def _compute(
+        self, request: Request, tokens: int, stretch: Stretch, blocks: int | None = None
+    ) -> None:
         done = request.computed_tokens
-        self.pool.take(self._held(done + tokens) - self._held(done))
+        if blocks is None:
+            blocks = self._held(done + tokens) - self._held(done)
+        self.pool.take(blocks)
         if request.holding is not None:
             self._extend(request, done + tokens)
         stretch.chunks.append((request, tokens))
@@ -513,18 +563,6 @@ class Scheduler:
 
     # -- decoding -------------------------------------------------------------------------------
 
-    def _decoding(self, blocks: int) -> Stretch:
-        batch = self.batch
-        return Stretch(
-            batch.size,
-            batch.context_tokens,
-            batch.context_growing,
-            batch.window_tokens,
-            batch.window_growing,
-            blocks,
-            batch.grain,
-        )
-
     def _plan_decode(self, *, preempted: bool) -> Stretch | None:
         """Decide a stretch of decoding alone."""
         batch, pool = self.batch, self.pool
@@ -534,7 +572,7 @@ class Scheduler:
             blocks = batch.blocks_needed(1)
         if not batch.size:
             return None
-        stretch = self._decoding(blocks)
+        stretch = batch.stretch(blocks)
         pool.take(blocks)
         if not (preempted or self.prefilling or self._hidden):
             stretch.max_steps = self._steps_without_change(blocks)
@@ -546,6 +584,8 @@ class Scheduler:
         most = limit * batch.size * (self.blocks.growing + self.blocks.windowed)
         if most * self._tokens_per_sequence > pool.free_blocks:  # a bound spares the exact count
             limit = batch.steps_within(pool.free_blocks + first_step_blocks, limit)
+        if self.line and self._transport is not None and self._transport.changes_by_itself:
+            return 1  # the head of the line may find something else at the next step
         if self.reservation is not None and self.line and limit > 1:
             limit = self._steps_to_admission(limit, pool.free_blocks + first_step_blocks)
         return limit
@@ -561,13 +601,13 @@ class Scheduler:
         if self.running_requests >= self.rules.max_num_seqs:
             return limit
         found = self._find(request) if self._looks_for_kv else NOTHING_FOUND
-        upto = found.remote_tokens
-        if upto == found.cached_tokens:
+        upto = found.remote_tokens + 1
+        if found.remote_tokens == found.cached_tokens:
             budget = self.rules.max_num_batched_tokens
             if not self.rules.prefill_first:
                 budget -= self.batch.size * self._tokens_per_sequence
-            missing = request.input_tokens + request.generated_tokens - upto
-            upto += min(missing, budget, self._max_chunk_tokens)
+            missing = request.input_tokens + request.generated_tokens - found.cached_tokens
+            upto = found.cached_tokens + min(missing, budget, self._max_chunk_tokens)
         blocks = self._held(upto) - self._held(found.cached_tokens)
         taken = int(not self.rules.prefill_first)
         return self.reservation.steps_to_admission(
@@ -646,7 +686,7 @@ class Scheduler:
             self.pool.give_back(blocks)
             return
         assert self._cache is not None  # noqa: S101 - who else would have given the holding
-        content = first_tokens(self._content(request), tokens)
+        content = first_tokens(request.context, tokens)
         private = blocks - request.holding.shared_blocks
         self._cache.release(request.holding, content, tokens, private)
         request.holding = None
@@ -654,15 +694,7 @@ class Scheduler:
     def _extend(self, request: Request, tokens: int) -> None:
         """Let others find what is computed of a request, up to some tokens."""
         if request.holding is not None and self._cache is not None:
-            self._cache.extend(request.holding, self._content(request), tokens)
-
-    def _content(self, request: Request) -> Content:
-        """Give the content of prompt and answer so far."""
-        content = request.content or ()
-        if not request.generated_tokens:
-            return content
-        stream, start = request.answer or (PRIVATE_STREAM - request.request_id, 0)
-        return joined(content, (stream, start, request.generated_tokens))
+            self._cache.extend(request.holding, request.context, tokens)
 
     def _forget(self, request: Request) -> None:
         """Count a request no more that has left before its end."""

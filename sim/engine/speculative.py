@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from sim.engine.batch import DecodeBatch
 from sim.engine.kv import WHOLE_CONTEXT, SequenceBlocks, blocks_for
 from sim.engine.requests import Request
+from sim.engine.stretch import Stretch
 
 GRAIN = 16
 """Into how many parts a token is divided in the counts of contexts."""
@@ -91,6 +92,7 @@ class SpeculativeBatch(DecodeBatch):
         self.lookahead_tokens = lookahead_tokens
         self._decode_steps = decode_steps
         self._window_tokens = window_tokens
+        self._held = blocks.counter(block_tokens, window_tokens)
         self._windowed = None if window_tokens is None else _WindowSums(window_tokens)
         self._courses: dict[int, _Course] = {}
         self._admitted = 0
@@ -100,7 +102,7 @@ class SpeculativeBatch(DecodeBatch):
         """Unsettled grains of the sequences that complete at a step count."""
         self._owed = 0
         """Unsettled grains of sequences that left in mid-answer since the last step."""
-        self._steps_left: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
+        self._steps_left: WeakKeyDictionary[Request, tuple[int, int]] = WeakKeyDictionary()
         """Of sequences that left in mid-answer, should they come back."""
 
     # -- sums ------------------------------------------------------------------------------------
@@ -124,6 +126,18 @@ class SpeculativeBatch(DecodeBatch):
     def window_growing(self) -> int:
         """Grains by which those grow in each step."""
         return 0 if self._windowed is None else self._windowed.growth
+
+    def stretch(self, blocks: int) -> Stretch:
+        """Give the sequences' part of the next steps; they have taken blocks for the first."""
+        return Stretch(
+            self.size,
+            self.context_tokens,
+            self.context_growing,
+            self.window_tokens,
+            self.window_growing,
+            blocks,
+            self.grain,
+        )
 
     def decoded_tokens(self, steps: int) -> float:
         """Tokens that the sequences produce in the next steps, at most up to the next change.
@@ -160,8 +174,8 @@ class SpeculativeBatch(DecodeBatch):
     def add(self, request: Request) -> None:
         """Take in a sequence whose next token comes from a decode step."""
         tokens = request.output_tokens - request.generated_tokens
-        steps = self._steps_left.pop(request, None)
-        if steps is None:
+        generated, steps = self._steps_left.pop(request, (-1, 0))
+        if request.generated_tokens - generated not in (0, 1):  # new, or its client began anew
             steps = self._decode_steps(request.request_id, tokens)
         # The computation of a prompt after a preemption gives a token without a decode step.
         course = _Course(self.step, request.prefill_tokens - 1, tokens, min(steps, tokens))
@@ -180,7 +194,8 @@ class SpeculativeBatch(DecodeBatch):
         for step, blocks in self._block_steps(course):
             self._calendar.count(step, blocks)
         self._admitted += 1
-        heappush(self._finishing, (finish, self._admitted, request))
+        request.seat = seat = (finish, self._admitted, request)
+        heappush(self._finishing, seat)
         if self._windowed is not None:
             self._windowed.add(number, course)
 
@@ -191,11 +206,11 @@ class SpeculativeBatch(DecodeBatch):
         finishing = self._finishing
         done = []
         while finishing and finishing[0][0] <= step:
-            finish_step, _, request = heappop(finishing)
-            if request.finish_step == finish_step:
+            seat = heappop(finishing)
+            finish_step, _, request = seat
+            if request.seat is seat:
                 self._forget(request)
                 self._settling.pop(finish_step, None)
-                request.finish_step = -1
                 request.generated_tokens = request.output_tokens
                 done.append(request)
         self._owed = 0
@@ -208,14 +223,14 @@ class SpeculativeBatch(DecodeBatch):
         """Drop a sequence in mid-answer, keeping count of its tokens and of the steps it lacks."""
         course = self._courses[request.request_id]
         request.generated_tokens += course.produced(self.step)
-        self._steps_left[request] = course.joined + course.steps - self.step
+        steps_left = course.joined + course.steps - self.step
+        self._steps_left[request] = (request.generated_tokens, steps_left)
         self._owed += course.unsettled(self.step)
         self._settle(request.finish_step, -course.unsettled(request.finish_step))
         for step, blocks in self._block_steps(course):
             if step > self.step:
                 self._calendar.count(step, -blocks)
         self._forget(request)
-        request.finish_step = -1
 
     def _settle(self, step: int, grains: int) -> None:
         """Change what is made good at a step count."""
@@ -225,6 +240,7 @@ class SpeculativeBatch(DecodeBatch):
 
     def _forget(self, request: Request) -> None:
         number = request.request_id
+        request.seat, request.finish_step = None, -1
         course = self._courses.pop(number)
         del self._requests[number]
         if self.by_priority:
@@ -243,7 +259,7 @@ class SpeculativeBatch(DecodeBatch):
     def steps_to_next_change(self) -> int:
         """Count the steps until a sequence produces its last token or fills its sliding window."""
         finishing = self._finishing
-        while finishing[0][2].finish_step != finishing[0][0]:
+        while finishing[0][2].seat is not finishing[0]:
             heappop(finishing)  # it left in mid-answer
         steps = finishing[0][0] - self.step
         if self._windowed is not None:

@@ -7,9 +7,12 @@ import simpy
 
 from sim.engine.clock import TICKS_PER_S
 from sim.engine.links import Link, reserve_path
+from sim.engine.prefix import PrefixCache
 from sim.engine.records import Recorder
 from sim.engine.replica import Replica
 from sim.engine.requests import Request
+from sim.engine.tiers import Tiers
+from sim.errors import InternalError
 
 
 @dataclass
@@ -107,15 +110,30 @@ class Transport:
     bytes_per_token: float
     ports: dict[int, Ports] = field(default_factory=dict)
     swap: SwapSpace | None = None
+    tiers: Tiers | None = None
+    changes_by_itself: bool = False
+    """Whether other replicas use some of the tiers too."""
+
+    def follow(self, cache: PrefixCache) -> None:
+        """Hear what the prefix cache of the replica computes and forgets."""
+        if self.tiers is not None:
+            cache.on_release, cache.on_evict = self.tiers.computed, self.tiers.dropped
 
     def remote_tokens(self, request: Request, cached_tokens: int) -> int:
         """Count the tokens from the start that could be fetched, or are here already."""
-        remote = request.remote
-        return cached_tokens if remote is None else max(cached_tokens, remote.tokens)
+        if request.remote is not None:
+            return max(cached_tokens, request.remote.tokens)
+        if self.tiers is None or request.content is None:
+            return cached_tokens
+        limit = request.input_tokens + request.generated_tokens - 1
+        return max(cached_tokens, self.tiers.tokens(request.context, limit))
 
     def fetch(self, request: Request, cached_tokens: int, tokens: int) -> None:
         """Fetch what is not here, and tell the replica when it has come."""
         remote = request.remote
+        if remote is None:
+            self._load(request, cached_tokens, tokens)
+            return
         size = (tokens - cached_tokens) * self.bytes_per_token
         now = int(self.env.now)
         if isinstance(remote, Handover):
@@ -127,6 +145,24 @@ class Transport:
             assert isinstance(remote, Swapped | StoredKv)  # noqa: S101 - there are no others
             start, end = remote.link.reserve(now, size)
         self._at(end, self._arrival(request, (now, start, end), size))
+
+    def _load(self, request: Request, cached_tokens: int, tokens: int) -> None:
+        """Load what slower tiers hold of a prompt; all of them at the same time."""
+        if self.tiers is None:
+            raise InternalError(f"{request} has nothing elsewhere to be fetched")
+        now, scheduler = int(self.env.now), self.replica.scheduler
+        loads = self.tiers.load(request.context, cached_tokens, tokens)
+        end = max(load.end_tick for load in loads)
+
+        def arrive() -> None:
+            if self.replica.scheduler is scheduler and request in scheduler.fetching:
+                request.transfer_ticks += end - now
+                self.replica.fetched(request)
+
+        for load in loads:
+            ticks = (now, load.start_tick, load.end_tick)
+            self._write(("load", load.tier), request, ticks, load.size_bytes)
+        self._at(end, arrive)
 
     def swap_out(self, request: Request, tokens: int) -> bool:
         """Write a preempted sequence to the memory of the host, if it has room."""
@@ -153,7 +189,10 @@ class Transport:
             if self.replica.scheduler is not scheduler or request not in scheduler.fetching:
                 return  # the replica has failed since, or the client has gone
             request.remote = None
-            request.transfer_ticks += ticks[2] - remote.since_tick
+            if isinstance(remote, Handover):
+                request.transfer_ticks += ticks[2] - remote.since_tick
+            elif isinstance(remote, StoredKv):
+                request.transfer_ticks += ticks[2] - ticks[0]
             self.replica.fetched(request)
 
         return arrive
@@ -166,13 +205,19 @@ class Transport:
     def _record(
         self, kind: str, request: Request, ticks: tuple[int, int, int], size: float
     ) -> None:
-        asked, start, end = (tick / TICKS_PER_S for tick in ticks)
         remote = request.remote
         source = "host"
         if isinstance(remote, Handover):
             source = str(remote.source.index)
         elif isinstance(remote, StoredKv):
             source = "store"
+        self._write((kind, source), request, ticks, size)
+
+    def _write(
+        self, what: tuple[str, str], request: Request, ticks: tuple[int, int, int], size: float
+    ) -> None:
+        asked, start, end = (tick / TICKS_PER_S for tick in ticks)
+        kind, source = what
         row = (kind, request.request_id, source, self.replica.index, asked, start, end, size)
         self.recorder.transfers.append(row)
 

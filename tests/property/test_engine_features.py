@@ -4,6 +4,7 @@ Each example draws a whole cluster: pools, scheduling rules, memory rules, route
 clients, failures. Ticks are small whole numbers, so that coincidences are the rule.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from engine_cases import LinearPace, whole_ticks
 from sim.engine.admission import AnswerEstimate
 from sim.engine.clients import ClosedLoop, OpenLoop, Source
 from sim.engine.clock import TICKS_PER_S
-from sim.engine.cluster import Cluster, Companion, LinkPlan, PoolPlan, RunRecord
+from sim.engine.cluster import Cluster, Companion, LinkPlan, PoolPlan, RunRecord, TierPlan
 from sim.engine.patience import Patience, PatiencePlan, start_again
 from sim.engine.plan import ReplicaPlan
 from sim.engine.requests import Request
@@ -135,6 +136,13 @@ def replica_plan(rng: np.random.Generator, longest: int) -> ReplicaPlan:
     )
 
 
+def tiers(rng: np.random.Generator) -> tuple[TierPlan, ...]:
+    link = LinkPlan(float(rng.choice([0.5, 5.0])) * TICKS_PER_S, latency_s=TICK_S)
+    host = TierPlan("host", int(rng.integers(1, 30)), 4.0, link, link, through=rng.random() < 0.5)
+    store = TierPlan("store", int(rng.integers(1, 90)), 4.0, link, link, shared=True)
+    return ((), (host,), (store,), (host, store))[int(rng.choice(4, p=[0.6, 0.15, 0.1, 0.15]))]
+
+
 def setup(seed: int) -> Setup:
     rng = np.random.default_rng(seed)
     count = int(rng.integers(2, 25))
@@ -158,8 +166,9 @@ def setup(seed: int) -> Setup:
             RoundRobin if rng.random() < 0.5 else LeastOutstanding,
             LinkPlan(bandwidth, latency_s=int(rng.integers(0, 5)) * TICK_S),
             overlap_fraction=float(rng.choice([0.0, 0.5])),
-            host_link=LinkPlan(bandwidth) if rng.random() < 0.3 else None,
-            swap_tokens=int(rng.integers(10, 200)),
+            host_link=LinkPlan(bandwidth) if rng.random() < 0.6 else None,
+            swap_tokens=int(rng.integers(20, 400)),
+            tiers=tiers(rng),
         )
         for role in roles
     )
@@ -220,3 +229,40 @@ def test_jumps_equal_single_steps(seed: int) -> None:
         assert jumped.transfers[name].tolist() == walked.transfers[name].tolist()
     for name in ("start_s", "end_s"):
         assert whole_ticks(jumped.transfers[name]) == whole_ticks(walked.transfers[name])
+
+
+def test_the_examples_are_full_of_events() -> None:
+    """A mix in which nothing happens would prove nothing."""
+    seen: Counter[str] = Counter()
+    for seed in range(EXAMPLES):
+        record = setup(seed).run(every_step=False)
+        requests, transfers = record.requests, record.transfers
+        seen.update(requests["outcome"].tolist())
+        seen.update(transfers["kind"].tolist())
+        seen["hits"] += int((requests["cached_tokens"] > 0).sum())
+        seen["preemptions"] += int(requests["preemptions"].sum())
+        seen["retries"] += int((requests["attempts"] > 1).sum())
+        seen["waits for a link"] += int((transfers["start_s"] > transfers["asked_s"]).sum())
+        seen["lost work"] += len(record.losses["cause"])
+        steps, alone = record.stretches["steps"], record.stretches["prefill_sequences"] == 0
+        seen["jumps"] += int((steps > 1).sum())
+        seen["steps of prompts alone"] += int(
+            (~alone & (record.stretches["decode_sequences"] == 0)).sum()
+        )
+    wanted = (
+        "completed",
+        "timed_out",
+        "lost",
+        "handover",
+        "swap",
+        "swap out",
+        "load",
+        "hits",
+        "preemptions",
+        "retries",
+        "waits for a link",
+        "lost work",
+        "jumps",
+        "steps of prompts alone",
+    )
+    assert {name: seen[name] for name in wanted if seen[name] < 20} == {}

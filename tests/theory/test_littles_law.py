@@ -57,9 +57,7 @@ CROWDED = [Setting(gap_ticks=8_000, kv_blocks=30), Setting(2_000, replicas=2, kv
 
 def cluster_of(setting: Setting) -> Cluster:
     plan = ReplicaPlan(
-        rules=SchedulerRules(
-            setting.max_num_seqs, setting.budget, window_tokens=setting.window
-        ),
+        rules=SchedulerRules(setting.max_num_seqs, setting.budget, window_tokens=setting.window),
         kv_blocks=setting.kv_blocks,
         block_tokens=16,
         pace=AffinePace(),

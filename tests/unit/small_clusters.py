@@ -4,7 +4,7 @@ Unless a test says otherwise: eight places, steps of at most a hundred tokens th
 and a thousand blocks of 16 tokens.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,9 @@ def port_of(bytes_per_tick: float, latency_ticks: int = 0) -> LinkPlan:
     return LinkPlan(bytes_per_tick * TICKS_PER_S, latency_ticks / TICKS_PER_S)
 
 
-def chain_of(*roles: tuple[Role, int], port: LinkPlan, overlap: float = 0.0, **plan: Any) -> Cluster:
+def chain_of(
+    *roles: tuple[Role, int], port: LinkPlan, overlap: float = 0.0, **plan: Any
+) -> Cluster:
     """Make pools (role and replicas) that hand over; a token of context is a byte."""
     plans = [
         PoolPlan(
@@ -156,7 +158,7 @@ def outcomes(record: RunRecord) -> list[str]:
 class At:
     """Does something to a cluster at given ticks, before all step boundaries of those ticks."""
 
-    actions: dict[int, Callable[[Cluster], object]]
+    actions: Mapping[int, Callable[[Cluster], object]]
 
     def attach(self, cluster: Cluster) -> None:
         for tick, action in self.actions.items():

@@ -49,7 +49,7 @@ class TestWholeAnswers:
         whole = WholeAnswer(pool, SequenceBlocks())
         first, second = Request(0, 0, 100, 13), Request(1, 0, 33, 1)  # 7 and 3 blocks
         assert whole.admits(first, 1)
-        whole.admitted(first)
+        whole.admitted(first, 1)
         assert (whole.reserved_blocks, whole.admits(second, 1)) == (7, True)
         second.max_tokens = 17  # 49 tokens: 4 blocks
         assert not whole.admits(second, 1)
@@ -60,7 +60,7 @@ class TestWholeAnswers:
         # of 16 + 81 - 1 tokens a window of 32 keeps two blocks
         whole = WholeAnswer(BlockPool(3, 16), SequenceBlocks(growing=0, windowed=1), 32)
         request = Request(0, 0, 16, 81)
-        whole.admitted(request)
+        whole.admitted(request, 1)
         assert whole.reserved_blocks == 2
 
 
@@ -158,33 +158,39 @@ class TestEstimate:
     def test_a_preemption_sets_the_estimate_anew(self) -> None:
         """To what those who stay have produced and will in the spare steps, of all they ask for.
 
-        Forty-eight blocks of a token, one spare step, no share at first. Prompts of 20 that ask
-        for 7 tokens: 20 + 7 is less than the 28 that the first leaves. After four steps both have
-        24 tokens, and the next one preempts the second. The first has 5 tokens of its answer,
-        the last of them not in the cache: (5 + 1) / (7 + 1).
+        Fifty blocks of a token, one spare step, no share at first. Prompts of 20 that ask for 7
+        tokens. The first leaves 30 blocks, less 7 of its answer: the second comes in when that
+        counts no more, a step later. After five steps of the first they have 25 and 24 tokens, and
+        the next one preempts the second. The first has 6 tokens of its answer, the last of them
+        not in the cache: (6 + 1) / (7 + 1).
         """
         few = AnswerEstimate(0.0, 0.0, 1, 4096, spare_steps=1)
-        scheduler = scheduler_of(blocks=48, block_tokens=1, estimate=few)
+        scheduler = scheduler_of(blocks=50, block_tokens=1, estimate=few)
         requests = with_requests(scheduler, (20, 7), (20, 7))
-        for tick in range(5):
+        for tick in range(6):
             pass_step(scheduler, tick)
-        assert scheduler.pool.free_blocks == 0
-        planned(scheduler, 5)
+        assert [request.admit_tick for request in requests] == [0, 1]
+        assert scheduler.pool.free_blocks == 1
+        planned(scheduler, 6)
         assert [request.preemptions for request in requests] == [0, 1]
         reservation = scheduler.reservation
         assert reservation is not None
         share = reservation._fraction(scheduler.batch.step)  # type: ignore[attr-defined]
-        assert share == pytest.approx(6 / 8)
+        assert share == pytest.approx(7 / 8)
 
-    def test_what_is_left_of_a_long_answer_is_cut_and_not_the_answer(self) -> None:
-        """A constant share of a half, and no more than 40 tokens to come of any answer.
+    @pytest.mark.parametrize(("newcomer", "admit"), [(37, 5 * STEP + STEP), (38, 60 * STEP)])
+    def test_an_answer_beyond_what_is_counted_is_so_long_from_its_start(
+        self, newcomer: int, admit: int
+    ) -> None:
+        """A constant share of a half, and 40 tokens at most of any answer.
 
-        When five steps are over, at 60, 75 of a hundred blocks are free. The first asked for 60
-        and has 6: 54 are to come, which count as 40. 75 - 20 = 55 is not more than the 20 + 36 of
-        the newcomer, and later it is less: the newcomer waits for the end.
+        When five steps are over, at 60, 75 of a hundred blocks are free. The first asked for 60,
+        which count as 40, and has 6: 34 are to come. 75 - 17 = 58 is more than 20 + 37 tokens of
+        a newcomer. Each further step takes a block and gives half a token free, so that one of
+        20 + 38 waits for the end.
         """
         requests = requests_of((0, 20, 60), (55, 20, 2))
-        requests[1].max_tokens = 36
+        requests[1].max_tokens = newcomer
         served(
             requests,
             blocks=100,
@@ -192,4 +198,4 @@ class TestEstimate:
             estimate=estimate(0.5, 0.5, 1, longest=40),
             rules={"prefill_first": True},
         )
-        assert requests[1].admit_tick == 60 * STEP
+        assert requests[1].admit_tick == admit

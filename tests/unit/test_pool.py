@@ -20,7 +20,9 @@ from sim.engine.replica import Replica, State
 def states(record: RunRecord) -> list[tuple[int, str, int, int]]:
     columns = [record.states[name].tolist() for name in ("replica", "state", "start_s", "end_s")]
     rows = zip(*columns, strict=True)
-    return sorted((index, state, ticks_of(start), ticks_of(end)) for index, state, start, end in rows)
+    return sorted(
+        (index, state, ticks_of(start), ticks_of(end)) for index, state, start, end in rows
+    )
 
 
 def fail(cluster: Cluster, index: int = 0) -> None:

@@ -4,7 +4,6 @@ import pytest
 import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from small_clusters import (
     At,
     chain_of,
@@ -334,7 +333,9 @@ class TestWhatOthersSee:
             seen[int(cluster.env.now)] = cluster.replicas[0].kv_used_fraction()
 
         ticks = (5, 15, 30, 35, 95, 105)
-        record = run_open(cluster, requests_of((0, 5, 10), (120, 1, 1)), [At(dict.fromkeys(ticks, look))])
+        record = run_open(
+            cluster, requests_of((0, 5, 10), (120, 1, 1)), [At(dict.fromkeys(ticks, look))]
+        )
         # at 30 the step that ends then is still in progress
         assert seen == {5: 0.05, 15: 0.06, 30: 0.07, 35: 0.08, 95: 0.14, 105: 0.0}
         assert events(record, "done_s")[0] == 100

@@ -41,9 +41,7 @@ class TestStepsAhead:
             (30, 30, 40),
         ],
     )
-    def test_an_arrival_counts_one_step_later(
-        self, arrival: int, in_time: int, ahead: int
-    ) -> None:
+    def test_an_arrival_counts_one_step_later(self, arrival: int, in_time: int, ahead: int) -> None:
         rows = [(0, 5, 10), (arrival, 5, 1)]
         requests, _ = served(requests_of(*rows))
         assert admit_ticks(requests) == [0, in_time]

@@ -1,11 +1,13 @@
 """Continuous batching, in scenarios small enough to work out by hand."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from small_clusters import chunks, pass_step, planned, scheduler_of, with_requests
 
 from sim.engine.kv import SequenceBlocks
+from sim.engine.prefix import PrefixCache
 from sim.engine.requests import Request
 from sim.engine.scheduler import Scheduler
 from sim.engine.stretch import Stretch
@@ -262,6 +264,9 @@ class NotedTransport:
         del request, tokens
         return False
 
+    def follow(self, cache: PrefixCache) -> None:
+        """Nothing that a cache forgets is kept."""
+
 
 def scheduler_that_fetches(**plan: Any) -> tuple[Scheduler, NotedTransport]:
     scheduler, transport = scheduler_of(**plan), NotedTransport()
@@ -358,7 +363,7 @@ def test_a_request_may_be_dropped_wherever_it_is(state: str, caching: bool) -> N
 
 
 def whereabouts(scheduler: Scheduler, request: Request) -> set[str]:
-    places = {
+    places: dict[str, Iterable[Request]] = {
         "waiting": scheduler.line,
         "prefilling": scheduler.prefilling,
         "decoding": scheduler.batch,

@@ -16,7 +16,8 @@ from sim.errors import InputError
 from sim.metrics.requests import request_table
 from sim.scenario import load_scenario
 from sim.service import Service, service_of
-from sim.simulate import CaseRun, Traffic, capacity_requests_per_s, draw_traffic, serve, simulate
+from sim.simulate import CaseRun, capacity_requests_per_s, draw_traffic, serve, simulate
+from sim.workload.requests import Traffic
 
 SYSTEM = """
 name: small
