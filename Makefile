@@ -30,8 +30,9 @@ lint: $(VENV)/.dev ## ruff (rules and format) and the import contracts
 types: $(VENV)/.dev ## mypy --strict on the package
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev ## time the hot paths and print the figures
+bench: $(VENV)/.dev ## time the hot paths, print the figures, draw how cost grows (some minutes)
 	$(BIN)/pytest tests/bench --benchmark-enable --capture=no
+	$(BIN)/python tests/bench/scaling.py
 
 clean: ## remove results and caches; .venv stays (`rm -rf .venv` starts over)
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks \

@@ -156,8 +156,21 @@ def _quality(rows: Sequence[FitRun], ratio: Array, quantity: str) -> Fit:
 
 def _fit_run(run: MeasuredRun, catalog: Catalog) -> FitRun:
     deployment = deploy(run.case, catalog)
-    clients = float(getattr(run.case.workload, "concurrency", 1)) / deployment.replicas
-    return FitRun(run, run.measured["tpot"], clients, _slopes(deployment, clients))
+    sequences = _sequences(run) / deployment.replicas
+    return FitRun(run, run.measured["tpot"], sequences, _slopes(deployment, sequences))
+
+
+def _sequences(run: MeasuredRun) -> float:
+    """Count the sequences that run at a time: the clients, or by Little's law from what was seen."""
+    workload = run.case.workload
+    if isinstance(workload, ClosedLoopWorkload):
+        return workload.concurrency
+    assert isinstance(workload, OpenLoopWorkload)  # noqa: S101 - runs are of either kind
+    assert isinstance(workload.lengths, FixedLengths)  # noqa: S101
+    assert workload.arrivals is not None  # noqa: S101
+    later = workload.lengths.output_tokens - 1
+    lasts_s = run.measured["ttft"] + run.measured["tpot"] * later
+    return workload.arrivals.rate_requests_per_s * lasts_s
 
 
 def _slopes(deployment: Deployment, sequences: float) -> Array:

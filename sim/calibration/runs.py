@@ -77,7 +77,7 @@ _DTYPES: Mapping[str, Dtype] = {
 }
 
 MAX_NUM_SEQS = 1_024
-"""Limit of runs that do not say: benchmarks of closed loops set theirs at the concurrency or above."""
+"""Limit of runs that do not say: benchmarks set theirs at their concurrency or above."""
 _VLLM_PRESETS: tuple[tuple[tuple[int, int], str], ...] = (
     ((0, 14), "vllm"),
     ((0, 8), "vllm_0_11"),
@@ -94,13 +94,19 @@ _VLLM_RELEASES: tuple[tuple[str, tuple[int, int]], ...] = (
 _VERSION = re.compile(r"(\d+)\.(\d+)")
 _TOLD_LIMIT = re.compile(r"(max_num_seqs|max_num_batched_tokens) (\d+)")
 _TOLD_MEMORY = re.compile(r"gpu_mem_util (0\.\d+)")
+_EVENLY_SPACED = "constant arrivals"
 """How the notes of a run tell settings of the engine."""
 UNSTATED_KV: Mapping[tuple[Engine, str], Dtype] = {("vllm", "H100-SXM-80GB"): "bf16"}
 """Cache format of runs that do not say, where the figures do: vLLM's InferenceX runs on H100 show
 the time per token of a 16-bit cache, and run AIC02926 (tp 2, 64 clients, contexts to 9k) waits
 30.8 s for its first token, as it does when 16-bit keys fill the memory, not when 8-bit ones do."""
 ROUNDS = 5
-"""Requests per client of a simulated closed loop."""
+"""Requests per client of a simulated closed loop, where the run does not say."""
+INFERENCEX_ROUNDS = 10
+"""Requests per client of InferenceX (``--num-prompts=$(( $CONC * 10 ))``). All clients start at
+once, so a tenth of the requests wait for the prompts of all. Its published times are means and not
+medians: times to first token grow by the same milliseconds per client on every engine and for
+answers of any length, as the mean over such a start does; the median of it hardly grows."""
 INFERENCEX = "origin IX"
 """How notes tell that a run is one of InferenceX, whose scripts say how its engines are started
 (SemiAnalysisAI/InferenceX ``benchmarks/70b_fp8_h100_slurm.sh``, ``70b_fp8_h200_trt_slurm.sh``):
@@ -396,10 +402,11 @@ def _workload(row: Mapping[str, str]) -> ClosedLoopWorkload | OpenLoopWorkload:
     lengths = _lengths(row)
     if _load(row) == "closed":
         clients = _count(row, "concurrency")
+        rounds = INFERENCEX_ROUNDS if INFERENCEX in row.get("notes", "") else ROUNDS
         return ClosedLoopWorkload(
             kind="closed_loop",
             lengths=lengths,
-            requests=max(ROUNDS * clients, 2 * ROUNDS),
+            requests=max(rounds * clients, 2 * rounds),
             concurrency=clients,
         )
     rate = _figure(row, "request_rate_qps")
@@ -408,7 +415,7 @@ def _workload(row: Mapping[str, str]) -> ClosedLoopWorkload | OpenLoopWorkload:
         lengths=lengths,
         sharing=_sharing(row),
         arrivals=UniformArrivals(rate_requests_per_s=rate)
-        if "constant arrivals" in row.get("notes", "")
+        if _EVENLY_SPACED in row.get("notes", "")
         else PoissonArrivals(rate_requests_per_s=rate),
         requests=500,
     )
@@ -439,23 +446,26 @@ def _lengths(row: Mapping[str, str]) -> LengthLaw:
     return FixedLengths(kind="fixed", input_tokens=isl, output_tokens=osl)
 
 
-_TIMES: tuple[tuple[Quantity, str, Statistic], ...] = (
-    ("tpot", "tpot_p50_ms", "tpot_s_p50"),
-    ("tpot", "tpot_mean_ms", "tpot_s_mean"),
-    ("ttft", "ttft_p50_ms", "ttft_s_p50"),
-    ("ttft", "ttft_mean_ms", "ttft_s_mean"),
+_TIMES: tuple[tuple[Quantity, str, Statistic, Statistic], ...] = (
+    ("tpot", "tpot_p50_ms", "tpot_s_p50", "tpot_s_mean"),
+    ("tpot", "tpot_mean_ms", "tpot_s_mean", "tpot_s_mean"),
+    ("ttft", "ttft_p50_ms", "ttft_s_p50", "ttft_s_mean"),
+    ("ttft", "ttft_mean_ms", "ttft_s_mean", "ttft_s_mean"),
 )
-"""Columns of a run, the preferred one first, and the statistic each is compared with."""
+"""Columns of a run, the preferred one first, the statistic each is compared with, and the one
+where the figures are means in whatever column: the source of the runs of InferenceX does not say
+which they are, so the file has them as medians (see `INFERENCEX_ROUNDS`)."""
 
 
 def _measured(row: Mapping[str, str]) -> tuple[dict[Quantity, float], dict[Quantity, Statistic]]:
     """Take the published median where there is one, else the mean."""
     measured: dict[Quantity, float] = {}
     statistic: dict[Quantity, Statistic] = {}
-    for quantity, column, compared in _TIMES:
+    means = INFERENCEX in row.get("notes", "")
+    for quantity, column, compared, mean in _TIMES:
         if quantity not in measured and row.get(column):
             measured[quantity] = _figure(row, column) * MILLISECOND_S
-            statistic[quantity] = compared
+            statistic[quantity] = mean if means else compared
     if row.get("output_tokens_per_s"):
         measured["throughput"] = _figure(row, "output_tokens_per_s")
         statistic["throughput"] = "output_tokens_per_s"

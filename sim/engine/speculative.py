@@ -174,8 +174,9 @@ class SpeculativeBatch(DecodeBatch):
     def add(self, request: Request) -> None:
         """Take in a sequence whose next token comes from a decode step."""
         tokens = request.output_tokens - request.generated_tokens
-        generated, steps = self._steps_left.pop(request, (-1, 0))
-        if request.generated_tokens - generated not in (0, 1):  # new, or its client began anew
+        before, steps = self._steps_left.pop(request, (None, 0))
+        # a computation of the prompt may have given one token since; less: its client began anew
+        if before is None or not before <= request.generated_tokens <= before + 1:
             steps = self._decode_steps(request.request_id, tokens)
         # The computation of a prompt after a preemption gives a token without a decode step.
         course = _Course(self.step, request.prefill_tokens - 1, tokens, min(steps, tokens))

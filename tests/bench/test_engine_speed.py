@@ -1,104 +1,56 @@
 """How fast the engine is: figures to read, and counts to hold on to.
 
 ``make bench`` prints the figures; they go into the benchmark's ``extra_info`` too. What is asserted
-is counted and not timed (stretches, steps, calls of Python functions), so that a busy machine
-cannot fail it.
+is counted and not timed (stretches, steps, calls of Python functions, bytes), so that a busy
+machine cannot fail it.
 """
 
+import cProfile
+import math
+import pstats
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from types import FrameType
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import simpy
+from loads import (
+    CONVERSATIONS,
+    calls_per_request,
+    conversations,
+    fastest,
+    fixed,
+    full_batches,
+    service,
+    timed,
+)
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from sim.catalog import open_catalog
-from sim.engine.cluster import RunRecord
-from sim.scenario import OpenLoopWorkload, load_scenario
-from sim.service import Service, service_of
-from sim.simulate import Traffic, draw_traffic, serve
-from sim.workload.arrivals import BurstArrivals
+from sim.service import Service
+from sim.simulate import serve
 
 pytestmark = pytest.mark.bench
 
-SCENARIO = "bench/fixed_512_256"
 REQUESTS = 4_000
+TIMED_REQUESTS = 20_000
+"""Of figures that are only printed: enough to fill 256 places and to keep them filled."""
 WALKED_REQUESTS = 400
 """Served step by step too."""
 TIMEOUTS = 40_000
-OUTPUT_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A served run and the CPU time that it took."""
-
-    record: RunRecord
-    cpu_s: float
-
-    @property
-    def requests(self) -> int:
-        return len(self.record.requests["request_id"])
-
-    @property
-    def stretches_per_request(self) -> float:
-        return len(self.record.stretches["steps"]) / self.requests
-
-    @property
-    def steps_per_request(self) -> float:
-        return float(self.record.stretches["steps"].sum()) / self.requests
-
-    @property
-    def requests_per_cpu_s(self) -> float:
-        return self.requests / self.cpu_s
+CALLS_PER_REQUEST = 100
+"""Calls of Python functions that a request of 512 tokens in and 256 out may take."""
+CALLS_PER_DOUBLING = 4.0
+"""Calls of a request that may come on top with twice the requests, replicas or places."""
 
 
 @pytest.fixture(scope="module")
-def service() -> Service:
-    catalog = open_catalog()
-    (case,) = load_scenario(catalog.path("scenarios", SCENARIO)).cases
-    found = service_of(case, catalog)
-    _ = found.pools[0].plan  # compiled once, before any clock starts
-    return found
-
-
-def traffic(service: Service, requests: int, load: float) -> Traffic:
-    case = service.case
-    workload = case.workload
-    assert isinstance(workload, OpenLoopWorkload)
-    assert workload.arrivals is not None
-    assert not isinstance(workload.arrivals, BurstArrivals)
-    rate = load * workload.arrivals.rate_requests_per_s
-    asked = workload.model_copy(update={"requests": requests, "rate_requests_per_s": rate})
-    return draw_traffic(case, asked, open_catalog(), seed=1)
-
-
-def timed(service: Service, requests: int, load: float = 1.0, *, every_step: bool = False) -> Timed:
-    """Serve requests at a fraction of the scenario's rate."""
-    drawn = traffic(service, requests, load)
-    started = time.process_time()
-    record = serve(service, drawn, every_step=every_step)
-    return Timed(record, time.process_time() - started)
-
-
-def calls_per_request(service: Service, requests: int) -> float:
-    """Count the calls of Python functions while requests are served: work without a clock."""
-    drawn, count = traffic(service, requests, 1.0), 0
-
-    def called(_frame: FrameType, event: str, _argument: object) -> None:
-        nonlocal count
-        count += event == "call"
-
-    sys.setprofile(called)
-    try:
-        serve(service, drawn)
-    finally:
-        sys.setprofile(None)
-    return count / requests
+def alone() -> Service:
+    """One replica."""
+    return service()
 
 
 def simpy_timeouts_per_cpu_s() -> float:
@@ -124,61 +76,128 @@ def tell(benchmark: BenchmarkFixture, figures: dict[str, float]) -> None:
     """Print figures and keep them with the benchmark."""
     benchmark.extra_info.update({name: round(value, 3) for name, value in figures.items()})
     for name, value in figures.items():
-        sys.stdout.write(f"\n{name:32s} {value:14,.2f}")
+        sys.stdout.write(f"\n{name:40s} {value:14,.2f}")
+
+
+def split_of_time(service: Service, requests: int) -> dict[str, float]:
+    """Share of the time that a profiler sees in each module, in percent, the largest first."""
+    traffic, profile = fixed(service, requests), cProfile.Profile()
+    profile.enable()
+    serve(service, traffic)
+    profile.disable()
+    spent: Counter[str] = Counter()
+    found = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+    for (file, _, _), (_, _, own_s, _, _) in found.items():
+        path = Path(file)
+        name = f"simpy.{path.stem}" if "simpy" in path.parts else path.stem
+        spent["C functions" if file == "~" else name] += own_s
+    total = sum(spent.values())
+    return {f"percent_in_{name}": 100 * own_s / total for name, own_s in spent.most_common(14)}
 
 
 @pytest.mark.parametrize(("load", "fewer"), [(1.0, 1.0), (0.5, 2.0), (0.1, 3.0)])
 def test_jumps_over_stretches(
-    benchmark: BenchmarkFixture, service: Service, load: float, fewer: float
+    benchmark: BenchmarkFixture, alone: Service, load: float, fewer: float
 ) -> None:
     """Same requests, same times, fewer stretches: at the full load nearly every step begins or
     ends a request, below it most of them can be jumped over.
     """
-    arguments = (service, WALKED_REQUESTS, load)
-    jumped = benchmark.pedantic(timed, arguments, rounds=3, warmup_rounds=1)
-    walked = timed(*arguments, every_step=True)
+    traffic = fixed(alone, WALKED_REQUESTS, load)
+    jumped = benchmark.pedantic(timed, (alone, traffic), rounds=3, warmup_rounds=1)
+    walked = timed(alone, traffic, every_step=True)
     tell(
         benchmark,
         {
             "load": load,
-            "stretches_per_request": jumped.stretches_per_request,
-            "steps_per_request": jumped.steps_per_request,
-            "steps_per_stretch": jumped.steps_per_request / jumped.stretches_per_request,
+            "stretches_per_request": jumped.stretches / WALKED_REQUESTS,
+            "steps_per_request": jumped.steps / WALKED_REQUESTS,
+            "steps_per_stretch": jumped.steps / jumped.stretches,
             "cpu_walked_over_jumped": walked.cpu_s / jumped.cpu_s,
         },
     )
     for column in ("request_id", "arrival_s", "admit_s", "first_token_s", "done_s", "replica"):
         ours, theirs = (run.record.requests[column] for run in (jumped, walked))
         np.testing.assert_array_equal(ours, theirs)
-    assert walked.stretches_per_request == walked.steps_per_request == jumped.steps_per_request
-    assert jumped.stretches_per_request * fewer < walked.stretches_per_request
+    assert walked.stretches == walked.steps == jumped.steps
+    assert jumped.stretches * fewer < walked.stretches
 
 
-def test_cost_of_a_request_beside_simpy(benchmark: BenchmarkFixture, service: Service) -> None:
-    """A request of 256 output tokens takes fewer than one Python call for two of its tokens."""
-    found = benchmark.pedantic(timed, (service, REQUESTS), rounds=3, warmup_rounds=1)
-    rate = best_of(3, lambda: timed(service, REQUESTS).requests_per_cpu_s)
-    bare = best_of(3, simpy_timeouts_per_cpu_s)
+def test_cost_of_a_request_beside_simpy(benchmark: BenchmarkFixture, alone: Service) -> None:
+    """A request of 768 tokens takes fewer than a hundred Python calls, near saturation."""
+    requests = TIMED_REQUESTS if benchmark.enabled else REQUESTS
+    traffic = fixed(alone, requests)
+    benchmark.pedantic(timed, (alone, traffic), rounds=1)
+    best = fastest(5 if benchmark.enabled else 1, alone, traffic)
+    bare = best_of(5, simpy_timeouts_per_cpu_s)
+    calls = calls_per_request(alone, fixed(alone, REQUESTS))
     tell(
         benchmark,
         {
-            "requests_per_cpu_s": rate,
-            "output_tokens_per_cpu_s": rate * OUTPUT_TOKENS,
-            "stretches_per_cpu_s": rate * found.stretches_per_request,
-            "stretches_per_request": found.stretches_per_request,
-            "steps_per_request": found.steps_per_request,
+            "requests_per_cpu_s": best.requests_per_cpu_s,
+            "cpu_us_per_stretch": best.cpu_s / best.stretches * 1e6,
+            "cpu_us_per_step": best.cpu_s / best.steps * 1e6,
+            "stretches_per_request": best.stretches / best.requests,
+            "steps_per_request": best.steps / best.requests,
+            "python_calls_per_request": calls,
+            "record_bytes_per_request": best.record_bytes / best.requests,
             "simpy_timeouts_per_cpu_s": bare,
-            "timeouts_per_request": bare / rate,
+            "simpy_timeouts_per_request": bare / best.requests_per_cpu_s,
+            **(split_of_time(alone, REQUESTS) if benchmark.enabled else {}),
         },
     )
-    assert found.requests == REQUESTS
-    assert calls_per_request(service, REQUESTS) < OUTPUT_TOKENS / 2
+    assert best.requests == requests
+    assert calls < CALLS_PER_REQUEST
 
 
-def test_cost_does_not_grow_with_the_run(benchmark: BenchmarkFixture, service: Service) -> None:
-    """Eight times the requests take eight times the work."""
-    short = best_of(3, lambda: timed(service, REQUESTS // 2).requests_per_cpu_s)
-    long = benchmark.pedantic(timed, (service, 4 * REQUESTS), rounds=1).requests_per_cpu_s
-    tell(benchmark, {"requests_per_cpu_s": long, "long_over_short": long / short})
-    few, many = (calls_per_request(service, n) for n in (REQUESTS // 2, 4 * REQUESTS))
-    assert many == pytest.approx(few, rel=0.2)
+def test_conversations_on_eight_replicas(benchmark: BenchmarkFixture) -> None:
+    """Prompts and answers of all lengths, on as many replicas as a router has work with."""
+    if not CONVERSATIONS.exists():
+        pytest.skip(f"{CONVERSATIONS} is not there")
+    eight = service(replicas=8)
+    traffic = conversations(eight, 2 * TIMED_REQUESTS if benchmark.enabled else REQUESTS, 0.96)
+    benchmark.pedantic(timed, (eight, traffic), rounds=1)
+    best = fastest(3 if benchmark.enabled else 1, eight, traffic)
+    tell(
+        benchmark,
+        {
+            "requests_per_cpu_s": best.requests_per_cpu_s,
+            "cpu_us_per_stretch": best.cpu_s / best.stretches * 1e6,
+            "stretches_per_request": best.stretches / best.requests,
+            "steps_per_request": best.steps / best.requests,
+        },
+    )
+    assert set(best.record.requests["replica"].tolist()) == set(range(8))
+    assert best.stretches < 2 * best.requests
+
+
+def test_a_million_requests_fit_into_memory(alone: Service) -> None:
+    """Columns take less than 320 bytes a request, so a million less than a third of a gigabyte."""
+    run = timed(alone, fixed(alone, REQUESTS))
+    assert run.record_bytes < 320 * run.requests
+
+
+def grows_slowly(calls: dict[int, float]) -> None:
+    """Assert that each doubling adds no more than a fixed number of calls to a request."""
+    for (few, before), (many, after) in pairwise(calls.items()):
+        assert after - before <= CALLS_PER_DOUBLING * math.log2(many / few), calls
+
+
+def test_work_does_not_grow_with_the_requests(alone: Service) -> None:
+    grows_slowly({n: calls_per_request(alone, fixed(alone, n)) for n in (1_000, 4_000, 16_000)})
+
+
+def test_work_grows_slowly_with_the_replicas() -> None:
+    """From two on: with one there is nothing to choose. Each replica gets equally many requests."""
+    found = {}
+    for replicas in (2, 8, 32):
+        several = service(replicas)
+        found[replicas] = calls_per_request(several, fixed(several, REQUESTS // 8 * replicas))
+    grows_slowly(found)
+
+
+def test_work_does_not_grow_with_the_batch() -> None:
+    found = {}
+    for places in (1, 4, 16, 64, 256):
+        replica = service(places=places)
+        found[places] = calls_per_request(replica, full_batches(replica, REQUESTS, places))
+    grows_slowly(found)

@@ -51,7 +51,7 @@ class LinearPace:
     def line(self, stretch: Stretch, _steps_before: int = 0, /) -> tuple[int, int, None]:
         """Start and growth of the steps of a stretch, for the engine.
 
-        The keys of its step ``i`` are ``context_tokens + i * decode_sequences``.
+        The keys of its step ``i`` are ``context_tokens + i * context_growing``.
         """
         decoding = stretch.decode_sequences
         key = self.key + self.crowd * decoding
@@ -64,7 +64,8 @@ class LinearPace:
             + self.pair * stretch.prefill_pairs
             + self.window_pair * stretch.prefill_window_pairs
         )
-        return start, key * decoding + self.window_key * stretch.window_growing, None
+        growth = key * stretch.context_growing + self.window_key * stretch.window_growing
+        return start, growth, None
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ clients, failures. Ticks are small whole numbers, so that coincidences are the r
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,12 +17,27 @@ from sim.engine.admission import AnswerEstimate
 from sim.engine.clients import ClosedLoop, OpenLoop, Source
 from sim.engine.clock import TICKS_PER_S
 from sim.engine.cluster import Cluster, Companion, LinkPlan, PoolPlan, RunRecord, TierPlan
+from sim.engine.decode_steps import DecodeSteps
+from sim.engine.door import Door, TenantDoor, TokenBucket
 from sim.engine.patience import Patience, PatiencePlan, start_again
 from sim.engine.plan import ReplicaPlan
 from sim.engine.requests import Request
-from sim.engine.router import LeastOutstanding, RoundRobin
+from sim.engine.router import Router
+from sim.engine.router_choice import router_of
 from sim.engine.rules import SchedulerRules
-from sim.engine.waiting import FcfsLine, PriorityLine
+from sim.engine.speculative import SpeculativeBatch
+from sim.engine.waiting import FairLine, FcfsLine, PriorityLine
+from sim.routing_policy import (
+    KvAwarePolicy,
+    LeastOutstandingPolicy,
+    PowerOfTwoPolicy,
+    PredictedLengthPolicy,
+    PrefixAwarePolicy,
+    RandomPolicy,
+    RoundRobinPolicy,
+    SessionStickyPolicy,
+)
+from sim.speculation import AcceptanceLaw
 from sim.workload.content import Content
 
 EXAMPLES = 300
@@ -84,6 +100,7 @@ class Setup:
         for number, (arrival, inputs, outputs, longest, priority, images) in enumerate(self.rows):
             request = Request(number, arrival, inputs, outputs)
             request.max_tokens, request.priority = longest, priority
+            request.tenant, request.session = priority, number // 3
             request.encode_tokens = images
             request.content = self.contents[number]
             requests.append(request)
@@ -104,23 +121,66 @@ def pace(rng: np.random.Generator) -> LinearPace:
     return LinearPace(step, token, sequence, key, 0, pair, 0, int(rng.integers(0, 2)))
 
 
+def batches(
+    rng: np.random.Generator, rules: SchedulerRules, block_tokens: int
+) -> Callable[[], SpeculativeBatch] | None:
+    """Let several tokens come out of a step, where drafts are verified."""
+    drafts = rules.tokens_per_sequence - 1
+    if not drafts:
+        return None
+    law = AcceptanceLaw((float(rng.uniform(0.2, 0.9)),) * drafts, 1 + drafts)
+    return lambda: SpeculativeBatch(block_tokens, DecodeSteps(law, 1), drafts)
+
+
+def router(rng: np.random.Generator) -> Callable[[], Router]:
+    """Draw any router, seeing the replicas as they are or as they were."""
+    stale_s = int(rng.choice([0, 0, 100])) * TICK_S
+    policies = (
+        RoundRobinPolicy(),
+        RandomPolicy(),
+        LeastOutstandingPolicy(count=str(rng.choice(["requests", "tokens"])), stale_s=stale_s),
+        PowerOfTwoPolicy(stale_s=stale_s),
+        PrefixAwarePolicy(least_match_fraction=0.2, uneven_requests=3),
+        KvAwarePolicy(stale_s=stale_s),
+        SessionStickyPolicy(),
+        PredictedLengthPolicy(error_sigma=0.5),
+    )
+    return partial(router_of, policies[int(rng.integers(len(policies)))], seed=1)
+
+
+@dataclass(frozen=True)
+class Limited:
+    """A door that turns some away."""
+
+    rate: float
+    most: int
+
+    def attach(self, cluster: Cluster) -> None:
+        bucket = TokenBucket(self.rate * TICKS_PER_S, burst_requests=2)
+        cluster.door = Door({1: TenantDoor(bucket, 3)}, self.most)
+
+
 def replica_plan(rng: np.random.Generator, longest: int) -> ReplicaPlan:
     block_tokens = int(rng.choice([1, 2, 4, 16]))
     blocks = -(-longest // block_tokens)
     seqs = int(rng.integers(1, 9))
+    drafts = int(rng.integers(1, 4)) if rng.random() < 0.25 else 0
     rules = SchedulerRules(
         max_num_seqs=seqs,
-        max_num_batched_tokens=max(seqs, int(rng.integers(4, 60))),
+        max_num_batched_tokens=max(seqs * (1 + drafts), int(rng.integers(4, 60))),
         max_chunk_tokens=int(rng.integers(2, 20)) if rng.random() < 0.3 else None,
         max_prompts_per_step=int(rng.integers(1, 3)) if rng.random() < 0.3 else None,
         prefill_first=bool(rng.random() < 0.3),
         watermark_fraction=float(rng.choice([0.0, 0.0, 0.2])),
         whole_prompt_must_fit=bool(rng.random() < 0.4),
         steps_ahead=int(rng.random() < 0.4),
+        tokens_per_sequence=1 + drafts,
     )
     memory = rng.choice(["as_needed", "as_needed", "no_evict", "estimated"])
     estimate = AnswerEstimate(float(rng.uniform(0.2, 1)), 0.1, int(rng.integers(3, 40)), 16, 2)
     by_priority = bool(rng.random() < 0.3)
+    fair = partial(FairLine, (1.0, 2.0, 3.0))
+    line = PriorityLine if by_priority else (fair if rng.random() < 0.2 else FcfsLine)
     return ReplicaPlan(
         rules=rules,
         kv_blocks=int(rng.integers(blocks, 4 * blocks + 1)),
@@ -128,7 +188,8 @@ def replica_plan(rng: np.random.Generator, longest: int) -> ReplicaPlan:
         pace=pace(rng),
         max_model_len=10_000,
         by_priority=by_priority,
-        new_line=PriorityLine if by_priority else FcfsLine,
+        new_line=line,
+        new_batch=batches(rng, rules, block_tokens),
         whole_answers=memory == "no_evict",
         estimate=estimate if memory == "estimated" else None,
         prefix_caching=bool(rng.random() < 0.5),
@@ -163,7 +224,7 @@ def setup(seed: int) -> Setup:
             role,
             int(rng.integers(1, 4)),
             replica_plan(rng, most + 16),
-            RoundRobin if rng.random() < 0.5 else LeastOutstanding,
+            router(rng),
             LinkPlan(bandwidth, latency_s=int(rng.integers(0, 5)) * TICK_S),
             overlap_fraction=float(rng.choice([0.0, 0.5])),
             host_link=LinkPlan(bandwidth) if rng.random() < 0.6 else None,
@@ -178,7 +239,9 @@ def setup(seed: int) -> Setup:
         timeout_s = int(rng.integers(20, 2000)) * TICK_S
         backoff_s = int(rng.integers(0, 50)) * TICK_S
         plan = PatiencePlan(timeout_s, until, int(rng.integers(0, 3)), lambda _: backoff_s)
-        companions.append(Patience([plan]))
+        companions.append(Patience([plan] * 3))
+    if rng.random() < 0.2:
+        companions.append(Limited(1 / int(rng.integers(10, 400)), int(rng.integers(2, 12))))
     if rng.random() < 0.3:
         drained = int(rng.integers(0, 6)) if rng.random() < 0.5 else None
         up, down = int(rng.integers(50, 3000)), int(rng.integers(0, 500))
@@ -260,6 +323,7 @@ def test_the_examples_are_full_of_events() -> None:
         "hits",
         "preemptions",
         "retries",
+        "shed",
         "waits for a link",
         "lost work",
         "jumps",
