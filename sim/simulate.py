@@ -135,6 +135,8 @@ def draw_traffic(case: Case, workload: Workload, catalog: Catalog, seed: int) ->
     try:
         return draw(workload, catalog, seed)
     except InputError as error:
+        if getattr(workload, "path", None) is not None:
+            raise  # it names its file
         raise InputError(f"case {case.name!r}: {error}") from None
 
 

@@ -26,6 +26,8 @@ from sim.efficiency import Engine, Fit
 from sim.errors import InfeasibleError, InputError, exit_on_error
 from sim.overhead import NO_OVERHEAD, EngineOverhead, EngineOverheads, FamilyOverhead
 from sim.units import MILLISECOND_S, NANOSECOND_S
+from sim.workload.arrivals.rated import RatedArrivals
+from sim.workload.kinds import ClosedLoopWorkload, OpenLoopWorkload
 
 ROUNDS = 5
 ROBUST_SCALE = 0.1
@@ -101,9 +103,8 @@ def fit_frontend(
     fitted : mapping
         Overheads by family, the frontend left out.
     runs : mapping
-        Runs with free arrivals by family. Closed loops are no guide: in the published ones the
-        median time to first token grows with the number of clients by far more than a new prompt
-        waits for the step in progress, and runs with free arrivals show nothing of the kind.
+        Runs with free arrivals by family. Closed loops are no guide: all clients start at once,
+        and what the prompts of that start wait for each other covers a few milliseconds.
     catalog : Catalog
     seed : int
         Of the simulated traffic.
@@ -137,6 +138,14 @@ def fit_frontend(
     }
 
 
+def fit_engine(runs: Sequence[MeasuredRun], catalog: Catalog) -> dict[str, FamilyOverhead]:
+    """Fit one engine's overhead on every chip family that its runs show, by family."""
+    timed = families([run for run in runs if _shows_steps(run)], catalog)
+    free = families([run for run in runs if _shows_frontend(run)], catalog)
+    fitted = {name: fit_overhead(found, catalog) for name, found in sorted(timed.items())}
+    return fit_frontend(fitted, free, catalog) if free else fitted
+
+
 def _quality(rows: Sequence[FitRun], ratio: Array, quantity: str) -> Fit:
     """Sum up how well the fitted runs are reproduced."""
     ape = np.abs(ratio - 1)
@@ -161,16 +170,17 @@ def _fit_run(run: MeasuredRun, catalog: Catalog) -> FitRun:
 
 
 def _sequences(run: MeasuredRun) -> float:
-    """Count the sequences that run at a time: the clients, or by Little's law from what was seen."""
+    """Count the sequences that run at a time: the clients, or what Little's law makes of them."""
     workload = run.case.workload
     if isinstance(workload, ClosedLoopWorkload):
         return workload.concurrency
     assert isinstance(workload, OpenLoopWorkload)  # noqa: S101 - runs are of either kind
-    assert isinstance(workload.lengths, FixedLengths)  # noqa: S101
-    assert workload.arrivals is not None  # noqa: S101
-    later = workload.lengths.output_tokens - 1
+    lengths, arrivals = workload.lengths, workload.arrivals
+    assert lengths is not None  # noqa: S101
+    assert isinstance(arrivals, RatedArrivals)  # noqa: S101
+    later = lengths.mean_tokens.output_tokens - 1
     lasts_s = run.measured["ttft"] + run.measured["tpot"] * later
-    return workload.arrivals.rate_requests_per_s * lasts_s
+    return arrivals.rate_requests_per_s * lasts_s
 
 
 def _slopes(deployment: Deployment, sequences: float) -> Array:
@@ -246,9 +256,9 @@ def write_overheads(engine: Engine, fitted: Mapping[str, FamilyOverhead], out: P
         engine=engine,
         about="What the engine adds to the kernels fitted in hardware/calibrations.",
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
-        method="soft-L1 fit of log TPOT over full simulations of closed loops, then of log TTFT "
-        "over runs with free arrivals; kernels stay as they are; residuals are of the runs that "
-        "were fitted, none held out",
+        method="soft-L1 fit of log TPOT over full simulations of closed loops and of free arrivals "
+        "that do not queue, then of log TTFT over the latter; kernels stay as they are; residuals "
+        "are of the runs that were fitted, none held out",
         families=dict(fitted),
     )
     header = (
@@ -279,10 +289,7 @@ def main(
     engines: dict[Engine, dict[str, FamilyOverhead]] = {}
     for engine in sorted({run.case.engine.kernels for run in usable}):
         mine = [run for run in usable if run.case.engine.kernels == engine]
-        closed = families([run for run in mine if _is_closed(run)], catalog)
-        free = families([run for run in mine if _shows_frontend(run)], catalog)
-        fitted = {name: fit_overhead(found, catalog) for name, found in sorted(closed.items())}
-        engines[engine] = fit_frontend(fitted, free, catalog) if free else fitted
+        engines[engine] = fit_engine(mine, catalog)
     for engine, fitted in engines.items():
         typer.echo(str(write_overheads(engine, _with_frontend(fitted, engines), out)))
 
@@ -295,6 +302,14 @@ def _fits(run: MeasuredRun) -> bool:
 
 def _is_closed(run: MeasuredRun) -> bool:
     return run.case.workload.kind == "closed_loop"
+
+
+def _shows_steps(run: MeasuredRun) -> bool:
+    """Take closed loops, and free arrivals that do not queue.
+
+    Those of TensorRT-LLM are of v0.14, whose C++ runtime is not that of the closed loops.
+    """
+    return _is_closed(run) or (run.case.engine.kernels != "trtllm" and _shows_frontend(run))
 
 
 def _shows_frontend(run: MeasuredRun) -> bool:

@@ -412,17 +412,14 @@ class Scheduler:
         found = NOTHING_FOUND
         if self._looks_for_kv and (request.content is not None or self._transport is not None):
             found = self._find(request)
-        cached, remote, match = found
+        cached, remote, _ = found
         missing = request.input_tokens + request.generated_tokens - cached
         tokens = min(missing, budget, self._max_chunk_tokens)
         if tokens < missing and not self.rules.chunked_prefill and not request.preemptions:
             return None  # it waits for a step with room for all; after a preemption it may be cut
         upto = remote + 1 if remote > cached else cached + tokens
         needed = self._held(upto) - self._held(cached) if cached else self._held(upto)
-        must_fit = needed
-        if self.rules.whole_prompt_must_fit and upto < cached + missing:
-            must_fit = self._held(cached + missing) - self._held(cached)
-        if not self._has_room(request, needed, must_fit, match):
+        if not self._has_room(request, needed, upto, found):
             return None
         self.line.pop()
         if found is NOTHING_FOUND and self.reservation is None:
@@ -454,12 +451,15 @@ class Scheduler:
             remote = self._transport.remote_tokens(request, cached)
         return _Found(cached, remote, match)
 
-    def _has_room(self, request: Request, needed: int, must_fit: int, match: Match | None) -> bool:
+    def _has_room(self, request: Request, needed: int, upto: int, found: "_Found") -> bool:
         """Tell whether there are blocks for a request's next chunk, as the engine's rules say.
 
-        ``must_fit`` blocks have to be free for ``needed`` ones to be taken.
+        With ``needed`` blocks more it has the first ``upto`` tokens of its context.
         """
-        idle = 0 if match is None else match.idle_blocks
+        idle = 0 if found.match is None else found.match.idle_blocks
+        must_fit, whole = needed, request.input_tokens + request.generated_tokens
+        if upto < whole and self.rules.whole_prompt_must_fit:
+            must_fit = self._held(whole) - self._held(found.cached_tokens)
         spare = self._watermark if self.running_requests else 0
         if must_fit + idle + spare > self.pool.free_blocks - self._unknown_blocks:
             return False

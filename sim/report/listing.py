@@ -42,6 +42,9 @@ ABOUT: Mapping[Kind, str] = {
     "prices": "prices of one market at one date",
     "models": "shapes of transformers",
     "lengths": "lengths and arrivals fitted to a recorded trace",
+    "sessions": "sessions of several turns, fitted to recorded ones",
+    "speculation": "how many drafted tokens a model accepts",
+    "reliability": "how often things fail, and how long they take to come back",
     "measured": "published results that no fit has seen",
     "scenarios": "questions ready to run",
 }

@@ -12,8 +12,9 @@ from sim.catalog import open_catalog
 from sim.engine.cluster import RunRecord
 from sim.scenario import load_scenario
 from sim.service import Service, service_of
-from sim.simulate import Traffic, draw_traffic, serve
+from sim.simulate import draw_traffic, serve
 from sim.workload.kinds import OpenLoopWorkload
+from sim.workload.requests import Traffic
 
 SCENARIO = "bench/fixed_512_256"
 CONVERSATIONS = Path(__file__).parents[3] / "shared/traces/azure_2023_conv.csv"

@@ -14,7 +14,7 @@ from loads import calls_per_request, fastest, fixed, full_batches, service
 from matplotlib.figure import Figure
 
 FOLDER = Path(__file__).parents[2] / "reports/speed"
-MOST_COUNTED = 32_000
+MOST_COUNTED = 100_000
 """Requests of runs whose calls are counted, which takes many times as long as serving them."""
 RUNS = 3
 PER_REPLICA = 1_000
@@ -29,8 +29,9 @@ class Point(NamedTuple):
     size: int
     requests: int
     cpu_us_per_request: float
+    counted_requests: int
+    """How many requests the calls were counted over."""
     calls_per_request: float
-    """Of a run of no more than `MOST_COUNTED` requests."""
 
 
 def along_requests() -> Iterator[Point]:
@@ -39,8 +40,9 @@ def along_requests() -> Iterator[Point]:
     for requests in (1_000, 10_000, 100_000, 1_000_000):
         runs = RUNS if requests < 1_000_000 else 1
         best = fastest(runs, alone, fixed(alone, requests))
-        calls = calls_per_request(alone, fixed(alone, min(requests, MOST_COUNTED)))
-        yield Point("requests", requests, requests, 1e6 / best.requests_per_cpu_s, calls)
+        counted = min(requests, MOST_COUNTED)
+        calls = calls_per_request(alone, fixed(alone, counted))
+        yield Point("requests", requests, requests, 1e6 / best.requests_per_cpu_s, counted, calls)
 
 
 def along_replicas() -> Iterator[Point]:
@@ -48,9 +50,9 @@ def along_replicas() -> Iterator[Point]:
     for replicas in (1, 2, 4, 16, 64, 256):
         several, requests = service(replicas), PER_REPLICA * replicas
         best = fastest(RUNS if replicas < 64 else 1, several, fixed(several, requests))
-        counted = min(requests, max(MOST_COUNTED, 500 * replicas))
+        counted = min(requests, MOST_COUNTED)
         calls = calls_per_request(several, fixed(several, counted))
-        yield Point("replicas", replicas, requests, 1e6 / best.requests_per_cpu_s, calls)
+        yield Point("replicas", replicas, requests, 1e6 / best.requests_per_cpu_s, counted, calls)
 
 
 def along_places() -> Iterator[Point]:
@@ -61,7 +63,7 @@ def along_places() -> Iterator[Point]:
         traffic = full_batches(replica, requests, places)
         best = fastest(RUNS, replica, traffic)
         calls = calls_per_request(replica, traffic)
-        yield Point("places", places, requests, 1e6 / best.requests_per_cpu_s, calls)
+        yield Point("places", places, requests, 1e6 / best.requests_per_cpu_s, requests, calls)
 
 
 TITLES = {
@@ -79,10 +81,16 @@ def draw(points: list[Point]) -> None:
         mine = [point for point in points if point.along == along]
         sizes = [point.size for point in mine]
         panel.plot(sizes, [each.cpu_us_per_request for each in mine], "o-", label="user CPU, us")
-        panel.plot(sizes, [each.calls_per_request for each in mine], "s--", label="Python calls")
+        counted = [point for point in mine if point.counted_requests == point.requests]
+        panel.plot(
+            [point.size for point in counted],
+            [point.calls_per_request for point in counted],
+            "s--",
+            label="Python calls",
+        )
         panel.set_xscale("log", base=10 if along == "requests" else 2)
         panel.set_xlabel(title)
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.05 * max(max(point[3], point[5]) for point in points))
         panel.grid(alpha=0.3)
     axes[0].set_ylabel("per request")
     axes[0].legend()
@@ -106,7 +114,7 @@ def main() -> None:
     with (FOLDER / "scaling.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Point._fields)
-        writer.writerows((*p[:3], f"{p[3]:.2f}", f"{p[4]:.2f}") for p in points)
+        writer.writerows((*p[:3], f"{p[3]:.2f}", p[4], f"{p[5]:.2f}") for p in points)
     draw(points)
 
 

@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from naive_engine import Limits, NaiveRun, StepSums
 
-from sim.engine.clock import TICKS_PER_S
 from sim.engine.clients import ClosedLoop, OpenLoop
+from sim.engine.clock import TICKS_PER_S
 from sim.engine.cluster import Cluster, PoolPlan, RunRecord
 from sim.engine.kv import SequenceBlocks
 from sim.engine.plan import ReplicaPlan

@@ -170,13 +170,14 @@ class TestHandOver:
         assert events(record, "done_s") == {0: 50, 1: 40 + 20 + 20}
 
     def test_a_preempted_sequence_is_computed_again_where_it_decodes(self) -> None:
-        """Nine blocks of a token for two prompts of 4 and answers of 4: 7 tokens each in the end.
+        """Ten blocks of a token for two prompts of 4 and answers of 4: 7 tokens each in the end.
 
-        Both are there at 10 (links of 1000 bytes a tick take no time). 4 + 4 tokens and one free:
-        the step of 10 wants two, so the second goes back and waits. The first is done at 40; the
-        second then computes its 4 + 1 tokens, and has two more tokens to come: 50 to 70.
+        Both are there at 10 (links of 1000 bytes a tick take no time), with room for a token more
+        each. The step of 20 wants two blocks that are not there, so the second goes back and
+        waits. The first is done at 40; the second then computes its 4 + 2 tokens, which gives its
+        third token at 50, and has one more to come at 60.
         """
-        plan = replica_plan(block_tokens=1, blocks=9, kv_bytes_per_token=1.0)
+        plan = replica_plan(block_tokens=1, blocks=10, kv_bytes_per_token=1.0)
         port = port_of(1000)
         cluster = Cluster(
             [PoolPlan("prefill", 1, plan, port=port), PoolPlan("decode", 1, plan, port=port)]
@@ -184,8 +185,9 @@ class TestHandOver:
         requests = requests_of((0, 4, 4), (0, 4, 4))
         record = run_open(cluster, requests)
         assert [request.preemptions for request in requests] == [0, 1]
-        assert events(record, "done_s") == {0: 40, 1: 70}
-        assert record.stretches["prefill_tokens"].tolist() == [8, 0, 0, 5, 0]
+        assert events(record, "done_s") == {0: 40, 1: 60}
+        prompts = record.stretches["prefill_tokens"]
+        assert prompts[prompts > 0].tolist() == [8, 6]
 
     def test_who_gives_up_in_the_step_of_its_prompt_goes_no_further(self) -> None:
         cluster = chain_of(("prefill", 1), ("decode", 1), port=port_of(1))

@@ -120,7 +120,7 @@ class TestPools:
         found = deployed(**DEEPSEEK, parallelism="{tp: 2, attention_dp: 4, ep: 8}")
         of_a_rank = found.memory.kv_blocks(found.case.engine.block_tokens)
         assert found.kv_blocks == 4 * of_a_rank
-        limits = found.plan.limits
+        limits = found.plan.rules
         assert (limits.max_num_seqs, limits.max_num_batched_tokens) == (400, 20_000)
         assert limits.max_chunk_tokens == 5000
         # no sequence is longer than one rank can hold
@@ -131,11 +131,11 @@ class TestPools:
         two = deployed(**LLAMA, parallelism="{tp: 4, cp: 2}")
         # a rank computes half of the tokens, so that activations leave a little more to the cache
         assert two.kv_blocks == 2 * two.memory.kv_blocks(16) >= 2 * one.kv_blocks
-        assert two.plan.limits == one.plan.limits
+        assert two.plan.rules == one.plan.rules
 
     def test_stages_take_more_tokens_but_not_more_sequences(self) -> None:
         found = deployed(**LLAMA, parallelism="{tp: 2, pp: 4, micro_batches: 6}")
-        limits, engine = found.plan.limits, found.case.engine
+        limits, engine = found.plan.rules, found.case.engine
         assert limits.max_num_seqs == engine.max_num_seqs
         assert limits.max_num_batched_tokens == 6 * engine.max_num_batched_tokens
         assert limits.max_chunk_tokens is None

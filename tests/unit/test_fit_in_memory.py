@@ -12,6 +12,7 @@ from sim.catalog import open_catalog
 from sim.errors import InfeasibleError
 from sim.feasibility import check_split, fitted_memory
 from sim.parallelism import Parallelism
+from sim.presets import place_of, resolved
 from sim.scenario import Case, load_scenario
 
 CATALOG = open_catalog()
@@ -179,6 +180,9 @@ def memory_of(fit: Fit, split: dict[str, int]) -> float:
     system = CATALOG.system(fit.system)
     check_split(case, model, system)
     chip = CATALOG.accelerator(system.accelerator)
+    place = place_of(system.accelerator, chip, case.parallelism)
+    engine = resolved(case.engine, CATALOG.engine(case.engine.name), place)
+    case = case.model_copy(update={"engine": engine})
     return fitted_memory(case, model, chip, system).weights_bytes
 
 

@@ -251,6 +251,7 @@ class TestManifest:
             *(f"accelerators/{chip}_sxm" for chip in ("h100", "h200", "b200")),
             *(f"calibrations/{chip}_sxm" for chip in ("h100", "h200", "b200")),
             *(f"priors/{family}" for family in ("hopper", "blackwell")),
+            "engines/vllm",
             "overheads/vllm",
             "models/llama_3_1_70b",
             "prices/us_2026_11",

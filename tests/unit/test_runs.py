@@ -20,8 +20,8 @@ from sim.calibration.validate import document, error_table, validate_runs
 from sim.catalog import open_catalog
 from sim.errors import InputError
 from sim.parallelism import Parallelism
-from sim.scenario import ClosedLoopWorkload, OpenLoopWorkload
 from sim.workload.arrivals import PoissonArrivals
+from sim.workload.kinds import ClosedLoopWorkload, OpenLoopWorkload
 from sim.workload.lengths import FixedLengths, UniformRangeLengths
 
 CATALOG = open_catalog()

@@ -10,16 +10,10 @@ from small_scenarios import CLOSED_LOOP, FOUR_CASES, ONE_CASE, write
 
 from sim.catalog import open_catalog
 from sim.errors import InputError
-from sim.scenario import (
-    ClosedLoopWorkload,
-    OpenLoopWorkload,
-    Scenario,
-    TraceWorkload,
-    load_scenario,
-    scenario_json_schema,
-)
+from sim.scenario import Scenario, load_scenario, scenario_json_schema
 from sim.schema import load_yaml
 from sim.serving import ServingEngine
+from sim.workload.kinds import ClosedLoopWorkload, OpenLoopWorkload, TraceWorkload
 
 SHIPPED = sorted(open_catalog().files["scenarios"].values())
 
