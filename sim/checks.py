@@ -11,6 +11,7 @@ from sim.economics import PriceBook, Terms, purchase, rental
 from sim.efficiency import Calibration
 from sim.errors import InfeasibleError, InputError, RackcastError
 from sim.hardware import Accelerator, System
+from sim.kv_places import host_link, tiers_of
 from sim.measured import Published
 from sim.model import Model
 from sim.overhead import EngineOverheads
@@ -26,6 +27,8 @@ from sim.scenario import (
 from sim.schema import StrictModel, did_you_mean, json_schema, load_yaml, validate
 from sim.service import Fleet, Service, service_of
 from sim.speculation import MeasuredAcceptance
+from sim.tenancy import check_tenants
+from sim.upkeep_plans import upkeep_plans
 from sim.workload.kinds import MixWorkload, TraceWorkload, Workload
 from sim.workload.sessions import SessionTraffic
 from sim.workload.traffic import TrafficLaw
@@ -142,7 +145,12 @@ def _check_traffic(workload: Workload, catalog: Catalog) -> None:
 
 def _resolved(case: Case, catalog: Catalog) -> ResolvedCase:
     _check_traffic(case.workload, catalog)
+    check_tenants(case)
     service = service_of(case, catalog)
+    upkeep_plans(service, catalog)
+    for pool in service.pools:
+        host_link(pool)
+        tiers_of(pool)
     return ResolvedCase(service, tuple(_terms(case, fleet, catalog) for fleet in service.fleets))
 
 

@@ -154,7 +154,7 @@ class Deployment:
             pace=pace(self.seconds, self.imbalance, 1 if self.law is None else GRAIN),
             max_model_len=self.max_model_len,
             sequence_blocks=held,
-            prefix_caching=engine.prefix_caching and held == WHOLE_CONTEXT,
+            prefix_caching=self.finds_prefixes,
             by_priority=engine.order == "priority",
             whole_answers=engine.admission == "no_evict",
             estimate=answer_estimate(engine),
@@ -168,6 +168,12 @@ class Deployment:
         held = _rank_blocks(self.case, self.memory)[1]
         batch = new_batch(self.case.engine, self.law, held, self.window_tokens, seed)
         return replace(self.plan, new_batch=batch)
+
+    @property
+    def finds_prefixes(self) -> bool:
+        """Whether blocks of earlier requests are found again."""
+        whole = _rank_blocks(self.case, self.memory)[1] == WHOLE_CONTEXT
+        return self.case.engine.prefix_caching and whole
 
     @property
     def imbalance(self) -> Imbalance | None:

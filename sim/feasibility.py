@@ -81,7 +81,7 @@ def count_replicas(case: Case, system: System) -> int:
     """
     chips = system.chips * case.systems
     fitting = chips // case.parallelism.chips
-    wanted = fitting if case.replicas is None else case.replicas
+    wanted = fitting if case.built_replicas is None else case.built_replicas
     if wanted > fitting or fitting == 0:
         asked, each = wanted or 1, case.parallelism.chips
         many = f"{asked} replicas of {each} chips need"

@@ -26,6 +26,7 @@ from sim.report.provenance import provenance
 from sim.scenario import Case, Scenario
 from sim.service import Service
 from sim.simulate import CaseRun, Progress, draw_traffic, serve, simulate
+from sim.tenancy import tenancy_of
 from sim.workload.kinds import ClosedLoopWorkload, MixWorkload, OpenLoopWorkload, Workload
 from sim.workload.requests import Traffic
 
@@ -57,6 +58,8 @@ class CaseTables:
     curve: pd.DataFrame | None
     provenance: pd.DataFrame
     notes: tuple[str, ...]
+    always_up: tuple[str, ...]
+    """Pools in which replicas neither fail nor come and go."""
 
 
 def forecast(
@@ -166,7 +169,7 @@ def case_tables(run: CaseRun, ways: WaysToPay, curve: pd.DataFrame | None) -> Ca
     slo = {"slo_ttft_s": case.slo.ttft_s, "slo_tpot_s": case.slo.tpot_s}
     said = {"caveats": caveats(service)}
     requests["measured"] = requests["arrival_s"].between(books.window.start_s, books.window.end_s)
-    tenants = tenant_rows(requests, books, [case.slo] * requests["tenant"].cat.categories.size)
+    tenants = tenant_rows(requests, books, tenancy_of(case, run.tenants).slos)
     bins = timeline(service, requests, measured.record, measured.over_time)
     return CaseTables(
         summary=measured.summary | slo | said,
@@ -177,7 +180,8 @@ def case_tables(run: CaseRun, ways: WaysToPay, curve: pd.DataFrame | None) -> Ca
         tenants=_named(pd.DataFrame(tenants), case),
         curve=curve,
         provenance=_named(pd.DataFrame(provenance(service, books)), case),
-        notes=(*service.notes, *_case_notes(run, measured, ways)),
+        notes=(*service.notes, *run.notes, *_case_notes(run, measured, ways)),
+        always_up=tuple(pool.case.name for pool in service.pools if not pool.case.changes),
     )
 
 
@@ -331,13 +335,23 @@ def _notes(results: Sequence[CaseTables]) -> tuple[str, ...]:
         "Rates, energy and cost are counted from the end of the warm-up (a share of the arrivals) "
         "to the last arrival; latencies are those of the requests that arrive in that time, "
         "followed to their end.",
-        "Boot, failures and maintenance are not in. All figures are of one seed: with another one, "
-        "means move by some percent, tails by more, near saturation by much more.",
+        *_steady(results),
+        "All figures are of one seed: with another one, means move by some percent, tails by more, "
+        "near saturation by much more.",
         "Time to first token is fitted to runs with free arrivals; published benchmarks with "
         "closed loops show several times as much, which is not explained yet.",
     )
     notes = dict.fromkeys(note for result in results for note in result.notes)
     return (*general, *notes)
+
+
+def _steady(results: Sequence[CaseTables]) -> Iterator[str]:
+    """Say where boot, failures and maintenance are left out."""
+    steady = [name for result in results for name in result.always_up]
+    if steady:
+        all_of_them = len(steady) == sum(len(result.pools) for result in results)
+        where = "" if all_of_them else f" of {', '.join(steady)}"
+        yield f"Boot, failures and maintenance{where} are not in."
 
 
 def _inputs(
@@ -368,6 +382,12 @@ def _named_by(case: Case, catalog: Catalog) -> Iterator[tuple[Kind, str]]:
     yield "overheads", str(case.engine.kernels if given else preset.settings["kernels"].value)
     yield "models", case.model
     yield "prices", case.prices.book
+    for part in (case.faults, case.boot):
+        if part is not None and part.rates is not None:
+            yield "reliability", part.rates
+    drafts = case.engine.speculation
+    if drafts is not None and drafts.acceptance is not None:
+        yield "speculation", drafts.acceptance
 
 
 def _traffic_files(workload: Workload, catalog: Catalog) -> Iterator[tuple[str, Path]]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from sim.parallelism import Parallelism
 from sim.precision import Precision
+from sim.reliability import Autoscaling, Boot, Faults, Maintenance
 from sim.routing import BALANCED, Routing
 from sim.routing_policy import LEAST_OUTSTANDING, RouterPolicy
 from sim.schema import KeyPath, Located, StrictModel, merge
@@ -40,6 +41,32 @@ class Pool(StrictModel):
     engine: ServingEngine = ServingEngine()
     router: RouterPolicy = LEAST_OUTSTANDING
     """How requests are dealt to the replicas."""
+    faults: Faults | None = None
+    """Which parts fail, and what becomes of the requests that they hit; nothing fails unless
+    given."""
+    maintenance: tuple[Maintenance, ...] = ()
+    """Planned work on all replicas in turn."""
+    autoscaling: Autoscaling | None = None
+    """Starts and drains replicas as the load asks; always the same number unless given."""
+    boot: Boot | None = None
+    """How long a replica takes to come up; needed where any ever has to."""
+
+    @property
+    def spares(self) -> int:
+        """Replicas beside those that serve."""
+        return 0 if self.faults is None else self.faults.spares
+
+    @property
+    def built_replicas(self) -> int | None:
+        """All replicas that chips are set aside for, whatever their state; none: as many as fit."""
+        most = 0 if self.autoscaling is None else self.autoscaling.max_replicas
+        serving = max(self.replicas or 0, most)
+        return serving + self.spares if serving else None
+
+    @property
+    def changes(self) -> bool:
+        """Whether its replicas may come and go."""
+        return bool(self.faults or self.maintenance or self.autoscaling)
 
 
 class Pools(StrictModel):

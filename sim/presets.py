@@ -22,6 +22,7 @@ CHOSEN_BY_SCENARIO = frozenset(
         "name",
         "speculation",
         "swap_bytes",
+        "swap_bytes_per_s",
         "max_queue_requests",
         "kv_blocks",
         "offload_weights_bytes",

@@ -94,8 +94,9 @@ def _padding(engine: ServingEngine, speculation: Speculation | None) -> Padding:
     strict = bool(engine.decode_buckets)
     sizes = engine.decode_buckets or engine.graph_sizes
     decode_sizes = tuple(size * queries for size in sizes)
-    # vLLM runs steps with prompts through the same graphs
     prefill_sizes = engine.prefill_buckets
+    if engine.kernels == "vllm" and not prefill_sizes and not strict:
+        prefill_sizes = decode_sizes  # steps with prompts run through graphs too, piece by piece
     return Padding(decode_sizes, prefill_sizes, static=strict, strict=strict)
 
 

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from sim.economics import Charge
 from sim.errors import InputError
 from sim.pools import KvTransfer, Pool, Pools, Role, lay_out_pools
+from sim.routing_policy import ClientPatience, ServiceClass, Slo
 from sim.schema import (
     KeyPath,
     Located,
@@ -24,17 +25,8 @@ from sim.schema import (
     set_path,
     validate,
 )
-from sim.units import NonNegativeInt, PositiveInt, Seconds
+from sim.units import NonNegativeInt, PositiveInt
 from sim.workload.kinds import MixWorkload, SessionsWorkload, TraceWorkload, Workload
-
-
-class Slo(StrictModel):
-    """What a request must meet to count as goodput."""
-
-    ttft_s: Seconds
-    """Arrival to first token."""
-    tpot_s: Seconds
-    """Mean time per output token after the first."""
 
 
 class PriceChoice(StrictModel):
@@ -81,6 +73,13 @@ class Case(Pool):
     """How keys and values get from pool to pool."""
     workload: Workload
     slo: Slo
+    tenants: Mapping[str, ServiceClass] = {}
+    """How the requests of each tenant are treated, by its name in the workload; those that are
+    not named are treated by the defaults."""
+    patience: ClientPatience | None = None
+    """Of the clients; they wait for ever unless given."""
+    max_outstanding_requests: PositiveInt | None = None
+    """Requests that may be in the system at once; further ones are turned away."""
     prices: PriceChoice
     measure: Measure = Measure()
     curve: Curve | None = None
@@ -89,7 +88,14 @@ class Case(Pool):
     def _pools_hand_over_what_they_understand(self) -> Self:
         if self.pools is None:
             return self
-        prefill, decode = self.pools.prefill, self.pools.decode
+        encode, prefill, decode = self.pools.encode, self.pools.prefill, self.pools.decode
+        if encode is not None and encode.model == prefill.model:
+            msg = (
+                f"the encode pool would be priced as {encode.model}, the model of the answers, "
+                "which is no encoder: give pools.encode.model the encoder's own file, or leave "
+                "the pool out"
+            )
+            raise ValueError(msg)
         if prefill.model != decode.model:
             msg = (
                 f"the prefill pool runs {prefill.model} and the decode pool {decode.model}, which "

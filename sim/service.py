@@ -204,7 +204,7 @@ def _dealt_out(case: Case, parts: dict[Role, Case], catalog: Catalog) -> dict[Ro
     system = catalog.system(case.system)
     total = system.chips * case.systems
     has = f"{case.systems} x {case.system} has {total}"
-    unsaid = [role for role, part in parts.items() if part.replicas is None]
+    unsaid = [role for role, part in parts.items() if part.built_replicas is None]
     if len(unsaid) > 1:
         raise InputError(
             f"case {case.name!r}: the pools {' and '.join(unsaid)} share {case.systems} x "
@@ -212,9 +212,9 @@ def _dealt_out(case: Case, parts: dict[Role, Case], catalog: Catalog) -> dict[Ro
             "replicas, or systems of their own"
         )
     taken = {
-        role: part.replicas * part.parallelism.chips
+        role: part.built_replicas * part.parallelism.chips
         for role, part in parts.items()
-        if part.replicas is not None
+        if part.built_replicas is not None
     }
     said = ", ".join(f"{role} {chips}" for role, chips in taken.items())
     more = -(-sum(taken.values()) // system.chips)
@@ -226,16 +226,21 @@ def _dealt_out(case: Case, parts: dict[Role, Case], catalog: Catalog) -> dict[Ro
     if not unsaid:
         return parts
     rest = parts[unsaid[0]]
-    replicas = (total - sum(taken.values())) // rest.parallelism.chips
-    if replicas == 0:
-        each = rest.parallelism.chips
+    replicas = (total - sum(taken.values())) // rest.parallelism.chips - rest.spares
+    if replicas <= 0:
+        each = rest.parallelism.chips * (1 + rest.spares)
         more = -(-(sum(taken.values()) + each) // system.chips)
         raise InfeasibleError(
-            f"case {case.name!r}: a replica of the {unsaid[0]} pool needs {each} chips, {has} and "
-            f"the other pools take {sum(taken.values())} ({said}): systems >= {more} or fewer "
-            "replicas"
+            f"case {case.name!r}: a replica of the {unsaid[0]} pool{_and_spares(rest)} needs "
+            f"{each} chips, {has} and the other pools take {sum(taken.values())} ({said}): "
+            f"systems >= {more} or fewer replicas"
         )
     return parts | {unsaid[0]: rest.model_copy(update={"replicas": replicas})}
+
+
+def _and_spares(part: Case) -> str:
+    """Name the spares of a pool, if it has any."""
+    return f" with its {part.spares} spares" if part.spares else ""
 
 
 def _in_one_domain(case: Case, pools: Sequence[Deployment]) -> bool:

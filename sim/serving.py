@@ -137,6 +137,9 @@ class ServingEngine(StrictModel):
     """Whether a preempted sequence is computed again, or its cache is moved to host memory."""
     swap_bytes: Bytes = 0.0
     """Host memory of each replica for preempted sequences."""
+    swap_bytes_per_s: BytesPerSecond | None = None
+    """Between the chips of a replica and that memory, all chips together; that of the system's
+    host memory unless given."""
     max_queue_requests: NonNegativeInt | None = None
     """Requests that may wait at each replica; further ones are turned away. No limit unless
     given."""

@@ -1,21 +1,26 @@
 """Run one case: draw its traffic, let the engine serve it, hand back the columns."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from sim.catalog import Catalog
 from sim.engine.clients import ClosedLoop, OpenLoop, Source
-from sim.engine.clock import to_ticks
-from sim.engine.cluster import Cluster, LinkPlan, PoolPlan, RunRecord
+from sim.engine.clock import TICKS_PER_S, to_ticks
+from sim.engine.cluster import Cluster, Companion, LinkPlan, PoolPlan, RunRecord
+from sim.engine.records import LOSS_COLUMNS, Columns, Table
 from sim.engine.requests import Request
 from sim.engine.router_choice import router_of
 from sim.engine.sessions import Sessions, Together
+from sim.engine.upkeep import Upkeep
 from sim.errors import InputError
+from sim.kv_places import host_link, swap_tokens, tiers_of
 from sim.scenario import Case
-from sim.service import Service
+from sim.service import Port, Service
+from sim.tenancy import Tenancy, tenancy_of
+from sim.upkeep_plans import UpkeepPlans, failure_notes, spares_aside, upkeep_plans
 from sim.workload.draw import draw, pilot
 from sim.workload.kinds import OpenLoopWorkload, Workload
 from sim.workload.requests import RequestRow, Traffic
@@ -42,6 +47,18 @@ class CaseRun:
     """Closed-loop clients."""
     tenants: tuple[str, ...] = ("all",)
     """Names of the tenants, by their index."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know of this run."""
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a run meets with beside its requests."""
+
+    tenancy: Tenancy
+    """How tenants are treated, and how their clients behave."""
+    upkeep: Upkeep | None
+    """Failures, maintenance and scaling; none: all replicas are up."""
 
 
 def simulate(
@@ -74,8 +91,38 @@ def simulate(
         rate = capacity * workload.load_fraction
         workload = workload.model_copy(update={"rate_requests_per_s": rate, "load_fraction": None})
     traffic = draw_traffic(case, workload, catalog, seed)
-    record = serve(service, traffic, seed=seed, every_step=every_step, progress=progress)
-    return CaseRun(service, record, capacity, traffic.clients, traffic.tenant_names)
+    plans = upkeep_plans(service, catalog)
+    upkeep = plans.companion(seed)
+    record = serve(
+        service,
+        traffic,
+        seed=seed,
+        every_step=every_step,
+        progress=progress,
+        circumstances=Circumstances(tenancy_of(case, traffic.tenant_names), upkeep),
+    )
+    notes = tuple(_run_notes(service, traffic, plans, upkeep))
+    return CaseRun(service, record, capacity, traffic.clients, traffic.tenant_names, notes)
+
+
+def _run_notes(
+    service: Service, traffic: Traffic, plans: UpkeepPlans, upkeep: Upkeep | None
+) -> Iterator[str]:
+    yield from plans.notes
+    if upkeep is not None:
+        yield from failure_notes(upkeep, service.case.name)
+    alike = traffic.contents is not None or traffic.sessions is not None
+    for pool in service.pools:
+        if alike and pool.case.engine.prefix_caching and not pool.finds_prefixes:
+            yield (
+                f"{pool.case.name}: no prefix is found again: caching blocks of layers with a "
+                "window or a state is not modelled."
+            )
+    if traffic.encode_tokens is not None and service.pools[0].role != "encode":
+        yield (
+            f"{service.case.name}: images count as tokens of their prompts; the time of their "
+            "encoder is not in."
+        )
 
 
 def serve(
@@ -85,43 +132,111 @@ def serve(
     seed: int = 1,
     every_step: bool = False,
     progress: Progress | None = None,
+    circumstances: Circumstances | None = None,
 ) -> RunRecord:
-    """Let a service serve some traffic to the end."""
-    cluster = Cluster(pool_plans(service, seed), every_step=every_step)
+    """Let a service serve some traffic to the end.
+
+    Parameters
+    ----------
+    service : Service
+    traffic : Traffic
+    seed : int
+    every_step : bool
+    progress : callable, optional
+    circumstances : Circumstances, optional
+        Without them all replicas but the spares serve whatever comes: what a service can do.
+    """
+    tenancy = None if circumstances is None else circumstances.tenancy
+    upkeep = spares_aside(service) if circumstances is None else circumstances.upkeep
+    cluster = Cluster(pool_plans(service, seed, tenancy), every_step=every_step)
     if progress is not None:
         cluster.report_progress(progress, total=traffic.total_requests)
-    return cluster.run(_source(traffic, to_ticks(service.frontend_s)))
+    companions: list[Companion] = []
+    if upkeep is not None:
+        companions.append(upkeep)
+    if tenancy is not None:
+        cluster.door = tenancy.door()
+        patience = tenancy.patience(seed)
+        companions += [] if patience is None else [patience]
+    priorities = () if tenancy is None else tenancy.priorities
+    source = _source(traffic, to_ticks(service.frontend_s), priorities)
+    record = cluster.run(source, companions)
+    return record if upkeep is None else replace(record, losses=_losses(record.losses, upkeep))
 
 
-def _source(traffic: Traffic, answer_ticks: int) -> Source:
+def _losses(recorded: Columns, upkeep: Upkeep) -> Columns:
+    """Put what failures have really thrown away in place of what they broke off."""
+    table = Table(LOSS_COLUMNS)
+    for row in zip(*recorded.values(), strict=True):
+        if row[3] != FAILURE:
+            table.append(row)
+    for loss in upkeep.losses:
+        table.append(
+            (
+                loss.replica,
+                loss.tick / TICKS_PER_S,
+                loss.request_id,
+                FAILURE,
+                loss.context_tokens,
+                loss.answer_tokens,
+            )
+        )
+    return table.columns()
+
+
+FAILURE = "failure"
+"""Cause of losses by parts that fail and by maintenance that does not wait."""
+
+Priorities = Sequence[int | None]
+"""By tenant; none: that of each request in its trace."""
+
+
+def _source(traffic: Traffic, answer_ticks: int, priorities: Priorities) -> Source:
     """Turn the columns of a workload into somebody who sends requests."""
     if traffic.arrival_s is None:
-        return ClosedLoop(list(_requests(traffic)), traffic.clients, answer_ticks)
-    requests = OpenLoop(_requests(traffic))
+        return ClosedLoop(list(_requests(traffic, priorities)), traffic.clients, answer_ticks)
+    requests = OpenLoop(_requests(traffic, priorities))
     if traffic.sessions is None:
         return requests
-    return Together(requests, Sessions(traffic.sessions, len(traffic), answer_ticks))
+    of_sessions = tuple(priority or 0 for priority in priorities)
+    return Together(requests, Sessions(traffic.sessions, len(traffic), answer_ticks, of_sessions))
 
 
-def pool_plans(service: Service, seed: int) -> list[PoolPlan]:
+def pool_plans(service: Service, seed: int, tenancy: Tenancy | None = None) -> list[PoolPlan]:
     """Tell the engine what each pool consists of, and how keys and values get to the next."""
     path = service.kv_path
+    faults = [pool.case.faults for pool in service.pools if pool.case.faults is not None]
+    fetches = any(each.lost == "retry" and each.retry_keeps == "kv" for each in faults)
     plans = []
     for pool in service.pools:
         ports = {} if path is None else {"prefill": path.out_port, "decode": path.in_port}
-        port = ports.get(pool.role)
         overlaps = pool.role == "prefill" and path is not None
+        engine, plan = pool.case.engine, pool.plan_for(seed)
+        if tenancy is not None:
+            plan = replace(
+                plan,
+                new_line=tenancy.new_line(engine.order),
+                max_queue_requests=engine.max_queue_requests,
+            )
         plans.append(
             PoolPlan(
                 role=pool.role,
                 replicas=pool.replicas,
-                plan=pool.plan_for(seed),
+                plan=plan,
                 new_router=partial(router_of, pool.case.router, seed, pool.role),
-                port=None if port is None else LinkPlan(port.bytes_per_s, port.latency_s),
+                port=_link(ports.get(pool.role)),
                 overlap_fraction=path.overlap_fraction if path is not None and overlaps else 0.0,
+                host_link=host_link(pool),
+                swap_tokens=swap_tokens(pool),
+                tiers=tiers_of(pool),
+                fetches=fetches,
             )
         )
     return plans
+
+
+def _link(port: Port | None) -> LinkPlan | None:
+    return None if port is None else LinkPlan(port.bytes_per_s, port.latency_s)
 
 
 def draw_traffic(case: Case, workload: Workload, catalog: Catalog, seed: int) -> Traffic:
@@ -159,13 +274,17 @@ def capacity_requests_per_s(service: Service, catalog: Catalog, seed: int) -> fl
     return float((last - first) / (done[last] - done[first]))
 
 
-def _requests(traffic: Traffic) -> Iterator[Request]:
+def _requests(traffic: Traffic, priorities: Priorities = ()) -> Iterator[Request]:
     """Make the requests of a run, one when it is its turn; of a closed loop at no time yet."""
+    ranked = any(priority is not None for priority in priorities)
     for index, row in enumerate(traffic.rows()):
         arrival_s, input_tokens, output_tokens, *rest = row
         request = Request(index, to_ticks(arrival_s), input_tokens, output_tokens)
         if rest != _PLAIN:
             _fill_in(request, row)
+        if ranked:
+            own = priorities[request.tenant]
+            request.priority = request.priority if own is None else own
         yield request
 
 

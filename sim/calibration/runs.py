@@ -16,11 +16,8 @@ from sim.errors import InputError
 from sim.measured import Statistic
 from sim.parallelism import Parallelism
 from sim.precision import Precision
-from sim.scenario import (
-    Case,
-    PriceChoice,
-    Slo,
-)
+from sim.routing_policy import Slo
+from sim.scenario import Case, PriceChoice
 from sim.schema import did_you_mean
 from sim.serving import ServingEngine
 from sim.units import DTYPE_BYTES, MILLISECOND_S, Dtype
@@ -79,12 +76,13 @@ _DTYPES: Mapping[str, Dtype] = {
 MAX_NUM_SEQS = 1_024
 """Limit of runs that do not say: benchmarks set theirs at their concurrency or above."""
 _VLLM_PRESETS: tuple[tuple[tuple[int, int], str], ...] = (
+    ((0, 21), "vllm_0_21"),
     ((0, 14), "vllm"),
     ((0, 8), "vllm_0_11"),
     ((0, 0), "vllm_0_6"),
 )
-"""First release of vLLM that a preset stands for: scheduling ahead came with 0.14, one engine for
-prompts and answers (V1, on by default) with 0.8."""
+"""First release of vLLM that a preset stands for: steps of prompts and answers together (V1) came
+with 0.8, scheduling ahead with 0.14, graphs that count as memory with 0.21."""
 _VLLM_RELEASES: tuple[tuple[str, tuple[int, int]], ...] = (
     ("2026-01-20", (0, 14)),
     ("2025-03-18", (0, 8)),

@@ -144,6 +144,8 @@ class Cluster:
             Replica(index, plan.plan.new_scheduler, plan.plan.pace, self.surroundings)
             for index in range(first, first + plan.replicas)
         ]
+        for replica in replicas:
+            replica.max_queue_requests = plan.plan.max_queue_requests
         self.replicas += replicas
         self.pools[plan.role] = Pool(plan.role, replicas, plan.new_router(), self.recorder, self)
         size = plan.plan.block_tokens

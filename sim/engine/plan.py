@@ -36,6 +36,8 @@ class ReplicaPlan:
     """Makes the waiting line."""
     new_batch: Callable[[], DecodeBatch] | None = None
     """Makes the batch of decoding sequences; one token for each in every step unless given."""
+    max_queue_requests: int | None = None
+    """Requests that may wait at each replica; further ones are turned away."""
     kv_bytes_per_token: float = 0.0
     """What moves between replicas and tiers for each token of context."""
 

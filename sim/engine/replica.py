@@ -91,6 +91,8 @@ class Replica:
         self._steps_taken = 0
         self._alarm: Alarm | None = None
         """Rings at the end of the stretch, or to wake it up; none while idle."""
+        self.max_queue_requests: int | None = None
+        """Requests that may wait; further ones are turned away."""
         self._next_pace: Pace | None = None
         self._aborts: list[tuple[Request, Outcome]] = []
 
@@ -146,11 +148,18 @@ class Replica:
     # -- requests -----------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
-        """Accept a request, or reject it when the whole KV cache could not hold it."""
+        """Accept a request, or reject it when the whole KV cache could not hold it.
+
+        One that finds as many waiting as may wait is turned away.
+        """
         request.replica = self.index
-        scheduler = self.scheduler
+        scheduler, most = self.scheduler, self.max_queue_requests
         if not scheduler.can_ever_run(request):
             request.outcome = "rejected"
+            self._leave(request)
+            return
+        if most is not None and scheduler.waiting_requests >= most:
+            request.outcome = "shed"
             self._leave(request)
             return
         scheduler.add(request, int(self.env.now))

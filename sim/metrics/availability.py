@@ -1,5 +1,6 @@
 """How long the replicas of each pool were there: for the load, and for the bill."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy.typing as npt
 
 from sim.engine.records import Columns
 from sim.metrics.activity import Overlaps
+from sim.reliability import SpareKind
 from sim.service import Service
 
 Floats = npt.NDArray[np.float64]
@@ -14,8 +16,10 @@ Floats = npt.NDArray[np.float64]
 NOT_SERVING = ("off", "booting", "down")
 """States in which a replica serves nobody. One that is draining still does."""
 NOT_PAID = ("off",)
-"""States in which its chips belong to somebody else. One that is down keeps them: whoever runs a
-service pays for its failures, as for boots."""
+"""States in which its chips belong to somebody else, unless it is a spare that is kept prepared.
+One that is down keeps them: whoever runs a service pays for its failures, as for boots."""
+KEPT: tuple[SpareKind, ...] = ("hot", "warm")
+"""Spares that stand on hosts of their own. A cold one has no host before it is needed."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def availability(service: Service, states: Columns, edges: Floats) -> Availabili
     installed = np.array([[pool.replicas] for pool in service.pools]) * widths
     return Availability(
         installed_s=installed,
-        paid_s=installed - _spent(service, states, edges, NOT_PAID),
+        paid_s=installed - _given_away(service, states, edges),
         up_s=installed - _spent(service, states, edges, NOT_SERVING),
     )
 
@@ -52,14 +56,45 @@ def availability(service: Service, states: Columns, edges: Floats) -> Availabili
 def _spent(service: Service, states: Columns, edges: Floats, which: tuple[str, ...]) -> Floats:
     """Replica-seconds that each pool spent in some states."""
     found = np.zeros((len(service.pools), edges.size - 1))
-    wanted = np.isin(states["state"].astype(str), which)
-    if not wanted.any():
-        return found
-    start_s, end_s = (states[name][wanted].astype(float) for name in ("start_s", "end_s"))
-    replicas = states["replica"][wanted]
-    pools = np.searchsorted(service.first_replicas, replicas, side="right") - 1
-    for place in np.unique(pools).tolist():
-        mine = pools == place
-        overlaps = Overlaps(start_s[mine], end_s[mine], edges)
-        found[place] = overlaps.sum(end_s[mine] - start_s[mine])
+    for place, start_s, end_s in _spans(service, states, which):
+        found[place] = Overlaps(start_s, end_s, edges).sum(end_s - start_s)
     return found
+
+
+def _given_away(service: Service, states: Columns, edges: Floats) -> Floats:
+    """Replica-seconds of each pool that nobody pays for: switched off, and not kept as a spare."""
+    found = np.zeros((len(service.pools), edges.size - 1))
+    for place, start_s, end_s in _spans(service, states, NOT_PAID):
+        times, counts = _number_over_time(start_s, end_s)
+        given = np.maximum(counts - _kept_spares(service, place), 0)
+        found[place] = Overlaps(times[:-1], times[1:], edges).sum(given * np.diff(times))
+    return found
+
+
+def _kept_spares(service: Service, place: int) -> int:
+    """Replicas of a pool whose chips are kept while they are switched off."""
+    faults = service.pools[place].case.faults
+    return 0 if faults is None or faults.spare not in KEPT else faults.spares
+
+
+def _number_over_time(start_s: Floats, end_s: Floats) -> tuple[Floats, Floats]:
+    """Count the spans that overlap, between the times at which any begins or ends.
+
+    >>> _number_over_time(np.array([0.0, 1.0]), np.array([3.0, 2.0]))
+    (array([0., 1., 2., 3.]), array([1., 2., 1.]))
+    """
+    times, places = np.unique(np.concatenate([start_s, end_s]), return_inverse=True)
+    steps = np.repeat([1.0, -1.0], start_s.size)
+    counts: Floats = np.cumsum(np.bincount(places, weights=steps)).astype(float)
+    return times, counts[:-1]
+
+
+def _spans(
+    service: Service, states: Columns, which: tuple[str, ...]
+) -> Iterator[tuple[int, Floats, Floats]]:
+    """Give the pools in which replicas were in some states, and from when to when each was."""
+    wanted = np.isin(states["state"].astype(str), which)
+    start_s, end_s = (states[name][wanted].astype(float) for name in ("start_s", "end_s"))
+    pools = np.searchsorted(service.first_replicas, states["replica"][wanted], side="right") - 1
+    for place in np.unique(pools).tolist():
+        yield place, start_s[pools == place], end_s[pools == place]

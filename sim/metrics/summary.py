@@ -9,7 +9,7 @@ import pandas as pd
 from sim.economics import usd_per_hour
 from sim.metrics.accounts import Accounts
 from sim.metrics.requests import OUTCOMES, Window, count_outcome, meets_slo, statistics
-from sim.scenario import Slo
+from sim.routing_policy import Slo
 from sim.service import Service
 from sim.units import HOUR_S
 

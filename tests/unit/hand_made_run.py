@@ -82,7 +82,7 @@ def pool(role: str = "serve", *, replicas: int = 2, **tables: StepTable) -> Any:
     """What the metrics read of a pool: replicas of two chips of 1 TFLOP/s on a system of 8."""
     return SimpleNamespace(
         role=role,
-        case=SimpleNamespace(name="by hand", system="box", systems=1),
+        case=SimpleNamespace(name="by hand", system="box", systems=1, faults=None),
         system=SimpleNamespace(chips=8, host_power_w=SimpleNamespace(value=1000.0)),
         accelerator=SimpleNamespace(power=SimpleNamespace(idle_w=SimpleNamespace(value=100.0))),
         replicas=replicas,

@@ -38,7 +38,7 @@ from sim.metrics.availability import availability
 from sim.metrics.requests import Window, measured_window, request_table
 from sim.metrics.summary import pool_rows, summary_row, tenant_rows
 from sim.metrics.timeline import timeline, timeline_edges
-from sim.scenario import Slo
+from sim.routing_policy import Slo
 from sim.service import Service
 
 ROWS = 21

@@ -7,12 +7,14 @@ import pytest
 
 from sim.calibration.replay import replay
 from sim.calibration.runs import (
+    INFERENCEX_ROUNDS,
     MAX_NUM_SEQS,
     RANDOM_LOW_FRACTION,
     ROUNDS,
     UNSTATED_KV,
     MeasuredRun,
     Skipped,
+    preset_of,
     read_runs,
     selected,
 )
@@ -20,9 +22,11 @@ from sim.calibration.validate import document, error_table, validate_runs
 from sim.catalog import open_catalog
 from sim.errors import InputError
 from sim.parallelism import Parallelism
-from sim.workload.arrivals import PoissonArrivals
+from sim.workload.arrivals import PoissonArrivals, UniformArrivals
 from sim.workload.kinds import ClosedLoopWorkload, OpenLoopWorkload
-from sim.workload.lengths import FixedLengths, UniformRangeLengths
+from sim.workload.lengths import FixedLengths, MeanTokens, UniformRangeLengths
+from sim.workload.sharing import SharedPrefixes
+from sim.workload.single import ConstantTokens
 
 CATALOG = open_catalog()
 
@@ -67,6 +71,12 @@ def read_one(folder: Path, **change: str) -> MeasuredRun:
     return run
 
 
+def closed_loop(run: MeasuredRun) -> ClosedLoopWorkload:
+    workload = run.case.workload
+    assert isinstance(workload, ClosedLoopWorkload)
+    return workload
+
+
 class TestCase:
     def test_the_deployment(self, tmp_path: Path) -> None:
         run = read_one(tmp_path, num_chips="8", kv_dtype="fp8")
@@ -74,13 +84,14 @@ class TestCase:
         assert (case.system, case.model) == ("h100_sxm_x8", "llama_3_1_70b")
         assert (case.parallelism.tp, case.parallelism.ep, case.replicas) == (4, 1, 2)
         assert (case.precision.weights, case.precision.kv_cache) == ("fp8", "fp8")
-        assert (case.engine.name, case.engine.max_num_seqs) == ("vllm", MAX_NUM_SEQS)
+        assert (case.engine.name, case.engine.max_num_seqs) == ("vllm_0_11", MAX_NUM_SEQS)
         assert run.keys == {
             "source": "us",
             "quality": "A",
             "hardware": "H100-SXM-80GB",
             "model": "llama_3_1_70b",
             "engine": "vllm",
+            "preset": "vllm_0_11",
             "tp": "4",
             "weights": "fp8",
         }
@@ -89,6 +100,10 @@ class TestCase:
         ("engine", "name"),
         [
             ("vllm", "vllm"),
+            ("vllm 0.6.3", "vllm_0_6"),
+            ("vllm 0.13.0", "vllm_0_11"),
+            ("vllm 0.14.1", "vllm"),
+            ("vllm 0.24", "vllm_0_21"),
             ("SGLang v0.4", "sglang"),
             ("TensorRT-LLM 1.0", "trtllm"),
             ("NVIDIA NIM 1.8.0 (TensorRT-LLM)", "trtllm"),
@@ -96,7 +111,34 @@ class TestCase:
         ],
     )
     def test_engines(self, tmp_path: Path, engine: str, name: str) -> None:
-        assert read_one(tmp_path, engine=engine).case.engine.name == name
+        run = read_one(tmp_path, engine=engine)
+        assert run.case.engine.name == name
+        assert run.key("engine") == run.case.engine.kernels == name.partition("_")[0]
+        assert run.key("preset") == name
+
+    @pytest.mark.parametrize(
+        ("day", "name"),
+        [
+            ("2024-12-01", "vllm_0_6"),
+            ("2025-10-29", "vllm_0_11"),
+            ("2026-03", "vllm"),
+            ("", "vllm"),
+        ],
+    )
+    def test_a_release_that_is_not_told_is_that_of_the_day(self, day: str, name: str) -> None:
+        assert preset_of("vLLM (version not stated)", day) == name
+
+    def test_settings_that_the_notes_tell(self, tmp_path: Path) -> None:
+        notes = "max_num_seqs 128; max_num_batched_tokens 2048; gpu_mem_util 0.95"
+        engine = read_one(tmp_path, notes=notes).case.engine
+        assert (engine.max_num_seqs, engine.max_num_batched_tokens) == (128, 2048)
+        assert engine.memory_fraction == 0.95
+
+    def test_inferencex_starts_vllm_with_a_place_for_each_client(self, tmp_path: Path) -> None:
+        """Two replicas share eight clients; scheduling ahead is asked for in every release."""
+        run = read_one(tmp_path, notes="origin IX; agg", num_chips="8", concurrency="8")
+        assert (run.case.replicas, run.case.engine.max_num_seqs) == (2, 4)
+        assert (run.case.engine.name, run.case.engine.steps_ahead) == ("vllm_0_11", 1)
 
     @pytest.mark.parametrize(
         ("model", "name"),
@@ -134,7 +176,7 @@ class TestCase:
 
     def test_the_cache_that_figures_show_where_nothing_is_said(self, tmp_path: Path) -> None:
         unsaid = read_one(tmp_path, weight_dtype="fp8", kv_dtype="")
-        assert (unsaid.case.engine.name, unsaid.hardware) in UNSTATED_KV
+        assert (unsaid.case.engine.kernels, unsaid.hardware) in UNSTATED_KV
         assert unsaid.case.precision.kv_cache == "bf16"
 
 
@@ -146,7 +188,7 @@ class TestLoad:
         assert workload.lengths == FixedLengths(kind="fixed", input_tokens=200, output_tokens=20)
 
     def test_a_lone_client_sends_some_more(self, tmp_path: Path) -> None:
-        assert read_one(tmp_path, concurrency="1").case.workload.requests == 2 * ROUNDS
+        assert closed_loop(read_one(tmp_path, concurrency="1")).requests == 2 * ROUNDS
 
     def test_open(self, tmp_path: Path) -> None:
         run = read_one(tmp_path, scenario="server", concurrency="", request_rate_qps="2.5")
@@ -154,17 +196,42 @@ class TestLoad:
         assert isinstance(workload, OpenLoopWorkload)
         assert workload.arrivals == PoissonArrivals(rate_requests_per_s=2.5)
 
+    def test_open_at_even_distances(self, tmp_path: Path) -> None:
+        server = {"scenario": "server", "concurrency": "", "request_rate_qps": "2.5"}
+        workload = read_one(tmp_path, notes="constant arrivals", **server).case.workload
+        assert isinstance(workload, OpenLoopWorkload)
+        assert workload.arrivals == UniformArrivals(rate_requests_per_s=2.5)
+
+    def test_a_few_prompts_that_recur(self, tmp_path: Path) -> None:
+        """Eleven system prompts for four users each are 44 prompts, sent again and again."""
+        notes = "inference-perf shared_prefix multi-turn: 11 system prompts x 4 users"
+        server = {"scenario": "server", "concurrency": "", "request_rate_qps": "2.5"}
+        workload = read_one(tmp_path, notes=notes, **server).case.workload
+        assert isinstance(workload, OpenLoopWorkload)
+        assert workload.sharing == SharedPrefixes(
+            prefixes=44, tokens=ConstantTokens(tokens=200), popularity=0.0
+        )
+
     def test_random_lengths_of_inferencex(self, tmp_path: Path) -> None:
-        lengths = read_one(tmp_path, notes="origin IX; agg").case.workload.lengths
-        assert lengths == UniformRangeLengths(
+        workload = closed_loop(read_one(tmp_path, notes="origin IX; agg"))
+        assert workload.requests == 4 * INFERENCEX_ROUNDS
+        assert workload.lengths == UniformRangeLengths(
             kind="uniform_range",
             input_tokens=200,
             output_tokens=20,
             low_fraction=RANDOM_LOW_FRACTION,
         )
 
+    def test_equal_lengths_are_spread_where_clients_were_out_of_step(self, tmp_path: Path) -> None:
+        """Around the same means: 1/0.9 of the nominal lengths at most, 0.8/0.9 at least."""
+        run = read_one(tmp_path, notes="origin NV; agg", isl="900", osl="90")
+        lengths = closed_loop(run).lengths
+        assert isinstance(lengths, UniformRangeLengths)
+        assert lengths.input_tokens == 1000
+        assert lengths.mean_tokens == MeanTokens(900.0, 90.0)
+
     def test_means_of_lengths_are_cut(self, tmp_path: Path) -> None:
-        lengths = read_one(tmp_path, isl="200.7", osl="20.0").case.workload.lengths
+        lengths = closed_loop(read_one(tmp_path, isl="200.7", osl="20.0")).lengths
         assert lengths == FixedLengths(kind="fixed", input_tokens=200, output_tokens=20)
 
 
@@ -177,6 +244,10 @@ class TestFigures:
             "ttft": "ttft_s_mean",
             "throughput": "output_tokens_per_s",
         }
+
+    def test_those_of_inferencex_are_means_in_whatever_column(self, tmp_path: Path) -> None:
+        run = read_one(tmp_path, notes="origin IX; agg", ttft_p50_ms="300")
+        assert run.statistic == {"tpot": "tpot_s_mean", "ttft": "ttft_s_mean"}
 
     @pytest.mark.parametrize(
         ("change", "message"),
