@@ -297,7 +297,8 @@ def main(
 def _fits(run: MeasuredRun) -> bool:
     """Take audited or fully described runs of dense models on engines of measured chips."""
     described = run.quality in ("A", "B") and "tpot" in run.measured
-    return described and "llama" in run.case.model and run.case.engine.kernels != "native"
+    dense = "llama" in run.case.model and not run.case.model.startswith("llama_4")
+    return described and dense and run.case.engine.kernels != "native"
 
 
 def _is_closed(run: MeasuredRun) -> bool:

@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 TABLE_TOKENS = 256
 """Longest answer whose number of steps comes out of one look-up."""
-LONGEST_JUMP_STEPS = 1024
+LONGEST_JUMP_STEPS = 2048
 """Most steps whose yield is drawn at once."""
 CLASSES = 16
 """Classes of requests, equally frequent, that stand for a spread of acceptance."""

@@ -16,7 +16,7 @@ TRACE_STREAM = -1
 SYSTEM_STREAM = -2
 """Of the first shared prompt of a workload; further ones follow below."""
 
-PRIVATE_STREAM = -(2**40)
+PRIVATE_STREAM = -(2**48)
 """Less the request's number: of answers, and of prompts that nobody else sends."""
 
 

@@ -1,94 +1,496 @@
-"""Which replica a request goes to."""
+"""Which replica a request goes to, and what a router knows when it decides."""
 
+import sys
+from collections.abc import Callable, Sequence
+from math import ceil, log2
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+from small_clusters import replica_plan, run_open
 
-from sim.engine.cluster import Cluster, ReplicaPlan
+from sim.engine.cluster import Cluster, PoolPlan
 from sim.engine.requests import Request
-from sim.engine.router import ROUTERS, LeastOutstanding, RoundRobin, RouterKind
-from sim.engine.scheduler import BatchLimits
-from sim.engine.ticks import ConstantPace
+from sim.engine.router import (
+    AnyReplica,
+    KvAware,
+    LeastOutstanding,
+    Load,
+    PowerOfTwo,
+    PredictedLength,
+    PrefixAware,
+    RoundRobin,
+    Router,
+    SessionSticky,
+    requests_of,
+    tokens_of,
+)
+from sim.engine.router_choice import router_of
+from sim.engine.stale import Stale
+from sim.routing_policy import PredictedLengthPolicy, RouterPolicy
+from sim.seeds import stream
+from sim.workload.content import Content
 
-STEP = 10
+POLICY: TypeAdapter[RouterPolicy] = TypeAdapter(RouterPolicy)
+KINDS = (
+    "round_robin",
+    "random",
+    "least_outstanding",
+    "power_of_two",
+    "prefix_aware",
+    "kv_aware",
+    "session_sticky",
+)
+"""Those that need no settings."""
 
 
-def replicas_of(router: RouterKind, rows: list[tuple[int, int, int]], replicas: int) -> list[int]:
+class Fleet:
+    """Replicas as a router sees them, and what is sent there."""
+
+    def __init__(self, router: Router, replicas: int) -> None:
+        self.clock = SimpleNamespace(now=0)
+        self.router = router
+        self.all = [SeenReplica(index, self.clock) for index in range(replicas)]
+        self.sent = 0
+
+    @property
+    def accepting(self) -> Any:
+        return [replica for replica in self.all if replica.accepts]
+
+    @property
+    def loads(self) -> list[int]:
+        return [replica.outstanding_requests for replica in self.all]
+
+    def send(self, request: Request | None = None) -> int:
+        """Send a request, or any, in the order in which a pool does; where did it go?"""
+        self.sent += 1
+        request = request or Request(self.sent, self.clock.now, 1, 1)
+        replica = cast("Any", self.router.choose(request, self.accepting))
+        request.replica = replica.index
+        replica.take(request, 1)
+        self.router.accepted(request, replica)
+        return int(replica.index)
+
+    def leave(self, request: Request) -> None:
+        replica = self.all[request.replica]
+        replica.take(request, -1)
+        self.router.left(request, cast("Any", replica))
+
+    def switch(self, index: int, *, accepts: bool) -> None:
+        self.all[index].accepts = accepts
+        self.router.changed(self.accepting)
+
+
+class SeenReplica:
+    def __init__(self, index: int, clock: SimpleNamespace) -> None:
+        self.index = index
+        self.env = clock
+        self.accepts = True
+        self.outstanding_requests = 0
+        self.outstanding_tokens = 0
+        self.used_blocks = 0
+        self.block_tokens = 16
+        self.cached: dict[Content | None, int] = {}
+
+    def take(self, request: Request, sign: int) -> None:
+        self.outstanding_requests += sign
+        self.outstanding_tokens += sign * request.longest_tokens
+
+    def cached_tokens(self, content: Content) -> int:
+        return self.cached.get(content, 0)
+
+
+def prompt(request_id: int, content: Content, *, session: int = -1) -> Request:
+    request = Request(request_id, 0, sum(tokens for _, _, tokens in content), 1)
+    request.content, request.session = content, session
+    return request
+
+
+# --- On real replicas.
+
+
+def replicas_of(
+    new_router: Callable[[], Router], rows: Sequence[tuple[int, int, int]], replicas: int
+) -> list[int]:
     """Where requests (arrival, input and output tokens) went, in steps of ten ticks."""
-    plan = ReplicaPlan(
-        limits=BatchLimits(max_num_seqs=8, max_num_batched_tokens=100),
-        kv_blocks=100,
-        block_tokens=16,
-        window_tokens=None,
-        pace=ConstantPace(STEP),
-        max_model_len=1000,
-    )
-    cluster = Cluster(plan, replicas, router)
     requests = [Request(number, *row) for number, row in enumerate(rows)]
-    cluster.run_open(iter(requests))
+    plan = PoolPlan("serve", replicas, replica_plan(), new_router)
+    run_open(Cluster([plan]), requests)
     return [request.replica for request in requests]
 
 
 def test_round_robin_takes_turns_whatever_the_load() -> None:
     rows = [(0, 1, 1), (0, 1, 99), (0, 1, 1), (500, 1, 1), (500, 1, 1), (900, 1, 1)]
-    assert replicas_of("round_robin", rows, replicas=3) == [0, 1, 2, 0, 1, 2]
+    assert replicas_of(RoundRobin, rows, replicas=3) == [0, 1, 2, 0, 1, 2]
 
 
 def test_the_least_loaded_replica_is_chosen_and_the_first_of_equals() -> None:
     # all at once: 0, 1, 2 are empty in turn, then one each, and so on
-    assert replicas_of("least_outstanding", [(0, 1, 1)] * 5, replicas=3) == [0, 1, 2, 0, 1]
+    assert replicas_of(LeastOutstanding, [(0, 1, 1)] * 5, replicas=3) == [0, 1, 2, 0, 1]
 
 
 def test_waiting_and_running_requests_both_count() -> None:
     # At 95 replica 0 has decoded its first request for nine steps of fifty; replica 1 finished
     # its own at 20, replica 2 at 40: 1 is the first of the idle ones, then 2, then all have one.
     rows = [(0, 1, 50), (0, 1, 2), (0, 1, 4), (95, 1, 9), (95, 1, 9), (95, 1, 9)]
-    assert replicas_of("least_outstanding", rows, replicas=3) == [0, 1, 2, 1, 2, 0]
+    assert replicas_of(LeastOutstanding, rows, replicas=3) == [0, 1, 2, 1, 2, 0]
 
 
 def test_a_prompt_that_is_being_computed_counts() -> None:
     # The first request's only step lasts from 0 to 10: at 5 replica 0 is not idle.
-    rows = [(0, 20, 9), (5, 1, 1)]
-    assert replicas_of("least_outstanding", rows, replicas=2) == [0, 1]
+    assert replicas_of(LeastOutstanding, [(0, 20, 9), (5, 1, 1)], replicas=2) == [0, 1]
 
 
 def test_the_load_is_that_of_the_moment() -> None:
     # Replica 0 gets requests 0 and 2, replica 1 gets request 1. In the middle of its long stretch
     # replica 0 has two; request 2 ends at 30 (admitted at 10, two steps), and 0 has one again.
     rows = [(0, 1, 90), (0, 1, 90), (5, 1, 2), (25, 1, 90), (35, 1, 1)]
-    assert replicas_of("least_outstanding", rows, replicas=2) == [0, 1, 0, 1, 0]
+    assert replicas_of(LeastOutstanding, rows, replicas=2) == [0, 1, 0, 1, 0]
 
 
-def test_what_is_registered() -> None:
-    assert dict(ROUTERS) == {"round_robin": RoundRobin, "least_outstanding": LeastOutstanding}
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_replica_gets_everything(kind: str) -> None:
+    rows = [(0, 1, 3), (5, 1, 3), (5, 1, 3)]
+    policy = POLICY.validate_python(kind)
+    assert replicas_of(lambda: router_of(policy, 1), rows, replicas=1) == [0, 0, 0]
 
 
-@pytest.mark.parametrize("router", list(ROUTERS))
-def test_a_single_replica_gets_everything(router: RouterKind) -> None:
-    assert replicas_of(router, [(0, 1, 3), (5, 1, 3), (5, 1, 3)], replicas=1) == [0, 0, 0]
-
-
-class CountedReplica:
-    """What the router sees of a replica."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.outstanding_requests = 0
+# --- Least outstanding.
 
 
 @given(
     replicas=st.integers(1, 6),
-    moves=st.lists(st.one_of(st.none(), st.integers(0, 5)), max_size=60),
+    load=st.sampled_from([requests_of, tokens_of]),
+    moves=st.lists(
+        st.one_of(
+            st.tuples(st.just("send"), st.integers(1, 50)),
+            st.tuples(st.sampled_from(["leave", "switch"]), st.integers(0, 5)),
+        ),
+        max_size=80,
+    ),
 )
-def test_the_heap_finds_what_looking_at_all_finds(replicas: int, moves: list[int | None]) -> None:
-    """A move is an arrival, or the departure of a request from a replica that has one."""
-    fleet = [CountedReplica(index) for index in range(replicas)]
-    router = LeastOutstanding()
-    for move in moves:
-        if move is None:
-            chosen = router.choose(Request(0, 0, 1, 1), fleet)  # type: ignore[arg-type]
-            assert chosen is min(fleet, key=lambda replica: replica.outstanding_requests)
-            chosen.outstanding_requests += 1
-        elif move < replicas and fleet[move].outstanding_requests:
-            fleet[move].outstanding_requests -= 1
-            router.left(fleet[move])  # type: ignore[arg-type]
+def test_the_heap_finds_what_looking_at_all_finds(
+    replicas: int, load: Load, moves: list[tuple[str, int]]
+) -> None:
+    """Replicas come and go, and those that are gone finish what they have."""
+    fleet = Fleet(LeastOutstanding(load), replicas)
+    under_way: list[Request] = []
+    for number, (move, value) in enumerate(moves):
+        if move == "send" and fleet.accepting:
+            expected = min(fleet.accepting, key=load).index
+            request = Request(number, 0, value, 1)
+            assert fleet.send(request) == expected
+            under_way.append(request)
+        elif move == "leave" and under_way:
+            fleet.leave(under_way.pop(value % len(under_way)))
+        elif move == "switch" and value < replicas:
+            fleet.switch(value, accepts=not fleet.all[value].accepts)
+
+
+@given(replicas=st.integers(1, 9), jobs=st.integers(0, 60))
+def test_equal_jobs_are_spread_as_evenly_as_can_be(replicas: int, jobs: int) -> None:
+    """The pigeonhole bound: somebody has jobs/replicas, rounded up, whatever the router does."""
+    fleet = Fleet(LeastOutstanding(), replicas)
+    for _ in range(jobs):
+        fleet.send()
+    assert max(fleet.loads) == ceil(jobs / replicas)
+
+
+def test_tokens_weigh_long_requests() -> None:
+    fleet = Fleet(LeastOutstanding(tokens_of), 2)
+    rows = [(900, 100), (10, 10), (10, 10), (10, 10)]
+    assert [fleet.send(Request(n, 0, *row)) for n, row in enumerate(rows)] == [0, 1, 1, 1]
+
+
+# --- Random choices.
+
+
+def heaviest(new_router: Callable[[np.random.Generator], Router], seed: int) -> int:
+    """Throw as many balls as there are bins."""
+    fleet = Fleet(new_router(stream(seed, "test")), 200)
+    for _ in range(200):
+        fleet.send()
+    return max(fleet.loads)
+
+
+def test_two_choices_beat_one_and_more_beat_two() -> None:
+    """Azar et al. 1994: the fullest of n bins has ln ln n / ln d + O(1) balls, not ln n / ln ln n.
+
+    With n = 200 that is 3.2 of one choice and 2.4 of two before the constants; whatever these are,
+    more choices must not be worse.
+    """
+    one, two, eight = (
+        np.mean([heaviest(router, seed) for seed in range(20)])
+        for router in (AnyReplica, PowerOfTwo, lambda rng: PowerOfTwo(rng, choices=8))
+    )
+    assert one - two > 1.0
+    assert two > eight
+
+
+def test_random_is_even_in_the_long_run() -> None:
+    fleet = Fleet(AnyReplica(stream(3, "test")), 10)
+    for _ in range(10_000):
+        fleet.send()
+    # chi-square with 9 degrees of freedom: above 33.7 once in ten thousand
+    assert sum((load - 1000) ** 2 / 1000 for load in fleet.loads) < 33.7
+
+
+@pytest.mark.parametrize("kind", ["random", "power_of_two"])
+def test_draws_depend_on_the_seed_and_the_role_alone(kind: str) -> None:
+    policy = POLICY.validate_python(kind)
+
+    def course(seed: int, role: str = "serve") -> list[int]:
+        fleet = Fleet(router_of(policy, seed, role), 50)
+        return [fleet.send() for _ in range(40)]
+
+    assert course(1) == course(1)
+    assert course(1) != course(2)
+    assert course(1) != course(1, "prefill")
+
+
+# --- Sessions.
+
+
+def test_sessions_stay() -> None:
+    fleet = Fleet(SessionSticky(LeastOutstanding()), 4)
+    homes = {session: fleet.send(prompt(session, (), session=session)) for session in range(4)}
+    assert sorted(homes.values()) == [0, 1, 2, 3]
+    for turn in range(20):  # however uneven that makes it
+        assert fleet.send(prompt(100 + turn, (), session=2)) == homes[2]
+
+
+def test_a_session_moves_for_good_when_its_replica_takes_no_more() -> None:
+    fleet = Fleet(SessionSticky(LeastOutstanding()), 2)
+    assert fleet.send(prompt(0, (), session=7)) == 0
+    fleet.switch(0, accepts=False)
+    assert fleet.send(prompt(1, (), session=7)) == 1
+    fleet.switch(0, accepts=True)
+    assert fleet.send(prompt(2, (), session=7)) == 1
+
+
+def test_requests_of_no_session_do_not_stick() -> None:
+    fleet = Fleet(SessionSticky(LeastOutstanding()), 3)
+    assert [fleet.send() for _ in range(6)] == [0, 1, 2, 0, 1, 2]
+
+
+# --- Prefixes.
+
+SYSTEM: Content = ((-2, 0, 1000),)
+
+
+def test_equal_prefixes_go_to_the_replica_that_has_them() -> None:
+    fleet = Fleet(PrefixAware(0.5, 32, 1.0001), 4)
+    fleet.all[2].cached[SYSTEM] = 992
+    assert [fleet.send(prompt(number, SYSTEM)) for number in range(10)] == [2] * 10
+
+
+@pytest.mark.parametrize(("cached", "goes_to"), [(500, 0), (501, 1)])
+def test_a_match_counts_if_it_covers_more_than_the_threshold(cached: int, goes_to: int) -> None:
+    fleet = Fleet(PrefixAware(0.5, 32, 1.0001), 2)
+    fleet.all[1].cached[SYSTEM] = cached
+    assert fleet.send(prompt(0, SYSTEM)) == goes_to
+
+
+@pytest.mark.parametrize(
+    ("loads", "goes_to"),
+    [
+        ((10, 20), 1),  # they differ by 10, which is not more than 10
+        ((10, 21), 0),  # by 11, and 21 > 1.5 * 10
+        ((30, 41), 1),  # by 11, but 41 < 1.5 * 30
+        ((30, 45), 1),  # 45 is not more than 1.5 * 30
+        ((30, 46), 0),
+    ],
+)
+def test_loads_are_uneven_beyond_both_thresholds(loads: tuple[int, int], goes_to: int) -> None:
+    """As `cache_aware.rs` has it: max - min > abs and max > rel * min."""
+    fleet = Fleet(PrefixAware(0.5, 10, 1.5), 2)
+    fleet.all[1].cached[SYSTEM] = 992
+    for replica, load in zip(fleet.all, loads, strict=True):
+        replica.outstanding_requests = load
+    assert fleet.send(prompt(0, SYSTEM)) == goes_to
+
+
+def test_an_overloaded_favourite_sheds_the_rest() -> None:
+    """Nothing leaves: the favourite gets 33 before the loads differ by more than 32."""
+    fleet = Fleet(PrefixAware(0.5, 32, 1.0001), 2)
+    fleet.all[1].cached[SYSTEM] = 992
+    course = [fleet.send(prompt(number, SYSTEM)) for number in range(35)]
+    assert course == [1] * 33 + [0, 1]
+
+
+def test_the_worked_example_of_dynamo() -> None:
+    """Ten blocks of prompt, of which 2, 5, 8 are cached; 10, 5, 9 blocks in use: 18, 10, 11."""
+    content: Content = ((1, 0, 160),)
+    fleet = Fleet(KvAware(1.0), 3)
+    for replica, cached, used in zip(fleet.all, (2, 5, 8), (10, 5, 9), strict=True):
+        replica.cached[content], replica.used_blocks = 16 * cached, used
+    assert fleet.send(prompt(0, content)) == 1
+
+
+@pytest.mark.parametrize(("weight", "goes_to"), [(0.0, 0), (1.0, 0), (3.0, 1)])
+def test_the_weight_trades_overlap_against_load(weight: float, goes_to: int) -> None:
+    """Costs: 10 w + 0 and 2 w + 12, equal at w = 1.5."""
+    content: Content = ((1, 0, 160),)
+    fleet = Fleet(KvAware(weight), 2)
+    fleet.all[1].cached[content], fleet.all[1].used_blocks = 128, 12
+    assert fleet.send(prompt(0, content)) == goes_to
+
+
+# --- Predicted lengths.
+
+
+def test_the_least_work_by_prediction() -> None:
+    fleet = Fleet(PredictedLength(lambda request: 100 * request.request_id), 2)
+    first = Request(5, 0, 10, 1)  # 510
+    assert fleet.send(first) == 0
+    assert fleet.send(Request(2, 0, 10, 1)) == 1  # 210
+    assert fleet.send(Request(1, 0, 10, 1)) == 1  # 320
+    assert fleet.send(Request(3, 0, 10, 1)) == 1  # 630
+    assert fleet.send(Request(0, 0, 10, 1)) == 0  # 520
+    fleet.leave(first)
+    assert fleet.send(Request(9, 0, 10, 1)) == 0  # 10 against 630
+
+
+def test_predictions_are_noisy_unbiased_and_the_same_in_any_order() -> None:
+    policy = PredictedLengthPolicy(error_sigma=0.5)
+    first, second = (cast("Any", router_of(policy, 1))._predict for _ in range(2))
+    requests = [Request(number, 0, 1, 1000) for number in range(4000)]
+    predicted = [first(request) for request in requests]
+    assert predicted == [second(request) for request in reversed(requests)][::-1]
+    logs = np.log(np.array(predicted) / 1000)
+    # 4000 draws: four standard errors of the deviation, and of the mean, which is exp(0.5^2)-1 wide
+    assert logs.std() == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(2 * 4000))
+    assert np.mean(predicted) == pytest.approx(1000, rel=4 * np.sqrt(np.expm1(0.25) / 4000))
+    assert np.mean(np.array(predicted) == 1000) < 0.01
+
+
+@pytest.mark.parametrize("settings", [{}, {"error_sigma": 0}, {"error_sigma": 1, "stale_s": 1}])
+def test_there_is_no_exact_prediction(settings: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        POLICY.validate_python({"kind": "predicted_length", **settings})
+
+
+# --- Stale views.
+
+
+def test_departures_are_seen_late_and_arrivals_at_once() -> None:
+    fleet = Fleet(Stale(LeastOutstanding(), 100), 2)
+    requests = [Request(number, 0, 1, 1) for number in range(6)]
+    assert [fleet.send(request) for request in requests[:4]] == [0, 1, 0, 1]
+    fleet.leave(requests[1])
+    fleet.leave(requests[3])
+    fleet.clock.now = 99  # by now replica 1 is empty, which the router does not know
+    assert fleet.send(requests[4]) == 0
+    fleet.clock.now = 100
+    assert fleet.send(requests[5]) == 1
+    assert fleet.loads == [3, 1]
+
+
+def test_a_view_is_as_old_as_its_first_request_not_the_clock() -> None:
+    fleet = Fleet(Stale(LeastOutstanding(), 100), 2)
+    fleet.clock.now = 1050
+    first = Request(0, 0, 1, 1)
+    assert fleet.send(first) == 0
+    fleet.leave(first)
+    fleet.clock.now = 1149
+    assert fleet.send() == 1
+    fleet.clock.now = 1150
+    assert fleet.send() == 0
+
+
+def imbalance(stale_ticks: int) -> float:
+    """Mean difference of loads where each of eight replicas ends a job every 8 ticks."""
+    least = LeastOutstanding()
+    fleet = Fleet(Stale(least, stale_ticks) if stale_ticks else least, 8)
+    lines: list[list[Request]] = [[] for _ in range(8)]
+    rng, spreads = stream(1, "test"), []
+    for tick in range(4000):
+        fleet.clock.now = tick
+        for line in lines:
+            if line and rng.random() < 1 / 8:
+                fleet.leave(line.pop(0))
+        if rng.random() < 0.9:
+            request = Request(tick, tick, 1, 1)
+            lines[fleet.send(request)].append(request)
+        spreads.append(max(fleet.loads) - min(fleet.loads))
+    return float(np.mean(spreads))
+
+
+def test_the_older_the_view_the_more_uneven_the_loads() -> None:
+    now, old, older = imbalance(0), imbalance(100), imbalance(400)
+    assert now < old < older
+
+
+def test_a_replica_that_comes_or_goes_is_known_at_once() -> None:
+    fleet = Fleet(Stale(LeastOutstanding(), 1000), 3)
+    assert [fleet.send() for _ in range(3)] == [0, 1, 2]
+    fleet.switch(0, accepts=False)
+    assert [fleet.send() for _ in range(2)] == [1, 2]
+    fleet.switch(0, accepts=True)
+    assert fleet.send() == 0
+
+
+# --- What it costs.
+
+
+def calls_per_choice(new_router: Callable[[], Router], replicas: int) -> float:
+    """Mean number of Python and C calls of a choice, in a steady state of two jobs a replica."""
+    fleet = Fleet(new_router(), replicas)
+    accepting, under_way, rng = fleet.accepting, [], stream(1, "test")
+    calls = 0
+
+    def count(_frame: object, event: str, _arg: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    for number in range(2 * replicas + 500):
+        request = Request(number, 0, 1 + number % 7, 1)
+        request.session = number % 100
+        if number >= 2 * replicas:
+            fleet.leave(under_way.pop(int(rng.integers(len(under_way)))))
+            sys.setprofile(count)
+        chosen = cast("Any", fleet.router.choose(request, accepting))
+        sys.setprofile(None)
+        request.replica = chosen.index
+        chosen.take(request, 1)
+        fleet.router.accepted(request, chosen)
+        under_way.append(request)
+    return calls / 500
+
+
+@pytest.mark.parametrize(
+    "new_router",
+    [
+        RoundRobin,
+        lambda: AnyReplica(stream(1, "test")),
+        lambda: PowerOfTwo(stream(1, "test")),
+        LeastOutstanding,
+        lambda: LeastOutstanding(tokens_of),
+        lambda: SessionSticky(LeastOutstanding()),
+        lambda: PredictedLength(lambda request: request.request_id % 13),
+    ],
+)
+def test_choices_grow_no_faster_than_the_logarithm_of_the_fleet(
+    new_router: Callable[[], Router],
+) -> None:
+    few, many = 8, 2048
+    growth = calls_per_choice(new_router, many) / calls_per_choice(new_router, few)
+    assert growth <= log2(many) / log2(few)
+
+
+# --- The schema.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bare_name_is_a_router_with_its_defaults(kind: str) -> None:
+    assert POLICY.validate_python(kind) == POLICY.validate_python({"kind": kind})
+
+
+@pytest.mark.parametrize("value", ["least_loaded", {"kind": "round_robin", "choices": 2}, {}])
+def test_what_is_no_router(value: object) -> None:
+    with pytest.raises(ValidationError):
+        POLICY.validate_python(value)

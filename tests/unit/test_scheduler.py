@@ -251,6 +251,8 @@ class Elsewhere:
 class NotedTransport:
     """Notes what it is asked to fetch."""
 
+    changes_by_itself = False
+
     def __init__(self) -> None:
         self.fetched: list[tuple[int, int, int]] = []
 

@@ -65,7 +65,7 @@ class TestKeys:
         # max_num_seqs is shared; the token budget is that of the pool
         assert (prefill.engine.max_num_seqs, prefill.engine.max_num_batched_tokens) == (64, 16384)
         assert (decode.engine.max_num_seqs, decode.engine.max_num_batched_tokens) == (64, 8192)
-        assert (prefill.router, decode.router) == ("least_outstanding", "round_robin")
+        assert (prefill.router.kind, decode.router.kind) == ("least_outstanding", "round_robin")
         assert (prefill.parallelism.tp, decode.parallelism.tp) == (8, 8)
 
     def test_pools_share_the_systems_of_their_case_unless_they_name_their_own(

@@ -10,7 +10,7 @@ from sim.schema import StrictModel
 from sim.units import Seconds
 from sim.workload.arrivals.rated import Floats, RatedArrivals, require_at_least_zero
 
-_STAYS = 1024
+_STAYS = 1000
 """Stays in a state drawn at once."""
 _GAPS = 65_536
 """Gaps drawn at once."""
