@@ -114,8 +114,6 @@ class ServingEngine(StrictModel):
     """Prompts that may come in at one step, where that is limited."""
     composition: Composition = "mixed"
     """Whether prompts share steps with answers, or have steps of their own that go first."""
-    attention_dp_lockstep: bool = True
-    """Whether attention ranks step together, at the pace of the fullest."""
     expert_imbalance: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
     """Coefficient of variation of the experts' loads from step to step, on top of ``routing``."""
     speculation: SpeculationChoice | None = None

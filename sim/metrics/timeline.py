@@ -55,7 +55,8 @@ def timeline(
             "power_w": np.sum(power_w, axis=0),
             "replicas_up": there.up_s.sum(axis=0) / width,
             "cached_input_fraction": _cached_fraction(requests, edges),
-            "kv_transfer_bytes_per_s": _moved_bytes(record, edges) / width,
+            "kv_transfer_bytes_per_s": _moved_bytes(record, edges, handed=True) / width,
+            "kv_offload_bytes_per_s": _moved_bytes(record, edges, handed=False) / width,
             **_by_pool(service, inventory, width),
         }
     )
@@ -88,11 +89,14 @@ def _cached_fraction(requests: pd.DataFrame, edges: Floats) -> Floats:
     return _shares(cached, prompts)
 
 
-def _moved_bytes(record: RunRecord, edges: Floats) -> Floats:
-    """Bytes between pools in each bin, spread evenly over the time of each transfer."""
+def _moved_bytes(record: RunRecord, edges: Floats, *, handed: bool) -> Floats:
+    """Bytes in each bin, spread evenly over the time of each transfer.
+
+    Those that are handed over go between pools; the others to and from host memory and tiers.
+    """
     transfers = record.transfers
-    handed = transfers["kind"].astype(str) == HANDOVER
-    start_s, end_s, moved = (transfers[name][handed] for name in ("start_s", "end_s", "bytes"))
+    wanted = (transfers["kind"].astype(str) == HANDOVER) == handed
+    start_s, end_s, moved = (transfers[name][wanted] for name in ("start_s", "end_s", "bytes"))
     return Overlaps(start_s, end_s, edges).sum(moved)
 
 

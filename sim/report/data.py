@@ -117,6 +117,7 @@ TIMELINE_COLUMNS: tuple[str, ...] = (
     "replicas_up",
     "cached_input_fraction",
     "kv_transfer_bytes_per_s",
+    "kv_offload_bytes_per_s",
 )
 POOL_TIMELINE_COLUMNS: tuple[str, ...] = (
     "waiting_requests",

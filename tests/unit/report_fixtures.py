@@ -299,6 +299,7 @@ def _timeline(case: str) -> pd.DataFrame:
             "replicas_up": chips // 4,
             "cached_input_fraction": 0.0,
             "kv_transfer_bytes_per_s": 0.0,
+            "kv_offload_bytes_per_s": 0.0,
         }
     )
 

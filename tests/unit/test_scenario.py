@@ -229,7 +229,16 @@ class TestTracePaths:
 
 KNOWN_WORDS = frozenset(
     {"$ref", "additionalProperties", "anyOf", "const", "discriminator", "enum", "items"}
-    | {"maxItems", "minItems", "oneOf", "prefixItems", "properties", "required", "type"}
+    | {
+        "maxItems",
+        "minItems",
+        "minProperties",
+        "oneOf",
+        "prefixItems",
+        "properties",
+        "required",
+        "type",
+    }
     | {"exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "pattern"}
     | {"$defs", "$schema", "default", "description", "examples", "format", "title"}
 )
