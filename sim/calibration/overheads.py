@@ -290,6 +290,11 @@ def main(
     for engine in sorted({run.case.engine.kernels for run in usable}):
         mine = [run for run in usable if run.case.engine.kernels == engine]
         engines[engine] = fit_engine(mine, catalog)
+        if not engines[engine]:
+            raise InputError(
+                f"{runs_csv}: none of the {len(mine)} runs of {engine} can be forecast, so there "
+                "is nothing to fit; nothing was written. `rackcast validate` says why each is skipped"
+            )
     for engine, fitted in engines.items():
         typer.echo(str(write_overheads(engine, _with_frontend(fitted, engines), out)))
 

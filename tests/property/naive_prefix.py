@@ -1,7 +1,7 @@
 """The oracle of the prefix cache: one hash and one queue entry for every single block.
 
-Written from the rules of vLLM's ``block_pool.py`` and shares no code with `sim`: a block is known by
-the hash of all its tokens and those before it; free blocks stand in one queue, in the order in
+Written from the rules of vLLM's ``block_pool.py`` and shares no code with `sim`: a block is known
+by the hash of all its tokens and those before it; free blocks stand in one queue, in the order in
 which they became free, those of one sequence from its tail to its head.
 """
 

@@ -5,12 +5,13 @@ clients, failures. Ticks are small whole numbers, so that coincidences are the r
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import pytest
+import simpy
 from engine_cases import LinearPace, whole_ticks
 
 from sim.engine.admission import AnswerEstimate
@@ -21,6 +22,7 @@ from sim.engine.decode_steps import DecodeSteps
 from sim.engine.door import Door, TenantDoor, TokenBucket
 from sim.engine.patience import Patience, PatiencePlan, start_again
 from sim.engine.plan import ReplicaPlan
+from sim.engine.replica import Replica
 from sim.engine.requests import Request
 from sim.engine.router import Router
 from sim.engine.router_choice import router_of
@@ -65,25 +67,27 @@ class Trouble:
             cluster.send(request)
         return self.retry
 
-    def run(self, cluster: Cluster):
-        replica = cluster.replicas[self.victim % len(cluster.replicas)]
-        other = None
-        if self.drained is not None:
-            other = cluster.replicas[self.drained % len(cluster.replicas)]
+    def run(self, cluster: Cluster) -> Generator[simpy.Event, None, None]:
+        replicas = cluster.replicas
+        victim = replicas[self.victim % len(replicas)]
+        other = None if self.drained is None else replicas[self.drained % len(replicas)]
         for _ in range(4):  # more would keep some requests from ever being done
             if not cluster.active:
                 return
             yield cluster.env.timeout(self.up_ticks)
-            if other is not None and other is not replica:
+            if other is not None and other is not victim:
                 other.drain()
-            if replica.state == "up":
-                replica.fail()
+            if victim.state == "up":
+                victim.fail()
             yield cluster.env.timeout(self.down_ticks)
-            for stopped in (replica, other):
-                if stopped is not None and stopped.state in ("down", "off", "draining"):
-                    stopped.set_state("up")
-                    for pool in cluster.pools.values():
-                        pool.came_up()
+            for stopped in (victim, other):
+                self.mend(cluster, stopped)
+
+    def mend(self, cluster: Cluster, stopped: Replica | None) -> None:
+        if stopped is not None and stopped.state in ("down", "off", "draining"):
+            stopped.set_state("up")
+            for pool in cluster.pools.values():
+                pool.came_up()
 
 
 @dataclass(frozen=True)

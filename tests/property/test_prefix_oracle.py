@@ -27,7 +27,7 @@ class Running:
 
 
 def content(rng: np.random.Generator, size: int) -> Content:
-    """Draw runs of few streams, so that prefixes, branches and branches inside blocks are common."""
+    """Draw runs of few streams, so that prefixes and branches, also inside blocks, are common."""
     runs, lengths = [], rng.integers(1, 4)
     for depth in range(int(lengths)):
         stream = int(rng.integers(0, 2 + depth))

@@ -162,14 +162,12 @@ def test_whoever_gives_up_leaves_the_place() -> None:
 
 
 @pytest.mark.parametrize("every_step", [False, True])
-def test_all_is_given_back_in_the_end(every_step: bool) -> None:  # noqa: FBT001
+def test_all_is_given_back_in_the_end(every_step: bool) -> None:
     tenant = TenantDoor(bucket_of(2), max_outstanding_requests=2)
     door = Door({0: tenant}, 3)
     cluster = cluster_of(every_step=every_step, seqs=1)
     cluster.door = door
-    requests = [
-        request_of(n, tenant=n % 2, arrival=7 * n, outputs=1 + n % 40) for n in range(100)
-    ]
+    requests = [request_of(n, tenant=n % 2, arrival=7 * n, outputs=1 + n % 40) for n in range(100)]
     plans = [
         PatiencePlan(timeout_s=300 / TICKS_PER_S, max_retries=2),
         PatiencePlan(timeout_s=50 / TICKS_PER_S, until="completion"),
