@@ -20,7 +20,7 @@ demo: $(VENV)/.runtime ## install, run scenarios/quickstart.yaml, say where the 
 	$(BIN)/rackcast run scenarios/quickstart.yaml --out out/quickstart
 
 test: lint types ## what CI runs: lint, types, import contracts, all tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto
 
 lint: $(VENV)/.dev ## ruff (rules and format) and the import contracts
 	$(BIN)/ruff check .

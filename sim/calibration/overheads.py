@@ -293,7 +293,7 @@ def main(
         if not engines[engine]:
             raise InputError(
                 f"{runs_csv}: none of the {len(mine)} runs of {engine} can be forecast, so there "
-                "is nothing to fit; nothing was written. `rackcast validate` says why each is skipped"
+                "is nothing to fit; nothing was written. `rackcast validate` says why"
             )
     for engine, fitted in engines.items():
         typer.echo(str(write_overheads(engine, _with_frontend(fitted, engines), out)))
