@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple, Protocol
 import simpy
 
 from sim.engine.clock import TICKS_PER_S, Alarm
+from sim.engine.lockstep import ReplicaScheduler
 from sim.engine.records import Recorder
 from sim.engine.requests import Outcome, Request, Turn
-from sim.engine.scheduler import Scheduler
 from sim.engine.stretch import Stretch
 from sim.engine.ticks import Pace
 from sim.workload.content import Content
@@ -72,7 +72,7 @@ class Replica:
     def __init__(
         self,
         index: int,
-        new_scheduler: Callable[[], Scheduler],
+        new_scheduler: Callable[[], ReplicaScheduler],
         pace: Pace,
         surroundings: Surroundings,
     ) -> None:
@@ -81,7 +81,7 @@ class Replica:
         self.env, self.turn, self.recorder, self.every_step = surroundings
         self.listener: ReplicaListener | None = None
         self.state: State = "up"
-        self.scheduler = new_scheduler()
+        self.scheduler: ReplicaScheduler = new_scheduler()
         self._new_scheduler = new_scheduler
         self._stretch: Stretch | None = None
         self._start_tick = 0
@@ -226,7 +226,7 @@ class Replica:
         self.set_state("down")
         self._tell_of_losses(lost, scheduler)
 
-    def _tell_of_losses(self, lost: list[Request], scheduler: Scheduler) -> None:
+    def _tell_of_losses(self, lost: list[Request], scheduler: ReplicaScheduler) -> None:
         """Let those hear who stand behind the requests of a broken scheduler.
 
         They may send some again at once, so what was to happen to each is settled before.
