@@ -20,10 +20,11 @@ from sim.cost.work import Number, StepShape
 from sim.drafter import Drafter, drafter_of
 from sim.efficiency import Calibration, PowerFit
 from sim.engine.kv import WHOLE_CONTEXT, SequenceBlocks, blocks_for
+from sim.engine.lockstep import RankedPace
 from sim.engine.plan import ReplicaPlan
 from sim.engine.rules import SchedulerRules
 from sim.engine.speculative import GRAIN
-from sim.engine.ticks import pace
+from sim.engine.ticks import LockstepPace, Pace, pace
 from sim.errors import InputError
 from sim.feasibility import check_split, count_replicas, fitted_memory
 from sim.hardware import Accelerator, System
@@ -32,7 +33,14 @@ from sim.overhead import EngineOverhead
 from sim.pools import Role
 from sim.presets import place_of, resolved
 from sim.priors import Prior
-from sim.replica_plan import answer_estimate, execution, new_batch, scheduler_rules, with_host
+from sim.replica_plan import (
+    answer_estimate,
+    execution,
+    new_batch,
+    own_schedulers,
+    scheduler_rules,
+    with_host,
+)
 from sim.routing import Imbalance
 from sim.scenario import Case
 from sim.serving import ServingEngine
@@ -149,9 +157,9 @@ class Deployment:
         engine, held = self.case.engine, _rank_blocks(self.case, self.memory)[1]
         return ReplicaPlan(
             rules=self.rules,
-            kv_blocks=self.kv_blocks,
+            kv_blocks=self.kv_blocks // self.schedulers,
             block_tokens=engine.block_tokens,
-            pace=pace(self.seconds, self.imbalance, 1 if self.law is None else GRAIN),
+            pace=self._pace(),
             max_model_len=self.max_model_len,
             sequence_blocks=held,
             prefix_caching=self.finds_prefixes,
@@ -159,7 +167,21 @@ class Deployment:
             whole_answers=engine.admission == "no_evict",
             estimate=answer_estimate(engine),
             kv_bytes_per_token=self.kv_bytes_per_token,
+            ranks=self.schedulers,
+            rank_choice="fewest_waiting" if engine.rank_choice == "even" else engine.rank_choice,
         )
+
+    @property
+    def schedulers(self) -> int:
+        """Attention ranks of a replica that have batches of their own; 1: they share one."""
+        return own_schedulers(self.case.engine, self.case.parallelism)
+
+    def _pace(self) -> Pace:
+        """Compile how long the steps of a replica take."""
+        grain = 1 if self.law is None else GRAIN
+        if self.schedulers == 1:
+            return pace(self.seconds, self.imbalance, grain)
+        return RankedPace(LockstepPace(self.seconds, self.imbalance, grain=grain))
 
     def plan_for(self, seed: int) -> ReplicaPlan:
         """Give what the engine needs to know in a run with a seed."""
@@ -192,10 +214,7 @@ class Deployment:
 
     @property
     def rules(self) -> SchedulerRules:
-        """What a replica takes in: the limits of its attention ranks and micro-batches together.
-
-        One prompt stays on one rank, so it gets the tokens of that rank alone.
-        """
+        """What each scheduler of a replica takes in, micro-batches together."""
         return scheduler_rules(self.case.engine, self.timer.shares, self.window_tokens, self.law)
 
     def explain(self, shape: StepShape) -> list[OperatorTime]:
@@ -307,6 +326,16 @@ def _speculation(
 def _engine_notes(case: Case, memory: MemoryUse, drafter: Drafter | None) -> Iterator[str]:
     """Say aloud what the engine's settings leave open."""
     engine = case.engine
+    split = case.parallelism
+    if (
+        split.attention_dp > 1
+        and engine.rank_choice != "even"
+        and own_schedulers(engine, split) == 1
+    ):
+        yield (
+            f"{case.name}: attention ranks beside stages or context ranks are taken to be evenly "
+            "filled; with pp = cp = 1 each has a batch of its own."
+        )
     if engine.usable_kv_blocks is not None:
         doubt = doubt_about_blocks(memory, engine.block_tokens, engine.usable_kv_blocks)
         if doubt is not None:

@@ -12,6 +12,7 @@ from sim.engine.kv import SequenceBlocks
 from sim.engine.rules import SchedulerRules
 from sim.engine.speculative import SpeculativeBatch
 from sim.overhead import EngineOverhead
+from sim.parallelism import Parallelism
 from sim.serving import ServingEngine
 from sim.speculation import AcceptanceLaw
 
@@ -22,9 +23,10 @@ def scheduler_rules(
     window_tokens: int | None,
     law: AcceptanceLaw | None = None,
 ) -> SchedulerRules:
-    """Give what a replica takes in: limits of its attention ranks and micro-batches together.
+    """Give what each scheduler of a replica takes in: limits of its micro-batches together.
 
-    One prompt stays on one rank, so it gets the tokens of that rank alone.
+    Where attention ranks share one batch the limits are those of all ranks, and a prompt, which
+    stays on one rank, gets the tokens of that rank alone.
 
     Parameters
     ----------
@@ -37,7 +39,7 @@ def scheduler_rules(
     law : AcceptanceLaw, optional
         Of speculative decoding.
     """
-    ranks = shares.parallelism.attention_dp
+    ranks = shares.parallelism.attention_dp // own_schedulers(engine, shares.parallelism)
     tokens = engine.max_num_batched_tokens * shares.micro_batches
     own = [tokens] if ranks > 1 else []
     if engine.max_chunk_tokens is not None:
@@ -55,6 +57,18 @@ def scheduler_rules(
         tokens_per_sequence=1 if law is None else law.verify_tokens,
         window_tokens=window_tokens,
     )
+
+
+def own_schedulers(engine: ServingEngine, split: Parallelism) -> int:
+    """Count the schedulers of a replica: one for each attention rank, unless they share a batch.
+
+    >>> own_schedulers(ServingEngine(), Parallelism(tp=1, attention_dp=8))
+    8
+    >>> own_schedulers(ServingEngine(rank_choice="even"), Parallelism(tp=1, attention_dp=8))
+    1
+    """
+    apart = engine.rank_choice != "even" and split.pp == split.cp == 1
+    return split.attention_dp if apart else 1
 
 
 def answer_estimate(engine: ServingEngine) -> AnswerEstimate | None:

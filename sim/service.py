@@ -139,7 +139,7 @@ class Service:
     def places(self) -> int:
         """Sequences that can be answered at the same time."""
         pool = self.answer_pool
-        return pool.replicas * pool.rules.max_num_seqs
+        return pool.replicas * pool.schedulers * pool.rules.max_num_seqs
 
     @property
     def frontend_s(self) -> float:

@@ -23,6 +23,8 @@ Preemption = Literal["recompute", "swap"]
 """What becomes of the keys and values of a preempted sequence."""
 Order = Literal["fcfs", "priority", "fair"]
 """Who is next in the waiting line."""
+RankChoice = Literal["even", "fewest_waiting", "fewest_requests", "round_robin"]
+"""Which attention rank a request goes to: as `sim.engine.lockstep.RankChoice` tells."""
 FractionOf = Literal["total", "static", "free"]
 """What `ServingEngine.memory_fraction` is a share of.
 
@@ -112,6 +114,10 @@ class ServingEngine(StrictModel):
     """Tokens of one prompt per step, where that is limited (``long_prefill_token_threshold``)."""
     max_prompts_per_step: PositiveInt | None = None
     """Prompts that may come in at one step, where that is limited."""
+    rank_choice: RankChoice = "fewest_waiting"
+    """How requests are dealt to the attention ranks of a replica (``attention_dp``), each with a
+    batch and a KV cache of its own, all as slow as the slowest. ``even``: the ranks share one
+    batch evenly, which is less to compute; with stages or context ranks it always counts."""
     composition: Composition = "mixed"
     """Whether prompts share steps with answers, or have steps of their own that go first."""
     expert_imbalance: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sim.engine.admission import AnswerEstimate, EstimatedAnswer, Reservation, WholeAnswer
 from sim.engine.batch import DecodeBatch
 from sim.engine.kv import WHOLE_CONTEXT, BlockPool, SequenceBlocks
+from sim.engine.lockstep import LockstepScheduler, RankChoice, ReplicaScheduler
 from sim.engine.prefix import PrefixCache
 from sim.engine.rules import SchedulerRules
 from sim.engine.scheduler import Scheduler
@@ -18,7 +19,9 @@ class ReplicaPlan:
     """What all replicas of a pool have in common."""
 
     rules: SchedulerRules
+    """Of each attention rank that has a scheduler of its own."""
     kv_blocks: int
+    """Of such a rank."""
     block_tokens: int
     pace: Pace
     max_model_len: int
@@ -40,9 +43,19 @@ class ReplicaPlan:
     """Requests that may wait at each replica; further ones are turned away."""
     kv_bytes_per_token: float = 0.0
     """What moves between replicas and tiers for each token of context."""
+    ranks: int = 1
+    """Attention ranks that have schedulers of their own."""
+    rank_choice: RankChoice = "fewest_waiting"
+    """How requests are dealt to them."""
 
-    def new_scheduler(self) -> Scheduler:
+    def new_scheduler(self) -> ReplicaScheduler:
         """Make the scheduler of an empty replica."""
+        if self.ranks == 1:
+            return self._rank_scheduler()
+        ranks = [self._rank_scheduler() for _ in range(self.ranks)]
+        return LockstepScheduler(ranks, self.rank_choice)
+
+    def _rank_scheduler(self) -> Scheduler:
         new_pool = PrefixCache if self.prefix_caching else BlockPool
         pool = new_pool(self.kv_blocks, self.block_tokens)
         batch = self._new_batch()

@@ -6,7 +6,6 @@ One rank equals a plain scheduler. There is no tolerance anywhere.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -28,11 +27,10 @@ from test_engine_features import fates as all_fates
 
 from sim.engine.cluster import Cluster, PoolPlan, RunRecord
 from sim.engine.kv import SequenceBlocks
-from sim.engine.lockstep import LockstepScheduler, RankChoice, RankedPace
+from sim.engine.lockstep import RankChoice, RankedPace
 from sim.engine.plan import ReplicaPlan
 from sim.engine.router import LeastOutstanding, RoundRobin
 from sim.engine.rules import SchedulerRules
-from sim.engine.scheduler import Scheduler
 from sim.engine.stretch import Stretch
 from sim.engine.ticks import Line, slowest
 
@@ -58,22 +56,8 @@ class SlowestRank:
         return max(map(self.rank.ticks, sums)) + self.group_token * len(sums) * width
 
 
-@dataclass(frozen=True, kw_only=True)
-class RankedPlan(ReplicaPlan):
-    """Replicas of several ranks; limits and blocks are those of a rank."""
-
-    rank_count: int
-    choice: RankChoice = "fewest_waiting"
-
-    def new_scheduler(self) -> Scheduler:
-        """Make what stands for a scheduler."""
-        ranks = [cast("Scheduler", ReplicaPlan.new_scheduler(self)) for _ in range(self.rank_count)]
-        return cast("Scheduler", LockstepScheduler(ranks, self.choice))
-
-
-def ranked(plan: ReplicaPlan, pace: SlowestRank, ranks: int, choice: RankChoice) -> RankedPlan:
-    same = {each.name: getattr(plan, each.name) for each in fields(ReplicaPlan)}
-    return RankedPlan(**{**same, "pace": RankedPace(pace)}, rank_count=ranks, choice=choice)
+def ranked(plan: ReplicaPlan, pace: SlowestRank, ranks: int, choice: RankChoice) -> ReplicaPlan:
+    return replace(plan, pace=RankedPace(pace), ranks=ranks, rank_choice=choice)
 
 
 def plan_of(config: Config) -> ReplicaPlan:
@@ -221,7 +205,7 @@ class NaiveRanks(NaiveRun):
             group.boundary = now
 
 
-# -- examples ---------------------------------------------------------------------------------------
+# -- examples -------------------------------------------------------------------------------------
 
 
 ranks_of = st.builds(
