@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from typing import NamedTuple
 
 from sim.catalog import Catalog
 from sim.cost.comms import Network
 from sim.cost.context import window_cap
-from sim.cost.execution import Speculation
+from sim.cost.execution import NO_PADDING, Speculation
 from sim.cost.kernels import KernelShelf
 from sim.cost.layers import operators
 from sim.cost.memory import MemoryUse, detour, doubt_about_blocks, slower_tiers
@@ -19,6 +20,7 @@ from sim.cost.timer import OperatorTime, Placement, StepTimer
 from sim.cost.work import Number, StepShape
 from sim.drafter import Drafter, drafter_of
 from sim.efficiency import Calibration, PowerFit
+from sim.engine.encoding import EncodingPace
 from sim.engine.kv import WHOLE_CONTEXT, SequenceBlocks, blocks_for
 from sim.engine.lockstep import RankedPace
 from sim.engine.plan import ReplicaPlan
@@ -28,8 +30,10 @@ from sim.engine.ticks import LockstepPace, Pace, pace
 from sim.errors import InputError
 from sim.feasibility import check_split, count_replicas, fitted_memory
 from sim.hardware import Accelerator, System
+from sim.image_encoding import ImageEncoding, encoding_of, encoding_of_pool
 from sim.model import Model
 from sim.overhead import EngineOverhead
+from sim.parallelism import Parallelism
 from sim.pools import Role
 from sim.presets import place_of, resolved
 from sim.priors import Prior
@@ -78,6 +82,19 @@ class Deployment:
     """What its replicas do in a service of several pools."""
     law: AcceptanceLaw | None = None
     """What speculative decoding yields; none without it."""
+    encoder: StepTimer | None = None
+    """Prices the images that its replicas encode themselves; none: they encode none, or nothing
+    else (``timer`` is then that of the encoder)."""
+
+    @cached_property
+    def images(self) -> "Deployment | None":
+        """The same replicas as encoders of the images beside their prompts; none: they are not.
+
+        Its steps are those parts of the replicas' steps: prompts of image tokens.
+        """
+        if self.encoder is None:
+            return None
+        return replace(self, timer=self.encoder, encoder=None, law=None, role="encode")
 
     @property
     def chips_per_replica(self) -> int:
@@ -104,7 +121,7 @@ class Deployment:
     @property
     def window_tokens(self) -> int | None:
         """Keys that some layers see at most: of a sliding window, or of sparse attention."""
-        return window_cap(self.model)
+        return None if self.role == "encode" else window_cap(self.model)
 
     @property
     def peak_flop_per_s(self) -> float:
@@ -130,7 +147,7 @@ class Deployment:
 
     @cached_property
     def seconds(self) -> StepTable:
-        """Time of any step."""
+        """Time of any step; where there is an encoder, without its part."""
         return self._table(lambda timed: timed.seconds, overhead_per_s=1.0)
 
     @cached_property
@@ -179,9 +196,12 @@ class Deployment:
     def _pace(self) -> Pace:
         """Compile how long the steps of a replica take."""
         grain = 1 if self.law is None else GRAIN
+        found: Pace
         if self.schedulers == 1:
-            return pace(self.seconds, self.imbalance, grain)
-        return RankedPace(LockstepPace(self.seconds, self.imbalance, grain=grain))
+            found = pace(self.seconds, self.imbalance, grain)
+        else:
+            found = RankedPace(LockstepPace(self.seconds, self.imbalance, grain=grain))
+        return found if self.images is None else EncodingPace(found, pace(self.images.seconds))
 
     def plan_for(self, seed: int) -> ReplicaPlan:
         """Give what the engine needs to know in a run with a seed."""
@@ -201,7 +221,7 @@ class Deployment:
     def imbalance(self) -> Imbalance | None:
         """How the load of the experts varies over time; none: it does not."""
         cv = self.case.engine.expert_imbalance
-        if not cv or self.model.moe is None:
+        if not cv or self.model.moe is None or self.role == "encode":
             return None
         sigma = math.sqrt(math.log1p(cv**2))
         return Imbalance.log_normal(sigma, IMBALANCE_PERIOD_STEPS, seed=0)
@@ -233,8 +253,34 @@ class Deployment:
         )
 
 
-def deploy(case: Case, catalog: Catalog, role: Role = "serve") -> Deployment:
+TimerOf = Callable[[Iterable[Operator], EngineOverhead, Placement], StepTimer]
+"""Prices operators on the chips of a case, under an overhead of the engine."""
+
+
+class _Work(NamedTuple):
+    """What the replicas of a pool do, and what it takes of the memory of a chip."""
+
+    memory: MemoryUse
+    drafter: Drafter | None = None
+    beside: ImageEncoding | None = None
+    """The encoder of images beside the language model."""
+    alone: ImageEncoding | None = None
+    """The encoder in place of the language model."""
+
+
+def deploy(
+    case: Case, catalog: Catalog, role: Role = "serve", *, encodes: bool = True
+) -> Deployment:
     """Resolve a case of one pool: look everything up, check that it fits, build its timer.
+
+    Parameters
+    ----------
+    case : Case
+        Of this pool alone.
+    catalog : Catalog
+    role : str
+    encodes : bool
+        Whether replicas that take in prompts encode their images: no other pool does.
 
     Raises
     ------
@@ -248,10 +294,8 @@ def deploy(case: Case, catalog: Catalog, role: Role = "serve") -> Deployment:
     accelerator = catalog.accelerator(system.accelerator)
     model = catalog.model(case.model)
     case = _with_preset(case, catalog, system, accelerator)
-    check_split(case, model, system)
-    drafter = drafter_of(case, model, catalog)
-    beside = None if drafter is None else drafter.beside
-    memory = fitted_memory(case, model, accelerator, system, beside)
+    work = _work(case, model, catalog, role, encodes=encodes)
+    memory, drafter = work.memory, work.drafter
     calibration = catalog.calibration(system.accelerator)
     prior = catalog.prior(accelerator.family)
     engine = case.engine
@@ -268,12 +312,8 @@ def deploy(case: Case, catalog: Catalog, role: Role = "serve") -> Deployment:
     def timer_of(listed: Iterable[Operator], law: EngineOverhead, placed: Placement) -> StepTimer:
         return StepTimer(listed, accelerator, shelf, network, law, placed)
 
-    speculation = None if drafter is None else _speculation(drafter, engine, overhead.law, timer_of)
-    timer = timer_of(
-        operators(model, case.parallelism, case.precision, case.routing),
-        with_host(overhead.law, engine),
-        placement._replace(execution=execution(engine, speculation)),
-    )
+    timer = _timer(case, model, work, overhead.law, placement, timer_of)
+    encoder = None if work.beside is None else _encoder_timer(work.beside, overhead.law, timer_of)
     return Deployment(
         case=case,
         system=system,
@@ -293,7 +333,65 @@ def deploy(case: Case, catalog: Catalog, role: Role = "serve") -> Deployment:
         calibration=calibration,
         role=role,
         law=None if drafter is None else drafter.law,
+        encoder=encoder,
     )
+
+
+def _work(case: Case, model: Model, catalog: Catalog, role: Role, *, encodes: bool) -> _Work:
+    """Check that what the replicas of a pool do can be split so and fits."""
+    system = catalog.system(case.system)
+    accelerator = catalog.accelerator(system.accelerator)
+    if role == "encode":
+        alone = encoding_of_pool(case, model, system)
+        return _Work(alone.alone(accelerator), alone=alone)
+    check_split(case, model, system)
+    drafter = drafter_of(case, model, catalog)
+    encoding = encoding_of(case, model) if encodes else None
+    others = [each.beside for each in (drafter, encoding) if each is not None]
+
+    def beside(memory: MemoryUse) -> MemoryUse:
+        return reduce(lambda use, put: put(use), others, memory)
+
+    memory = fitted_memory(case, model, accelerator, system, beside)
+    return _Work(memory, drafter, beside=encoding)
+
+
+def _timer(
+    case: Case,
+    model: Model,
+    work: _Work,
+    law: EngineOverhead,
+    placement: Placement,
+    timer_of: TimerOf,
+) -> StepTimer:
+    """Price the steps of a pool; those of an encoder alone are run through no graph."""
+    engine, drafter = case.engine, work.drafter
+    if work.alone is not None:
+        plain = replace(execution(engine, None), padding=NO_PADDING)
+        placed = placement._replace(execution=plain)
+        return timer_of(work.alone.operators, with_host(law, engine), placed)
+    speculation = None if drafter is None else _speculation(drafter, engine, law, timer_of)
+    return timer_of(
+        operators(model, case.parallelism, case.precision, case.routing),
+        with_host(law, engine),
+        placement._replace(execution=execution(engine, speculation)),
+    )
+
+
+def _encoder_timer(encoding: ImageEncoding, law: EngineOverhead, timer_of: TimerOf) -> StepTimer:
+    """Price the images of a step; the engine's own time is spent once, on the whole step.
+
+    Attention ranks that share a batch share its images; the first of several stages encodes for
+    all micro-batches.
+    """
+    engine, split = encoding.case.engine, encoding.case.parallelism
+    ranks = split.attention_dp // own_schedulers(engine, split)
+    batches = Shares(split, engine.max_num_batched_tokens).micro_batches
+    shares = Shares(
+        Parallelism(tp=split.tp, attention_dp=ranks), batches * engine.max_num_batched_tokens
+    )
+    free = law.model_copy(update={"step_s": 0.0, "sequence_s": 0.0})
+    return timer_of(encoding.operators, free, Placement(shares))
 
 
 def _with_preset(case: Case, catalog: Catalog, system: System, accelerator: Accelerator) -> Case:
@@ -310,7 +408,7 @@ def _speculation(
     drafter: Drafter,
     engine: ServingEngine,
     law: EngineOverhead,
-    timer_of: Callable[[Iterable[Operator], EngineOverhead, Placement], StepTimer],
+    timer_of: TimerOf,
 ) -> Speculation:
     """Price the passes of a drafter; the engine's own time is spent once, on the whole step."""
     timer = None

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sim.encoder import ImageEncoder
 from sim.figures import Figure
 from sim.schema import StrictModel
 from sim.units import NonNegativeInt, PositiveInt
@@ -386,6 +387,8 @@ class Model(StrictModel):
     """Whether the LM head is the input embedding."""
     per_layer_embedding: PositiveInt | None = None
     """Width of the vector that a table gives every layer for every token (Gemma 4 E2B)."""
+    encoder: ImageEncoder | None = None
+    """Turns images into tokens of the prompt; its weights count apart from all others."""
     published: Published = Published()
 
     @model_validator(mode="after")
@@ -398,6 +401,9 @@ class Model(StrictModel):
             raise ValueError(f"{both} are more layers than the {self.layers} of the model")
         if self.dense_layers and self.mlp_intermediate is None:
             raise ValueError(f"mlp_intermediate is missing: {self.dense_layers} layers are dense")
+        if self.encoder is not None and self.encoder.projector[-1] != self.hidden:
+            width = self.encoder.projector[-1]
+            raise ValueError(f"encoder.projector ends with {width}, but hidden is {self.hidden}")
         return self
 
     def is_called(self, name: str) -> bool:

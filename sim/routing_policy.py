@@ -1,8 +1,8 @@
 """How requests are dealt to the replicas of a pool, as a scenario says it."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from sim.schema import StrictModel
 from sim.units import Fraction, NonNegativeInt, PositiveInt, Seconds
@@ -57,7 +57,8 @@ class PrefixAwarePolicy(_Policy):
     Rules and defaults of SGLang's cache-aware router (``sgl-router``, ``cache_aware.rs``): the
     shortest queue if loads differ by more than both thresholds; else the best match, if it covers
     enough of the prompt; else the shortest queue. SGLang sends a prompt that matches nowhere to the
-    replica with the smallest tree; here to the least loaded.
+    replica with the smallest tree; here to the least loaded. The defaults are those of its first
+    releases (``sgl-router`` 0.1); later ones have 0.3, 64 and 1.5.
     """
 
     kind: Literal["prefix_aware"] = "prefix_aware"
@@ -70,11 +71,14 @@ class PrefixAwarePolicy(_Policy):
 
 
 class KvAwarePolicy(_Policy):
-    """The replica where prompt and answers together cost least.
+    """The replica where the prompt costs least beside the prompts that are under way there.
 
     The cost function of NVIDIA Dynamo's KV router (``docs/architecture/kv_cache_routing.md``):
-    ``overlap_weight`` times the blocks of the prompt that are not cached there, plus the blocks
-    that its sequences use.
+    ``overlap_weight`` times the blocks of the prompt that are not cached there, plus the active
+    blocks: those of prompts that were sent there and have not left. As in Dynamo, the router keeps
+    that account itself, and answers do not count (``--router-track-output-blocks`` is off by
+    default). Blocks that several prompts share count once in Dynamo; here a prompt counts without
+    what was cached of it when it was sent.
     """
 
     kind: Literal["kv_aware"] = "kv_aware"
@@ -98,12 +102,6 @@ class PredictedLengthPolicy(_Policy):
     kind: Literal["predicted_length"] = "predicted_length"
     error_sigma: Annotated[float, Field(gt=0, le=5)]
     """Standard deviation of the logarithm of the error; there is no exact prediction."""
-
-    @model_validator(mode="after")
-    def _keeps_its_own_books(self) -> Self:
-        if self.stale_s:
-            raise ValueError("predicted_length counts what it has sent itself: stale_s must be 0")
-        return self
 
 
 def _by_name(value: Any) -> Any:

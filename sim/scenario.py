@@ -89,11 +89,10 @@ class Case(Pool):
         if self.pools is None:
             return self
         encode, prefill, decode = self.pools.encode, self.pools.prefill, self.pools.decode
-        if encode is not None and encode.model == prefill.model:
+        if encode is not None and encode.model != prefill.model:
             msg = (
-                f"the encode pool would be priced as {encode.model}, the model of the answers, "
-                "which is no encoder: give pools.encode.model the encoder's own file, or leave "
-                "the pool out"
+                f"the encode pool runs the encoder of {encode.model}, whose embeddings mean "
+                f"nothing to {prefill.model} in the prefill pool: give both the same model"
             )
             raise ValueError(msg)
         if prefill.model != decode.model:

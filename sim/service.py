@@ -1,7 +1,7 @@
 """What a case puts into service: its pools on their systems, and the way from one to the next."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -12,6 +12,7 @@ from sim.cost.fabric import Fabric
 from sim.deployment import Deployment, deploy
 from sim.errors import InfeasibleError, InputError
 from sim.hardware import System
+from sim.image_encoding import encoding_of_pool
 from sim.parallelism import ChipGroup
 from sim.pools import KvTransfer, Role
 from sim.scenario import Case
@@ -180,11 +181,17 @@ def service_of(case: Case, catalog: Catalog) -> Service:
         A pool that cannot be cut or does not fit, or too few chips for all; the message names the
         pool.
     """
-    pools = tuple(deploy(part, catalog, role) for role, part in _pool_cases(case, catalog))
+    encodes = "encode" not in case.roles
+    pools = tuple(
+        deploy(part, catalog, role, encodes=encodes) for role, part in _pool_cases(case, catalog)
+    )
     if len(pools) == 1:
         return Service(case, pools)
-    together = _in_one_domain(case, pools)
-    return Service(case, pools, kv_path(case.kv_transfer, *pools[-2:], together=together))
+    together = _in_one_domain(case, pools, pools[-2:])
+    path = kv_path(case.kv_transfer, *pools[-2:], together=together)
+    if not encodes:
+        pools = (_handing_over(case, pools), *pools[1:])
+    return Service(case, pools, path)
 
 
 def _pool_cases(case: Case, catalog: Catalog) -> Iterator[tuple[Role, Case]]:
@@ -243,9 +250,9 @@ def _and_spares(part: Case) -> str:
     return f" with its {part.spares} spares" if part.spares else ""
 
 
-def _in_one_domain(case: Case, pools: Sequence[Deployment]) -> bool:
-    """Tell whether all chips of the last two pools are joined by one scale-up network."""
-    together = {"prefill", "decode"} <= set(case.sharing_roles)
+def _in_one_domain(case: Case, pools: Sequence[Deployment], joined: Sequence[Deployment]) -> bool:
+    """Tell whether all chips of some of the pools are joined by one scale-up network."""
+    together = {pool.role for pool in joined} <= set(case.sharing_roles)
     chips = sum(pool.chips for pool in pools)
     return together and case.systems == 1 and chips <= pools[-1].system.domain_chips
 
@@ -285,6 +292,24 @@ def kv_path(
         out_port=_port(transfer, prefill, link),
         in_port=_port(transfer, decode, link),
     )
+
+
+def _handing_over(case: Case, pools: Sequence[Deployment]) -> Deployment:
+    """Let the encode pool send what it has computed to the prefill pool.
+
+    Over the network that joins the two, at the rate of the slower side. What the case says of the
+    transfer of keys and values holds for embeddings too, but for its ``link``, which another pair
+    of pools may not have.
+    """
+    encode, prefill = pools[0], pools[1]
+    together = _in_one_domain(case, pools, pools[:2]) and case.kv_transfer.link != "scale_out"
+    link: Literal["scale_up", "scale_out"] = "scale_up" if together else "scale_out"
+    sides = [_port(case.kv_transfer, pool, link) for pool in (encode, prefill)]
+    slower = min(sides, key=lambda port: port.bytes_per_s)
+    latency_s = max(port.latency_s for port in sides)
+    encoding = encoding_of_pool(encode.case, encode.model, encode.system)
+    sent = encoding.handover(slower.bytes_per_s, latency_s, slower.source)
+    return replace(encode, timer=encode.timer.with_operator(sent))
 
 
 def _port(transfer: KvTransfer, pool: Deployment, link: Literal["scale_up", "scale_out"]) -> Port:

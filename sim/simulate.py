@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import starmap
 
 import numpy as np
 
@@ -118,10 +119,24 @@ def _run_notes(
                 f"{pool.case.name}: no prefix is found again: caching blocks of layers with a "
                 "window or a state is not modelled."
             )
-    if traffic.encode_tokens is not None and service.pools[0].role != "encode":
+    if traffic.encode_tokens is not None:
+        yield from _image_notes(service)
+
+
+def _image_notes(service: Service) -> Iterator[str]:
+    """Say where the work of the image encoder is."""
+    name = service.case.name
+    if service.pools[0].role == "encode":
+        return
+    if service.prompt_pool.encoder is None:
         yield (
-            f"{service.case.name}: images count as tokens of their prompts; the time of their "
-            "encoder is not in."
+            f"{name}: images count as tokens of their prompts; the time of their encoder is not "
+            f"in: the file of {service.prompt_pool.model.name} has none."
+        )
+    else:
+        yield (
+            f"{name}: images are encoded in the step that takes them into the prompt; the time of "
+            "the encoder is in, its energy and FLOP are not."
         )
 
 
@@ -167,9 +182,6 @@ def serve(
 def _losses(recorded: Columns, upkeep: Upkeep) -> Columns:
     """Put what failures have really thrown away in place of what they broke off."""
     table = Table(LOSS_COLUMNS)
-    for row in zip(*recorded.values(), strict=True):
-        if row[3] != FAILURE:
-            table.append(row)
     for loss in upkeep.losses:
         table.append(
             (
@@ -181,7 +193,8 @@ def _losses(recorded: Columns, upkeep: Upkeep) -> Columns:
                 loss.answer_tokens,
             )
         )
-    return table.columns()
+    thrown, others = table.columns(), recorded["cause"] != FAILURE
+    return {name: np.concatenate([recorded[name][others], thrown[name]]) for name in thrown}
 
 
 FAILURE = "failure"
@@ -277,6 +290,9 @@ def capacity_requests_per_s(service: Service, catalog: Catalog, seed: int) -> fl
 def _requests(traffic: Traffic, priorities: Priorities = ()) -> Iterator[Request]:
     """Make the requests of a run, one when it is its turn; of a closed loop at no time yet."""
     ranked = any(priority is not None for priority in priorities)
+    if traffic.is_plain and not ranked:
+        yield from starmap(Request, traffic.plain_rows(TICKS_PER_S))
+        return
     for index, row in enumerate(traffic.rows()):
         arrival_s, input_tokens, output_tokens, *rest = row
         request = Request(index, to_ticks(arrival_s), input_tokens, output_tokens)

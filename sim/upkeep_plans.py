@@ -187,8 +187,9 @@ def _slow_pace(pool: Deployment, faults: Faults, laws: FaultLaws) -> Pace | None
         return None
     degraded(pool.system, faults)  # says so where there is no such network
     left = Left()._replace(**{faults.link_network: faults.link_bandwidth_fraction})
-    slow = pool.timer.with_network(pool.timer.network.degraded(left))
-    return replace(pool, timer=slow).plan.pace
+    network = pool.timer.network.degraded(left)
+    encoder = None if pool.encoder is None else pool.encoder.with_network(network)
+    return replace(pool, timer=pool.timer.with_network(network), encoder=encoder).plan.pace
 
 
 def _rules(service: Service) -> Faults:

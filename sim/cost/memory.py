@@ -209,8 +209,25 @@ def memory_use(
     activations and 1 of the engine: ``total`` leaves 72 - 20 = 52 for the cache, ``static``
     0.9 x 79 - 16 = 55.1, ``free`` 0.9 x 60 = 54.
     """
+    return divided(
+        accelerator,
+        share,
+        weights=weight_bytes_per_chip(model, parallelism, precision, routing),
+        activations=activation_bytes(model, parallelism, share),
+        cache=cache_use(model, parallelism, precision),
+    )
+
+
+def divided(
+    accelerator: Accelerator,
+    share: EngineShare,
+    *,
+    weights: float,
+    activations: float,
+    cache: CacheUse,
+) -> MemoryUse:
+    """Divide one chip's memory when all that lies in it is known, in bytes."""
     capacity = accelerator.local_memory.capacity_bytes.value
-    weights = weight_bytes_per_chip(model, parallelism, precision, routing)
     budgets: Mapping[FractionOf, float] = {
         "total": capacity * share.memory_fraction,
         "static": (capacity - share.engine_bytes) * share.memory_fraction,
@@ -220,9 +237,9 @@ def memory_use(
         capacity_bytes=capacity,
         budget_bytes=budgets[share.fraction_of],
         weights_bytes=weights,
-        activations_bytes=activation_bytes(model, parallelism, share),
+        activations_bytes=activations,
         engine_bytes=share.engine_bytes,
-        cache=cache_use(model, parallelism, precision),
+        cache=cache,
         offloaded_weights_bytes=min(share.offload_weights_bytes, weights),
         offloaded_kv_bytes=share.offload_kv_bytes,
         fraction_of=share.fraction_of,

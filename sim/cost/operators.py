@@ -39,6 +39,8 @@ class DenseGemm:
     """Format in which ``x`` is read, if the precision names one."""
     row_ranks: int = 1
     """Chips that share the rows: each takes its part of them and all of the weights."""
+    rows_per_token: int = 1
+    """Rows that each token of the batch stands for: the patches that an image token is made of."""
     idle_dtype: Dtype | None = None
     """Format of a second copy of the weights that is stored and never read."""
     scope: Scope = "rank"
@@ -53,7 +55,7 @@ class DenseGemm:
 
     def local_rows(self, shape: StepShape) -> Number:
         """Rows of one chip: all of them, or the largest part."""
-        rows = shape.rows(self.rows)
+        rows = shape.rows(self.rows) * self.rows_per_token
         return rows if self.row_ranks == 1 else np.ceil(np.asarray(rows) / self.row_ranks)
 
     def streamed_bytes(self, shape: StepShape) -> Number:
@@ -328,6 +330,40 @@ class PrefillAttention:
         return Work(self.pairs(shape) * self.flop_per_pair, moved)
 
 
+@dataclass(frozen=True)
+class PatchAttention(PrefillAttention):
+    """Attention of image patches, each of which sees all patches of its region.
+
+    The batch counts tokens, each of which stands for some patches. An image of ``n`` tokens has
+    ``n (n + 1) / 2`` pairs under the causal mask that a `StepShape` counts by, so twice these less
+    ``n`` are its ``n * n`` pairs without a mask; that stays true where an image comes in pieces.
+    """
+
+    patches_per_token: int = 1
+    region_patches: int | None = None
+    """Patches of a region; none: the whole image."""
+    images_per_prompt: int = 1
+    """Images of one size that the tokens of a prompt come from, where regions are whole images."""
+
+    def pairs(self, shape: StepShape) -> Number:
+        """Pairs of a patch with each of its region, summed over all patches.
+
+        Two images of 3 tokens of 4 patches: 2 x 12 x 12 pairs, or 24 x 8 in regions of 8.
+
+        >>> two_images = StepShape(prefill_tokens=6, prefill_pairs=21)
+        >>> heads = ("attention", 4, "gqa", 16, 80, 80, "bf16", "bf16", 0.0)
+        >>> whole = PatchAttention(*heads, patches_per_token=4, images_per_prompt=2)
+        >>> windows = PatchAttention(*heads, patches_per_token=4, region_patches=8)
+        >>> whole.pairs(two_images), windows.pairs(two_images)
+        (288.0, 192)
+        """
+        patches = self.patches_per_token
+        if self.region_patches is not None:
+            return shape.prefill_tokens * (patches * self.region_patches)
+        squared = 2 * shape.prefill_pairs - shape.prefill_tokens
+        return squared * (patches**2 / self.images_per_prompt)
+
+
 LOGIT_BYTES = 2 * DTYPE_BYTES["fp32"]
 """A score of the indexer is written in 32 bits and read again by the selection."""
 
@@ -526,6 +562,31 @@ class Collective:
 
 
 @dataclass(frozen=True)
+class Handover:
+    """What a replica sends to another one at the end of a step, over a link of known rate."""
+
+    name: str
+    bytes_per_token: float
+    """Of all chips of the replica together."""
+    bytes_per_s: float
+    """Of all chips of the replica together."""
+    latency_s: float
+    source: str
+    """Which link it is, and how its rate is known."""
+    calls: float = 1
+    scope: Scope = "rank"
+
+    @property
+    def rows(self) -> Rows:
+        """What sets the size of this operator."""
+        return "tokens"
+
+    def work(self, shape: StepShape) -> Work:
+        """No FLOP; ``bytes`` is the message."""
+        return Work(0.0, shape.tokens * self.bytes_per_token)
+
+
+@dataclass(frozen=True)
 class ExpertExchange:
     """One half of the all-to-all of expert parallelism: tokens to experts, or results back.
 
@@ -606,5 +667,6 @@ Operator = (
     | PrefixExpansion
     | Elementwise
     | Collective
+    | Handover
     | ExpertExchange
 )

@@ -27,8 +27,10 @@ from sim.cost.operators import (
     Elementwise,
     ExpertExchange,
     ExpertGemm,
+    Handover,
     IndexScores,
     Operator,
+    PatchAttention,
     PrefillAttention,
     PrefixExpansion,
     StateUpdate,
@@ -178,6 +180,13 @@ class StepTimer:
     def with_overhead(self, overhead: EngineOverhead) -> "StepTimer":
         """Return the same timer with another overhead."""
         return self._changed(self.network, overhead, self.placement)
+
+    def with_operator(self, operator: Operator) -> "StepTimer":
+        """Return the same timer with one operator more."""
+        listed = (*self.operators, operator)
+        return StepTimer(
+            listed, self.accelerator, self.kernels, self.network, self.overhead, self.placement
+        )
 
     def with_network(self, network: Network) -> "StepTimer":
         """Return the same timer with another network, which the drafter uses too.
@@ -576,6 +585,12 @@ class StepTimer:
         return _on_the_wire(operator.work(shape), seconds, source)
 
     @_price.register
+    def _(self, operator: Handover, shape: StepShape) -> _Call:
+        work = operator.work(shape)
+        seconds = operator.latency_s + _array(work.bytes) / operator.bytes_per_s
+        return _on_the_wire(work, seconds, operator.source)
+
+    @_price.register
     def _(self, operator: ExpertExchange, shape: StepShape) -> _Call:
         chips = self.shares.parallelism.chips
         seconds, source = self.network.expert_exchange(operator, shape.tokens, chips)
@@ -676,7 +691,7 @@ def _mixes_tokens(operator: Operator) -> bool:
     """Tell whether an operator counts its layer: one such operator per layer with attention."""
     if isinstance(operator, StateUpdate):
         return operator.rows == "decode_sequences"
-    return isinstance(operator, DecodeAttention)
+    return isinstance(operator, DecodeAttention | PatchAttention)
 
 
 def _bubbles_s(timed: Iterable[tuple[Operator, float]], dealt: Counts) -> float:

@@ -143,6 +143,8 @@ class DecodeBatch:
         >>> [batch.blocks_needed(steps) for steps in (1, 2, 17, 18)]
         [0, 1, 1, 2]
         """
+        if steps == 1 and self._window is None:
+            return self._blocks.growing * self._phases.taken_next(self.step)
         needed = self._blocks.growing * self._phases.taken(self.step, steps)
         if self._window is not None and self._blocks.windowed:
             needed += self._blocks.windowed * self._window.phases.taken(self.step, steps)

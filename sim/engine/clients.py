@@ -6,7 +6,7 @@ from typing import Protocol
 
 import simpy
 
-from sim.engine.clock import Alarm
+from sim.engine.clock import Alarm, Clock
 from sim.engine.requests import Request, Turn
 
 Submit = Callable[[Request], None]
@@ -20,7 +20,7 @@ class Source(Protocol):
         """Whether it will send no more, whatever happens."""
         ...
 
-    def start(self, env: simpy.Environment, submit: Submit, turn: Turn) -> None:
+    def start(self, env: Clock, submit: Submit, turn: Turn) -> None:
         """Begin to send."""
         ...
 
@@ -38,7 +38,7 @@ class OpenLoop:
         self.requests = requests
         self.exhausted = False
 
-    def start(self, env: simpy.Environment, submit: Submit, turn: Turn) -> None:
+    def start(self, env: Clock, submit: Submit, turn: Turn) -> None:
         """Begin to send."""
         del turn
         self._env, self._submit = env, submit
@@ -48,18 +48,24 @@ class OpenLoop:
         # an alarm of its own, set again and again, costs a third of a process that waits
         self._alarm = Alarm(env, simpy.events.NORMAL, self._arrive)
         if self._next is not None:
-            self._alarm.set(max(0, self._next.arrival_tick - int(env.now)))
+            self._alarm.set(max(0, self._next.arrival_tick - env.tick))
 
     def _arrive(self, _alarm: simpy.Event) -> None:
-        """Send the requests of this tick, and wait for the next one."""
-        now, request = int(self._env.now), self._next
-        while request is not None and request.arrival_tick <= now:
-            self._next = next(self._upcoming, None)
-            self.exhausted = self._next is None  # known to whoever hears of the last one's fate
-            self._submit(request)
-            request = self._next
-        if request is not None:
-            self._alarm.set(request.arrival_tick - now)
+        """Send the requests of this tick, and those that come before anything else happens."""
+        clock, submit, upcoming = self._env, self._submit, self._upcoming
+        now, request = clock.tick, self._next
+        while request is not None:
+            tick = request.arrival_tick
+            if tick > now:
+                if not clock.skip_to(tick):
+                    self._next = request
+                    self._alarm.set(tick - now)
+                    return
+                now = tick
+            following = next(upcoming, None)
+            self.exhausted = following is None  # known to whoever hears of the last one's fate
+            submit(request)
+            request = following
 
 
 class ClosedLoop:

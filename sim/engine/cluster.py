@@ -9,6 +9,7 @@ from typing import Protocol
 import simpy
 
 from sim.engine.clients import Source
+from sim.engine.clock import Clock
 from sim.engine.door import Door
 from sim.engine.links import Link
 from sim.engine.plan import ReplicaPlan
@@ -109,7 +110,7 @@ class Cluster:
     """
 
     def __init__(self, plans: Sequence[PoolPlan], *, every_step: bool = False) -> None:
-        self.env = simpy.Environment()
+        self.env = Clock()
         self.turn = Turn()
         self.recorder = Recorder()
         self.surroundings = Surroundings(self.env, self.turn, self.recorder, every_step)
@@ -336,7 +337,7 @@ class Cluster:
             self._over = self.env.event()
             self._over.callbacks = [simpy.core.StopSimulation.callback]
         with _no_garbage_collection():
-            self.env.run()
+            self.env.run_to_the_end()
         self._close()
         record = self.recorder
         return RunRecord(

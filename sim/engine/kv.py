@@ -91,10 +91,15 @@ class BlockPhases:
         change : int
             How many more there are.
         """
-        phase = -base_tokens % self.block_tokens
+        counts, size = self._counts, self.block_tokens
+        phase = -base_tokens % size
         self.size += change
-        self._counts[phase] += change
-        self._counts[phase + self.block_tokens] += change
+        counts[phase] += change
+        counts[phase + size] += change
+
+    def taken_next(self, step: int) -> int:
+        """Count the blocks that all sequences together take in the next step."""
+        return self._counts[step % self.block_tokens]
 
     def cycle(self, step: int) -> list[int]:
         """Count the sequences that take a block in each step of a whole cycle from now on."""
@@ -104,8 +109,6 @@ class BlockPhases:
     def taken(self, step: int, steps: int) -> int:
         """Count the blocks that all sequences together take in the next steps."""
         start = step % self.block_tokens
-        if steps == 1:
-            return self._counts[start]
         cycles, rest = divmod(steps, self.block_tokens)
         return cycles * self.size + sum(self._counts[start : start + rest])
 

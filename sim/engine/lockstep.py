@@ -17,7 +17,6 @@ ranks, not with what is in their batches.
 
 from collections import ChainMap
 from collections.abc import Collection, Container, Sequence, Sized
-from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from sim.engine.prefix import PrefixCache
@@ -154,12 +153,14 @@ class ReplicaScheduler(Protocol):
         ...
 
 
-@dataclass(slots=True)
 class LockstepStretch(Stretch):
     """Steps of all ranks together: counts are sums over the ranks."""
 
-    ranks: list[Stretch] = field(default_factory=list)
-    """Of each rank; an empty one where a rank has nothing to do."""
+    def __init__(self, grain: int = 1) -> None:
+        super().__init__(0, 0, 0, 0, 0, 0)
+        self.grain = grain
+        self.ranks: list[Stretch] = []
+        """Of each rank; an empty one where a rank has nothing to do."""
 
     def add(self, part: Stretch) -> None:
         """Count what another rank does."""
@@ -297,7 +298,7 @@ class LockstepScheduler:
         LockstepStretch, optional
             None when no rank has anything to do.
         """
-        whole = LockstepStretch(0, 0, 0, 0, 0, 0, self._grain)
+        whole = LockstepStretch(self._grain)
         steps, blocked = 0, False
         for rank, worked in zip(self.ranks, self._worked, strict=True):
             part = None

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from sim.engine.clock import TICKS_PER_S
 from sim.engine.records import Recorder
 from sim.engine.replica import Replica, State
 from sim.engine.requests import Outcome, Request
@@ -133,5 +132,5 @@ class Pool:
         """Record the state of a replica from when it came into it until now."""
         since, now = self._since.get(replica, 0), int(replica.env.now)
         if now > since:
-            row = (replica.index, replica.state, since / TICKS_PER_S, now / TICKS_PER_S)
+            row = (replica.index, replica.state, since, now)
             self._recorder.states.append(row)

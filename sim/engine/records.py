@@ -4,7 +4,8 @@ Rows are collected as tuples and turned into NumPy columns a block at a time, so
 costs a fraction of a microsecond and memory does not grow with Python objects.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,6 @@ Columns = dict[str, npt.NDArray[Any]]
 BLOCK_ROWS = 2_048
 """Few enough to stay in the processor's cache: a block of 65,536 rows took twice as long a row."""
 PROGRESS_ROWS = 1_000
-NAN = float("nan")
-"""Time of what has not happened."""
 
 REQUEST_COLUMNS: Mapping[str, str] = {
     "request_id": "i8",
@@ -85,6 +84,14 @@ TRANSFER_COLUMNS: Mapping[str, str] = {
 }
 """Keys and values on their way: asked for, under way (after those before it on the link), there."""
 
+TIMES = frozenset(
+    {
+        *("arrival_s", "admit_s", "first_token_s", "done_s", "transfer_s", "preempted_s"),
+        *("asked_s", "start_s", "end_s", "time_s"),
+    }
+)
+"""Columns that are recorded in ticks."""
+
 LOSS_COLUMNS: Mapping[str, str] = {
     "replica": "i4",
     "time_s": "f8",
@@ -96,6 +103,14 @@ LOSS_COLUMNS: Mapping[str, str] = {
 """Work that was thrown away: tokens in the cache, and of the answer, when it was."""
 
 
+_TICKS_OF = {"transfer_s": "transfer_ticks", "preempted_s": "preempted_ticks"}
+_REQUEST_VALUES = tuple(
+    attrgetter(_TICKS_OF.get(name, name.removesuffix("_s") + "_tick") if name in TIMES else name)
+    for name in REQUEST_COLUMNS
+)
+"""What is recorded of a request, in the order of the columns."""
+
+
 class Table:
     """An append-only table.
 
@@ -103,18 +118,31 @@ class Table:
     ----------
     columns : mapping
         Name and NumPy type of each column, in order.
+    times : set of str
+        Those whose values are given in ticks and come out in seconds; what is negative has not
+        happened and is no number.
     """
 
-    def __init__(self, columns: Mapping[str, str]) -> None:
+    def __init__(self, columns: Mapping[str, str], times: Collection[str] = ()) -> None:
         self._columns = dict(columns)
+        self._times = times
         self._blocks: list[Columns] = []
         self._rows: list[tuple[object, ...]] = []
 
     def append(self, row: tuple[object, ...]) -> None:
         """Add a row; values in the order of the columns."""
         self._rows.append(row)
-        if len(self._rows) == BLOCK_ROWS:
+        if len(self._rows) >= BLOCK_ROWS:
             self._flush()
+
+    def extend(self, columns: Iterable[Iterable[object]]) -> None:
+        """Add many rows, by column."""
+        self._blocks.append(
+            {
+                name: _seconds(values) if name in self._times else np.array(tuple(values), kind)
+                for (name, kind), values in zip(self._columns.items(), columns, strict=True)
+            }
+        )
 
     def columns(self) -> Columns:
         """Return everything recorded so far."""
@@ -132,67 +160,64 @@ class Table:
         if not self._rows:
             return
         by_column = zip(*self._rows, strict=True)
-        self._blocks.append(
-            {
-                name: np.array(values, dtype=kind)
-                for (name, kind), values in zip(self._columns.items(), by_column, strict=True)
-            }
-        )
+        self.extend(by_column)
         self._rows.clear()
+
+
+def _seconds(ticks: Iterable[Any]) -> npt.NDArray[Any]:
+    """Make a column of times."""
+    values = np.fromiter(ticks, dtype=float)
+    values[values < 0] = np.nan
+    return values / TICKS_PER_S
 
 
 class Recorder:
     """Takes down requests as they leave and stretches as they end."""
 
     def __init__(self) -> None:
-        self.requests = Table(REQUEST_COLUMNS)
-        self.stretches = Table(STRETCH_COLUMNS)
-        self.states = Table(STATE_COLUMNS)
-        self.transfers = Table(TRANSFER_COLUMNS)
-        self.losses = Table(LOSS_COLUMNS)
+        self._request_table = Table(REQUEST_COLUMNS, TIMES)
+        self._requests: list[Request] = []
+        """Those that have left since the last rows were made."""
+        self.stretches = Table(STRETCH_COLUMNS, TIMES)
+        self.states = Table(STATE_COLUMNS, TIMES)
+        self.transfers = Table(TRANSFER_COLUMNS, TIMES)
+        self.losses = Table(LOSS_COLUMNS, TIMES)
         self._left = 0
         self._listener: Callable[[int], None] | None = None
 
     def listen(self, listener: Callable[[int], None]) -> None:
-        """Tell a listener how many requests have left, every thousand of them."""
+        """Tell a listener how many requests have left, every thousand of them and at the end."""
         self._listener = listener
 
     def request(self, request: Request) -> None:
         """Record a request that has left the system."""
-        self._left += 1
-        if self._listener is not None and self._left % PROGRESS_ROWS == 0:
+        left = self._requests
+        left.append(request)
+        if len(left) == PROGRESS_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Take down the requests that have left; a column at a time costs half of a row each."""
+        left, self._requests = self._requests, []
+        if not left:
+            return
+        self._request_table.extend(map(value_of, left) for value_of in _REQUEST_VALUES)
+        self._left += len(left)
+        if self._listener is not None:
             self._listener(self._left)
-        admit, first_token = request.admit_tick, request.first_token_tick
-        done, moved, preempted = request.done_tick, request.transfer_ticks, request.preempted_ticks
-        self.requests.append(
-            (
-                request.request_id,
-                request.session,
-                request.turn,
-                request.tenant,
-                request.arrival_tick / TICKS_PER_S,
-                admit / TICKS_PER_S if admit >= 0 else NAN,
-                first_token / TICKS_PER_S if first_token >= 0 else NAN,
-                done / TICKS_PER_S if done >= 0 else NAN,
-                request.input_tokens,
-                request.output_tokens,
-                request.cached_tokens,
-                request.prefill_replica,
-                request.replica,
-                request.preemptions,
-                request.attempts,
-                moved / TICKS_PER_S if moved else 0.0,
-                preempted / TICKS_PER_S if preempted else 0.0,
-                request.outcome,
-            )
-        )
+
+    @property
+    def requests(self) -> Table:
+        """Those that have left."""
+        self._flush()
+        return self._request_table
 
     def loss(self, request: Request, tick: int, cause: str, computed_tokens: int) -> None:
         """Record work that is thrown away."""
         self.losses.append(
             (
                 request.replica,
-                tick / TICKS_PER_S,
+                tick,
                 request.request_id,
                 cause,
                 computed_tokens,

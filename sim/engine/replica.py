@@ -6,12 +6,12 @@ from typing import Literal, NamedTuple, Protocol
 
 import simpy
 
-from sim.engine.clock import TICKS_PER_S, Alarm
+from sim.engine.clock import Alarm, Clock
 from sim.engine.lockstep import ReplicaScheduler
 from sim.engine.records import Recorder
 from sim.engine.requests import Outcome, Request, Turn
 from sim.engine.stretch import Stretch
-from sim.engine.ticks import Pace
+from sim.engine.ticks import Line, Pace
 from sim.workload.content import Content
 
 AFTER_ARRIVALS = 2
@@ -47,7 +47,7 @@ class ReplicaListener(Protocol):
 class Surroundings(NamedTuple):
     """What all replicas of a cluster share."""
 
-    env: simpy.Environment
+    env: Clock
     """Its clock counts ticks."""
     turn: Turn
     recorder: Recorder
@@ -87,7 +87,7 @@ class Replica:
         self._start_tick = 0
         self._steps = 0
         """Steps of the stretch in progress; 0 between two stretches."""
-        self._line = (0, 0)
+        self._line: Line = (0, 0, None)
         self._steps_taken = 0
         self._alarm: Alarm | None = None
         """Rings at the end of the stretch, or to wake it up; none while idle."""
@@ -162,7 +162,7 @@ class Replica:
             request.outcome = "shed"
             self._leave(request)
             return
-        scheduler.add(request, int(self.env.now))
+        scheduler.add(request, self.env.tick)
         if self._alarm is None:
             self._wake()
         elif self._steps > 1 and scheduler.admits_at_once(request):
@@ -249,10 +249,10 @@ class Replica:
 
     # -- steps --------------------------------------------------------------------------------
 
-    def _begin(self, alarm: Alarm, now: int, known_tick: int | None) -> None:
-        """Begin a stretch, or fall idle when nothing can run.
+    def _begin(self, now: int, known_tick: int | None) -> int:
+        """Begin a stretch and return how long it lasts; 0 when nothing can run.
 
-        ``alarm`` has just rung; ``known_tick`` is when the last step began, if one has just ended.
+        ``known_tick`` is when the last step began, if one has just ended.
         """
         if self._next_pace is not None:
             self.pace, self._next_pace = self._next_pace, None
@@ -262,56 +262,79 @@ class Replica:
         self._stretch = stretch
         if stretch is None:
             self._alarm = None
-            return
-        start, growth, valid_steps = self.pace.line(stretch, self._steps_taken)
-        self._line = (start, growth)
+            return 0
+        self._line = start, growth, valid_steps = self.pace.line(stretch, self._steps_taken)
         self._start_tick = now
-        steps = stretch.max_steps
-        if self.every_step:
-            steps = 1
-        elif valid_steps is not None and valid_steps < steps:
-            steps = valid_steps
-        self._steps = steps
-        alarm.set(self._ticks(steps))
+        self._steps = steps = stretch.max_steps
+        if steps > 1:
+            if self.every_step:
+                self._steps = steps = 1
+            elif valid_steps is not None and valid_steps < steps:
+                self._steps = steps = valid_steps
+        return start * steps + growth * (steps * (steps + 1) // 2)
 
     def _boundary(self, alarm: simpy.Event) -> None:
-        """Settle the stretch that has just ended and begin the next."""
-        if alarm is not self._alarm or self._alarm is None:
+        """Settle the stretch that has just ended and begin the next; go on while alone."""
+        mine = self._alarm
+        if mine is None or alarm is not mine:
             return  # it was moved to another tick
-        self.turn.replica = self.index
-        stretch, steps = self._stretch, self._steps
-        self._stretch, self._steps, known_tick = None, 0, None
-        now = int(self.env.now)
+        clock, self.turn.replica = self.env, self.index
+        now = clock.tick
+        ticks = self._turn_over(now)
+        while ticks and clock.skip_to(now + ticks):
+            now += ticks
+            ticks = self._turn_over(now)
+        if ticks:
+            mine.set(ticks)
+        self.turn.replica = -1
+
+    def _turn_over(self, now: int) -> int:
+        """Settle the stretch that ends now, begin the next and return how long that lasts.
+
+        0 when there is nothing to do.
+        """
+        stretch, known_tick = self._stretch, None
         if stretch is not None:
+            steps, self._stretch, self._steps = self._steps, None, 0
             known_tick = self._start_tick
             if steps > 1:
                 known_tick += self._ticks(steps - 1)
-            for request in self._settle(stretch, steps, now):
-                self._leave(request)
+            done = self._settle(stretch, steps, now)
+            if self.listener is not None:
+                left = self.listener.left
+                for request in done:
+                    left(self, request)
         if self._aborts:
             self._drop_aborted()
         if self.scheduler.outstanding_requests:
-            self._begin(self._alarm, now, known_tick)
-        else:
-            self._alarm = None
-            self._switch_off_when_drained()
-        self.turn.replica = -1
+            return self._begin(now, known_tick)
+        self._alarm = None
+        self._switch_off_when_drained()
+        return 0
 
     def _settle(self, stretch: Stretch, steps: int, end: int) -> list[Request]:
         """Account for steps, the last of which has ended at a tick, at this one or before."""
         start, scheduler = self._start_tick, self.scheduler
         done = scheduler.finish(stretch, steps, end)
         self._steps_taken += steps
-        grain, first_tokens = stretch.grain, stretch.first_tokens
+        context: float = stretch.context_tokens
+        window: float = stretch.window_tokens
+        if steps > 1 or stretch.grain > 1:
+            context = stretch.context_sum(steps) / stretch.grain
+            window = stretch.window_sum(steps) / stretch.grain
+        else:
+            context += stretch.context_growing
+            window += stretch.window_growing
+        first_tokens = stretch.first_tokens
         self.recorder.stretches.append(
             (
                 self.index,
-                start / TICKS_PER_S,
-                end / TICKS_PER_S,
+                start,
+                end,
                 steps,
                 stretch.decode_sequences,
-                stretch.context_sum(steps) / grain,
-                stretch.window_sum(steps) / grain,
+                context,
+                window,
                 len(stretch.chunks),
                 stretch.prefill_tokens,
                 stretch.prefill_context_tokens,
@@ -346,7 +369,7 @@ class Replica:
 
     def _ticks(self, steps: int) -> int:
         """Duration of the current stretch's first steps."""
-        start, growth = self._line
+        start, growth, _ = self._line
         return start * steps + growth * (steps * (steps + 1) // 2)
 
     def _wake(self) -> None:
@@ -359,7 +382,7 @@ class Replica:
 
     def _cut_short(self) -> None:
         """End the stretch with the step in progress, so that the next one sees what is new."""
-        elapsed = int(self.env.now) - self._start_tick
+        elapsed = self.env.tick - self._start_tick
         steps = self._steps_until(elapsed + self._boundary_is_over())
         if steps < self._steps:
             self._steps = steps
@@ -373,7 +396,7 @@ class Replica:
         """Count the steps of the stretch in progress that are over by now."""
         if self._stretch is None or not self._steps:
             return 0
-        elapsed = int(self.env.now) - self._start_tick + self._boundary_is_over()
+        elapsed = self.env.tick - self._start_tick + self._boundary_is_over()
         return self._steps_until(elapsed) - 1 if elapsed > 0 else 0
 
     def _catch_up(self) -> None:
@@ -387,7 +410,7 @@ class Replica:
         The duration is the quadratic ``growth/2 k^2 + (start + growth/2) k``; its root in floating
         point is next to the answer, and the loops settle the rest in whole ticks.
         """
-        start, growth = self._line
+        start, growth, _ = self._line
         half = growth / 2
         linear = start + half
         steps = int(2 * elapsed / (linear + sqrt(linear * linear + 4 * half * elapsed)))

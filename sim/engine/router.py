@@ -1,11 +1,12 @@
 """Which replica a request goes to."""
 
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Protocol
 
 import numpy as np
 
+from sim.engine.kv import blocks_for
 from sim.engine.replica import Replica
 from sim.engine.requests import Request
 from sim.workload.content import Content
@@ -27,11 +28,6 @@ class Candidate(Protocol):
     @property
     def outstanding_tokens(self) -> int:
         """Prompts and longest answers of those."""
-        ...
-
-    @property
-    def used_blocks(self) -> int:
-        """KV blocks in use."""
         ...
 
     @property
@@ -59,23 +55,48 @@ def tokens_of(replica: Candidate) -> int:
 
 
 class Router(Protocol):
-    """Chooses a replica for each request, from what can be seen now."""
+    """Chooses a replica for each request, from what can be seen now.
+
+    Each choice is followed by one departure from that replica, whatever became of the request; one
+    that is turned away leaves before anything else is chosen, and `Request.outcome` says so.
+    """
 
     def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
-        """Return the replica that shall serve the request."""
+        """Return the replica that shall serve the request, which is sent there at once."""
         ...
 
     def accepted(self, request: Request, replica: Replica) -> None:
-        """Hear that a replica has taken a request."""
+        """Hear that a replica has been handed a request, and has perhaps turned it away."""
         ...
 
     def left(self, request: Request, replica: Replica) -> None:
-        """Hear that a request has left a replica."""
+        """Hear that a request has left a replica, before its outcome has any consequence."""
         ...
 
     def changed(self, replicas: Sequence[Replica]) -> None:
         """Hear that other replicas take requests now."""
         ...
+
+
+class Books:
+    """What a router has sent to each replica and has not seen leave."""
+
+    def __init__(self) -> None:
+        self._loads: dict[int, int] = {}
+        self._shares: dict[Request, int] = {}
+
+    def load(self, replica: Candidate) -> int:
+        """Sum the loads of the requests that are there."""
+        return self._loads.get(replica.index, 0)
+
+    def sent(self, request: Request, replica: Candidate, load: int) -> None:
+        """Enter a request."""
+        self._shares[request] = load
+        self._loads[replica.index] = self._loads.get(replica.index, 0) + load
+
+    def left(self, request: Request, replica: Candidate) -> None:
+        """Strike a request off."""
+        self._loads[replica.index] -= self._shares.pop(request)
 
 
 class Indifferent:
@@ -147,6 +168,11 @@ class PowerOfTwo(Indifferent):
         return min(candidates, key=self._load)
 
 
+SPARE_ENTRIES = 8
+"""Entries of a heap for each of its replicas, those that were undercut included, until they are
+cleared away: those above the least load never come to the top by themselves."""
+
+
 class LeastOutstanding:
     """The replica with the least load; the first of equals.
 
@@ -208,7 +234,11 @@ class LeastOutstanding:
 
     def _enter(self, place: int) -> None:
         self._lowest[place] = load = self._load(self._replicas[place])
-        heappush(self._heap, (load, place))
+        heap = self._heap
+        heappush(heap, (load, place))
+        if len(heap) > SPARE_ENTRIES * len(self._places):
+            heap[:] = [(lowest, place) for place, lowest in self._lowest.items()]
+            heapify(heap)
 
 
 class PredictedLength(LeastOutstanding):
@@ -222,23 +252,18 @@ class PredictedLength(LeastOutstanding):
 
     def __init__(self, predict: Callable[[Request], int]) -> None:
         self._predict = predict
-        self._work: dict[int, int] = {}
-        self._shares: dict[int, tuple[int, int]] = {}
-        """Replica and work of each request under way."""
-        super().__init__(lambda replica: self._work.get(replica.index, 0))
+        self._books = Books()
+        super().__init__(self._books.load)
 
-    def accepted(self, request: Request, replica: Replica) -> None:
-        """Count the work of a request."""
-        if request.outcome != "unfinished":
-            return  # it was rejected on the way in
-        work = request.input_tokens + self._predict(request)
-        self._shares[request.request_id] = (replica.index, work)
-        self._work[replica.index] = self._work.get(replica.index, 0) + work
+    def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
+        """Return the replica with the least work, and count that of the request."""
+        replica = super().choose(request, replicas)
+        self._books.sent(request, replica, request.input_tokens + self._predict(request))
+        return replica
 
     def left(self, request: Request, replica: Replica) -> None:
         """Count it no more."""
-        index, work = self._shares.pop(request.request_id, (replica.index, 0))
-        self._work[index] = self._work.get(index, 0) - work
+        self._books.left(request, replica)
         super().left(request, replica)
 
 
@@ -248,6 +273,7 @@ class _WithFallback:
     Parameters
     ----------
     others : Router
+        One that looks at the replicas: in books of its own the choices of this one would miss.
     """
 
     def __init__(self, others: Router) -> None:
@@ -327,24 +353,39 @@ class PrefixAware(_WithFallback):
 
 
 class KvAware(Indifferent):
-    """The replica where the blocks of the prompt and those in use are fewest; the first of equals.
+    """The replica where the prompt costs least beside those under way; the first of equals.
+
+    Keeps books of the KV blocks of the prompts that it has sent and that have not left, less what
+    was cached of each when it was sent. So it knows of those that wait; it does not follow answers.
 
     Asks every replica, so a choice costs O(replicas).
 
     Parameters
     ----------
     overlap_weight : float
-        What a block of prompt costs beside a block in use.
+        What a block of this prompt costs beside a block of those under way.
     """
 
     def __init__(self, overlap_weight: float) -> None:
         self._overlap_weight = overlap_weight
+        self._books = Books()
 
     def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
-        """Return the cheapest."""
-        return min(replicas, key=lambda replica: self._cost(request, replica))
+        """Return the cheapest, and count the prompt there."""
+        missing = [self._missing_tokens(request, replica) for replica in replicas]
+        costs = [
+            self._overlap_weight * tokens / replica.block_tokens + self._books.load(replica)
+            for tokens, replica in zip(missing, replicas, strict=True)
+        ]
+        place = costs.index(min(costs))
+        chosen = replicas[place]
+        self._books.sent(request, chosen, blocks_for(missing[place], chosen.block_tokens))
+        return chosen
 
-    def _cost(self, request: Request, replica: Replica) -> float:
+    def left(self, request: Request, replica: Replica) -> None:
+        """Count it no more."""
+        self._books.left(request, replica)
+
+    def _missing_tokens(self, request: Request, replica: Candidate) -> int:
         cached = 0 if request.content is None else replica.cached_tokens(request.content)
-        prompt = (request.input_tokens - cached) / replica.block_tokens
-        return self._overlap_weight * prompt + replica.used_blocks
+        return request.input_tokens - cached

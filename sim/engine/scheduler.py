@@ -168,7 +168,7 @@ class Scheduler:
         rules = self.rules
         if not rules.chunked_prefill and request.input_tokens > rules.max_num_batched_tokens:
             return False
-        longest = request.longest_tokens
+        longest = request.input_tokens + (request.max_tokens or request.output_tokens)
         if longest <= self._fitting_tokens:
             return True
         if self._held(longest - 1 + self._tokens_per_sequence - 1) > self.pool.total_blocks:
@@ -181,7 +181,10 @@ class Scheduler:
         request.queued_tick = tick
         self.line.push(request)
         self.outstanding_requests += 1
-        self.outstanding_tokens += request.longest_tokens
+        # `Request.longest_tokens`, without the call
+        self.outstanding_tokens += request.input_tokens + (
+            request.max_tokens or request.output_tokens
+        )
 
     def cached_tokens(self, content: Content) -> int:
         """Tokens of a prompt that its prefix cache holds."""
@@ -217,8 +220,12 @@ class Scheduler:
         """
         self._now = tick
         rules = self.rules
-        if rules.steps_ahead:
-            self._look_back(tick if known_tick is None else known_tick)
+        if rules.steps_ahead:  # what came while another step ran, this one could not know
+            if known_tick is None or known_tick == tick:
+                known_tick = tick
+                self._unknown_blocks = self._unknown_places = 0
+            self._known_tick = known_tick
+            self._hidden = bool(self._unknown_places and self.line)
         if self.ready:
             self._take_in_ready()
         if rules.prefill_first and (self.prefilling or self.line):
@@ -232,18 +239,16 @@ class Scheduler:
     def _plan_mixed(self) -> Stretch | None:
         """Decide a step of decoding sequences and prompts together."""
         batch, pool = self.batch, self.pool
-        blocks = batch.blocks_needed(1)
+        blocks, preempted = batch.blocks_needed(1), False
         if self.prefilling or blocks > pool.free_blocks - self._unknown_blocks:
             preempted = self._make_room(decoding=True)
             blocks = batch.blocks_needed(1)
-        else:
-            preempted = False
         stretch = batch.stretch(blocks)
         pool.take(blocks)
         if self.prefilling:
             for request, tokens in self._next_chunks(batch.size):
                 self._compute(request, tokens, stretch)
-        if not preempted:
+        if self.line and not preempted:
             self._admit(stretch)
         if not stretch.chunks:
             if not batch.size:
@@ -359,13 +364,6 @@ class Scheduler:
             self.batch.remove(request)
         return [*running, *waiting]
 
-    def _look_back(self, known_tick: int) -> None:
-        """See what this step could not know when it was decided: what came while another ran."""
-        self._known_tick = known_tick
-        if known_tick == self._now:
-            self._unknown_blocks = self._unknown_places = 0
-        self._hidden = bool(self._unknown_places and self.line)
-
     @property
     def _free_blocks_now(self) -> int:
         """Free blocks that the step being decided may count on."""
@@ -391,12 +389,13 @@ class Scheduler:
         budget = rules.max_num_batched_tokens - stretch.prefill_tokens
         budget -= stretch.decode_sequences * self._tokens_per_sequence
         prompts = rules.max_prompts_per_step or rules.max_num_seqs
-        places, ahead = rules.max_num_seqs - self._unknown_places, rules.steps_ahead > 0
+        places = rules.max_num_seqs - self._unknown_places
+        known_tick = self._known_tick if rules.steps_ahead else self._now
         while budget > 0 and self.running_requests < places:
             request = line.head()
             if request is None or len(stretch.chunks) >= prompts:
                 return
-            if ahead and request.queued_tick > self._known_tick:
+            if request.queued_tick > known_tick:
                 self._hidden = True
                 return
             tokens = self._admit_one(request, budget, stretch)
@@ -538,22 +537,21 @@ class Scheduler:
 
     def _finish_chunks(self, stretch: Stretch, tick: int, done: list[Request]) -> None:
         for request, tokens in stretch.chunks:
-            request.computed_tokens += tokens
-            if request.computed_tokens == request.input_tokens + request.generated_tokens:
-                if request in self.prefilling:
-                    self.prefilling.remove(request)
-                stretch.first_tokens += 1
-                self._finish_prefill(request, tick, done)
-
-    def _finish_prefill(self, request: Request, tick: int, done: list[Request]) -> None:
-        request.generated_tokens += 1
-        if request.first_token_tick < 0:
-            request.first_token_tick = tick
-        if request.generated_tokens == request.output_tokens:
-            self._leave_cache(request, request.computed_tokens, self._held(request.computed_tokens))
-            done.append(request)
-        else:
-            self._join(request)
+            request.computed_tokens = computed = request.computed_tokens + tokens
+            generated = request.generated_tokens
+            if computed < request.input_tokens + generated:
+                continue
+            if self.prefilling and request in self.prefilling:
+                self.prefilling.remove(request)
+            stretch.first_tokens += 1
+            request.generated_tokens = generated = generated + 1
+            if request.first_token_tick < 0:
+                request.first_token_tick = tick
+            if generated == request.output_tokens:
+                self._leave_cache(request, computed, self._held(computed))
+                done.append(request)
+            else:
+                self._join(request)
 
     def _join(self, request: Request) -> None:
         """Let a request decode."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import simpy
 
 from sim.engine.clients import Source, Submit
-from sim.engine.clock import to_ticks
+from sim.engine.clock import Clock, to_ticks
 from sim.engine.requests import Request, Turn
 from sim.workload.sessions import SessionPlans
 
@@ -64,7 +64,7 @@ class Sessions:
         """Whether every turn has been sent, or will never be."""
         return self._left == 0
 
-    def start(self, env: simpy.Environment, submit: Submit, turn: Turn) -> None:
+    def start(self, env: Clock, submit: Submit, turn: Turn) -> None:
         """Begin to send."""
         del turn
         self._env, self._submit = env, submit
@@ -128,7 +128,7 @@ class Together:
         """Whether all of them are."""
         return all(source.exhausted for source in self._sources)
 
-    def start(self, env: simpy.Environment, submit: Submit, turn: Turn) -> None:
+    def start(self, env: Clock, submit: Submit, turn: Turn) -> None:
         """Begin to send, in order."""
         for source in self._sources:
             source.start(env, submit, turn)

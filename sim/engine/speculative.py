@@ -129,15 +129,16 @@ class SpeculativeBatch(DecodeBatch):
 
     def stretch(self, blocks: int) -> Stretch:
         """Give the sequences' part of the next steps; they have taken blocks for the first."""
-        return Stretch(
+        stretch = Stretch(
             self.size,
             self.context_tokens,
             self.context_growing,
             self.window_tokens,
             self.window_growing,
             blocks,
-            self.grain,
         )
+        stretch.grain = self.grain
+        return stretch
 
     def decoded_tokens(self, steps: int) -> float:
         """Tokens that the sequences produce in the next steps, at most up to the next change.

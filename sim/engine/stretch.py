@@ -1,11 +1,8 @@
 """Consecutive steps whose batch does not change: what the engine plans, times and records."""
 
-from dataclasses import dataclass, field
-
 from sim.engine.requests import Request
 
 
-@dataclass(slots=True)
 class Stretch:
     """Consecutive steps whose batch does not change; a single step where prompts take part.
 
@@ -14,34 +11,45 @@ class Stretch:
     Contexts count in tokens, or in fractions of a token where several may come out of one step.
     """
 
-    decode_sequences: int
-    context_tokens: int
-    """Tokens in the KV cache of the decoding sequences before the first step."""
-    context_growing: int
-    """Tokens by which that grows in each step."""
-    window_tokens: int
-    """Like ``context_tokens``, each sequence capped at the sliding window."""
-    window_growing: int
-    """Sequences that have not filled the window."""
-    taken_blocks: int
-    """KV blocks that the decoding sequences have taken for it: at first those of one step."""
-    grain: int = 1
+    # Class attributes: most stretches have nothing of what these tell, and there are millions.
+    grain = 1
     """Into how many parts a token is divided in the counts of contexts."""
-    max_steps: int = 1
+    max_steps = 1
     """Steps until the batch must change by itself."""
-    chunks: list[tuple[Request, int]] = field(default_factory=list)
-    """Prompts in the step and how many of their tokens."""
-    prefill_tokens: int = 0
-    prefill_context_tokens: int = 0
+    prefill_tokens = 0
+    prefill_context_tokens = 0
     """Tokens of those prompts that are in the cache already, which the step reads."""
-    prefill_pairs: int = 0
-    prefill_window_pairs: int = 0
-    first_tokens: int = 0
+    prefill_pairs = 0
+    prefill_window_pairs = 0
+    first_tokens = 0
     """Prompts that were completed and gave a token."""
     decoded_tokens: float = 0.0
     """Tokens that the decoding sequences produced."""
-    used_blocks: int = 0
+    used_blocks = 0
     """KV blocks in use in the last step, before those of completed requests come back."""
+
+    def __init__(
+        self,
+        decode_sequences: int,
+        context_tokens: int,
+        context_growing: int,
+        window_tokens: int,
+        window_growing: int,
+        taken_blocks: int,
+    ) -> None:
+        self.decode_sequences = decode_sequences
+        self.context_tokens = context_tokens
+        """Tokens in the KV cache of the decoding sequences before the first step."""
+        self.context_growing = context_growing
+        """Tokens by which that grows in each step."""
+        self.window_tokens = window_tokens
+        """Like ``context_tokens``, each sequence capped at the sliding window."""
+        self.window_growing = window_growing
+        """Sequences that have not filled the window."""
+        self.taken_blocks = taken_blocks
+        """KV blocks that the decoding sequences have taken for it: at first those of one step."""
+        self.chunks: list[tuple[Request, int]] = []
+        """Prompts in the step and how many of their tokens."""
 
     def context_sum(self, steps: int) -> int:
         """Keys attended to in the first steps, summed over steps and sequences.

@@ -216,9 +216,8 @@ class Transport:
     def _write(
         self, what: tuple[str, str], request: Request, ticks: tuple[int, int, int], size: float
     ) -> None:
-        asked, start, end = (tick / TICKS_PER_S for tick in ticks)
         kind, source = what
-        row = (kind, request.request_id, source, self.replica.index, asked, start, end, size)
+        row = (kind, request.request_id, source, self.replica.index, *ticks, size)
         self.recorder.transfers.append(row)
 
 

@@ -36,32 +36,23 @@ class WaitingLine(Protocol):
     def __iter__(self) -> Iterator[Request]: ...
 
 
-class FcfsLine:
+class FcfsLine(deque[Request]):
     """First come, first served."""
 
-    def __init__(self) -> None:
-        self._line: deque[Request] = deque()
-        self.push = self._line.append
-        self.push_front = self._line.appendleft
-        self.pop = self._line.popleft
+    push = deque.append
+    push_front = deque.appendleft
+    pop = deque.popleft
 
     def head(self) -> Request | None:
         """Give the next one, if there is any."""
-        return self._line[0] if self._line else None
+        return self[0] if self else None
 
-    def remove(self, request: Request) -> bool:
+    def remove(self, request: Request) -> bool:  # type: ignore[override]
         """Take a request out, wherever it stands; False if it does not."""
-        if request not in self._line:
+        if request not in self:
             return False
-        self._line.remove(request)
+        super().remove(request)
         return True
-
-    def __len__(self) -> int:
-        """Count them."""
-        return len(self._line)
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self._line)
 
 
 class PriorityLine:

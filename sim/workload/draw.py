@@ -112,7 +112,7 @@ def _requests(
     if workload.images is not None:
         present = stream(seed, *names, "images").random(count) < workload.images.fraction
         drawn = workload.images.tokens.sample(stream(seed, *names, "image tokens"), count)
-        images = np.where(present, drawn, 0)
+        images = np.where(present, workload.images.per_request * drawn, 0)
         inputs = inputs + images
     if workload.sharing is not None:
         prefix_rng = stream(seed, *names, "prefixes")

@@ -23,7 +23,9 @@ class Images(StrictModel):
     """Images and the like, which an encoder turns into tokens of the prompt."""
 
     tokens: TokensLaw
-    """Tokens of the images of one request; the prompt is so much longer."""
+    """Tokens of one image; the prompt is so much longer for each."""
+    per_request: PositiveInt = 1
+    """Images of a request that has any, all of one size."""
     fraction: Fraction = 1.0
     """Share of the requests that have any."""
 
@@ -164,3 +166,17 @@ Workload = Annotated[
     Field(discriminator="kind"),
 ]
 """Any workload, told apart by ``kind``."""
+
+
+def images_per_request(workload: Workload) -> frozenset[int]:
+    """Give how many images the requests may have that have any; none: nobody sends images.
+
+    Of a trace only the tokens are known: they count as those of one image.
+    """
+    if isinstance(workload, MixWorkload):
+        return frozenset().union(*map(images_per_request, workload.parts.values()))
+    if isinstance(workload, TraceWorkload):
+        return frozenset({1})
+    if isinstance(workload, SessionsWorkload) or workload.images is None:
+        return frozenset()
+    return frozenset({workload.images.per_request})

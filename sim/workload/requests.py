@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 ColumnT = TypeVar("ColumnT", bound=np.generic)
 
-_ROWS = 65_536
+_ROWS = 8_192
 """Rows turned into Python numbers at once, so that a million requests need no lists."""
 MOST_TENANTS = 32_767
 MOST_TOKENS = 2**31 - 1
@@ -122,6 +122,27 @@ class Traffic:
     def tenant_name(self, index: int) -> str:
         """Return the name of a tenant."""
         return self.tenant_names[index]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is known of the requests but their lengths and arrivals."""
+        known = {"output_tokens", "arrival_s"}
+        return self.contents is None and all(
+            name in known or getattr(self, name) is None for name in _OPTIONAL
+        )
+
+    def plain_rows(self, ticks_per_s: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield number, arrival in ticks, and tokens in and out of each request."""
+        for start in range(0, len(self), _ROWS):
+            end = min(start + _ROWS, len(self))
+            arrival_s = _listed(self.arrival_s, start, end, [0] * (end - start))
+            yield from zip(
+                range(start, end),
+                [round(seconds * ticks_per_s) for seconds in arrival_s],
+                self.input_tokens[start:end].tolist(),
+                self.output_tokens[start:end].tolist(),
+                strict=True,
+            )
 
     def rows(self) -> Iterator[RequestRow]:
         """Yield the requests one by one, some of them in memory at a time."""

@@ -89,7 +89,7 @@ def test_an_idle_replica_starts_at_the_tick_of_the_arrival() -> None:
 def replica_in_a_stretch(start: int, growth: int) -> Replica:
     surroundings = Surroundings(simpy.Environment(), Turn(), Recorder())
     replica = Replica(0, replica_plan().new_scheduler, ConstantPace(1), surroundings)
-    replica._line = (start, growth)
+    replica._line = (start, growth, None)
     return replica
 
 

@@ -1,6 +1,7 @@
 """Which replica a request goes to, and what a router knows when it decides."""
 
 import sys
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from math import ceil, log2
 from types import SimpleNamespace
@@ -11,11 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
-from small_clusters import replica_plan, run_open
+from small_clusters import outcomes, replica_plan, run_open
 
+from sim.engine.clients import ClosedLoop
+from sim.engine.clock import TICKS_PER_S
 from sim.engine.cluster import Cluster, PoolPlan
+from sim.engine.patience import Patience, PatiencePlan
+from sim.engine.replica import Replica
 from sim.engine.requests import Request
 from sim.engine.router import (
+    SPARE_ENTRIES,
     AnyReplica,
     KvAware,
     LeastOutstanding,
@@ -30,7 +36,6 @@ from sim.engine.router import (
     tokens_of,
 )
 from sim.engine.router_choice import router_of
-from sim.engine.stale import Stale
 from sim.routing_policy import PredictedLengthPolicy, RouterPolicy
 from sim.seeds import stream
 from sim.workload.content import Content
@@ -92,7 +97,6 @@ class SeenReplica:
         self.accepts = True
         self.outstanding_requests = 0
         self.outstanding_tokens = 0
-        self.used_blocks = 0
         self.block_tokens = 16
         self.cached: dict[Content | None, int] = {}
 
@@ -204,6 +208,22 @@ def test_tokens_weigh_long_requests() -> None:
     fleet = Fleet(LeastOutstanding(tokens_of), 2)
     rows = [(900, 100), (10, 10), (10, 10), (10, 10)]
     assert [fleet.send(Request(n, 0, *row)) for n, row in enumerate(rows)] == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("replicas", [1, 16])
+def test_the_heap_does_not_grow_with_the_requests(replicas: int) -> None:
+    """Loads go up and down below each other's peaks: entries of the peaks never come to the top."""
+    router = LeastOutstanding()
+    fleet, under_way = Fleet(router, replicas), deque[Request]()
+    for number in range(5000):
+        under_way.append(Request(number, 0, 1, 1))
+        fleet.send(under_way[-1])
+        if number % 4:
+            fleet.leave(under_way.popleft())
+        if len(under_way) > 2 * replicas:
+            while under_way:
+                fleet.leave(under_way.pop())
+        assert len(router._heap) <= SPARE_ENTRIES * replicas
 
 
 # --- Random choices.
@@ -322,12 +342,21 @@ def test_an_overloaded_favourite_sheds_the_rest() -> None:
     assert course == [1] * 33 + [0, 1]
 
 
+def with_active_blocks(*active: int, overlap_weight: float) -> Fleet:
+    """Replicas to which prompts of so many blocks were sent, of which nothing was cached."""
+    fleet = Fleet(KvAware(overlap_weight), len(active))
+    for replica, blocks in zip(fleet.all, active, strict=True):
+        filler = Request(1000 + replica.index, 0, 16 * blocks, 1)
+        fleet.router.choose(filler, cast("Any", [replica]))
+    return fleet
+
+
 def test_the_worked_example_of_dynamo() -> None:
-    """Ten blocks of prompt, of which 2, 5, 8 are cached; 10, 5, 9 blocks in use: 18, 10, 11."""
+    """Ten blocks of prompt, of which 2, 5, 8 are cached; 10, 5, 9 blocks active: 18, 10, 11."""
     content: Content = ((1, 0, 160),)
-    fleet = Fleet(KvAware(1.0), 3)
-    for replica, cached, used in zip(fleet.all, (2, 5, 8), (10, 5, 9), strict=True):
-        replica.cached[content], replica.used_blocks = 16 * cached, used
+    fleet = with_active_blocks(10, 5, 9, overlap_weight=1.0)
+    for replica, cached in zip(fleet.all, (2, 5, 8), strict=True):
+        replica.cached[content] = 16 * cached
     assert fleet.send(prompt(0, content)) == 1
 
 
@@ -335,9 +364,40 @@ def test_the_worked_example_of_dynamo() -> None:
 def test_the_weight_trades_overlap_against_load(weight: float, goes_to: int) -> None:
     """Costs: 10 w + 0 and 2 w + 12, equal at w = 1.5."""
     content: Content = ((1, 0, 160),)
-    fleet = Fleet(KvAware(weight), 2)
-    fleet.all[1].cached[content], fleet.all[1].used_blocks = 128, 12
+    fleet = with_active_blocks(0, 12, overlap_weight=weight)
+    fleet.all[1].cached[content] = 128
     assert fleet.send(prompt(0, content)) == goes_to
+
+
+def test_a_burst_is_spread_by_blocks() -> None:
+    """Nothing has begun, and yet each one counts: 2 blocks of 16 tokens for 20 tokens, 7 for 100.
+
+    0: [7, 0]; 1: [7, 2]; 2: [7, 4]; 3: [7, 6]; 4: [7, 8]; 5: [9, 8].
+    """
+    rows = [(0, 100, 9), *[(0, 20, 9)] * 5]
+    assert replicas_of(lambda: KvAware(1.0), rows, replicas=2) == [0, 1, 1, 1, 1, 0]
+
+
+def test_prompts_that_wait_count_though_they_hold_no_blocks() -> None:
+    """One place each: all but the first two wait, and the blocks in use never change."""
+    rows = [(tick, 16, 50) for tick in range(0, 60, 10)]
+    requests = [Request(number, *row) for number, row in enumerate(rows)]
+    plan = PoolPlan("serve", 2, replica_plan(seqs=1), lambda: KvAware(1.0))
+    run_open(Cluster([plan]), requests)
+    assert [request.replica for request in requests] == [0, 1, 0, 1, 0, 1]
+
+
+def test_a_prompt_counts_without_what_was_cached() -> None:
+    """A prompt of 63 blocks, 62 of them cached on replica 1, leaves room there for 62 more.
+
+    Costs of 63 on replica 0 and of n + 1 on replica 1 after n of them: the 63rd is a tie, which
+    goes to the first of equals.
+    """
+    content: Content = ((-2, 0, 992), (1, 0, 16))
+    fleet = Fleet(KvAware(1.0), 2)
+    fleet.all[1].cached[content] = 992
+    course = [fleet.send(prompt(number, content)) for number in range(64)]
+    assert course == [1] * 62 + [0, 1]
 
 
 # --- Predicted lengths.
@@ -355,6 +415,66 @@ def test_the_least_work_by_prediction() -> None:
     assert fleet.send(Request(9, 0, 10, 1)) == 0  # 10 against 630
 
 
+class TestBooks:
+    """What a router has sent is struck off when it leaves, however it leaves."""
+
+    def course(
+        self, router: PredictedLength, rows: Sequence[tuple[int, int, int]], **plan: Any
+    ) -> tuple[list[str], list[int]]:
+        """Outcomes, and what is on the books of two replicas at the end, with two attempts each."""
+        requests = [Request(number, *row) for number, row in enumerate(rows)]
+        cluster = Cluster([PoolPlan("serve", 2, replica_plan(**plan), lambda: router)])
+        patience = Patience([PatiencePlan(max_retries=1, backoff_s=lambda _: 5 / TICKS_PER_S)])
+        record = run_open(cluster, requests, [patience])
+        replicas = cluster.pools["serve"].replicas
+        return outcomes(record), [router._books.load(replica) for replica in replicas]
+
+    def test_all_is_zero_when_all_have_left(self) -> None:
+        """Eight at once where one may wait: two of each replica's four come again, in vain."""
+        rows = [(0, 20, 9)] * 8
+        found, books = self.course(PredictedLength(lambda _: 10), rows, max_queue_requests=1)
+        assert Counter(found) == {"completed": 4, "shed": 4}
+        assert books == [0, 0]
+
+    def test_who_is_turned_away_does_not_count(self) -> None:
+        """No prompt of more than 16,000 tokens fits; the next one goes to the same replica."""
+        router = PredictedLength(lambda _: 10)
+        rows = [(0, 20_000, 1), (0, 10, 1), (0, 10, 1), (0, 20_000, 1), (0, 10, 1)]
+        found, books = self.course(router, rows)
+        assert found == ["rejected", "completed", "completed", "rejected", "completed"]
+        assert books == [0, 0]
+
+    def test_who_ends_with_the_same_step_is_heard_one_after_the_other(self) -> None:
+        """Replica 0 has 10 + 20, replica 1 has 35, and both of replica 0 end with one step.
+
+        The client of the first sends its next prompt at once: the second is still on the books.
+        """
+        requests = [Request(number, 0, tokens, 2) for number, tokens in enumerate((10, 35, 20, 5))]
+        requests[1].output_tokens = 9
+        routers: list[Watcher] = []
+
+        def new_router() -> Router:
+            routers.append(Watcher(PredictedLength(lambda _: 0)))
+            return routers[0]
+
+        plan = PoolPlan("serve", 2, replica_plan(), new_router)
+        Cluster([plan]).run(ClosedLoop(requests, clients=3))
+        assert [request.replica for request in requests] == [0, 1, 0, 0]
+        assert routers[0].loads == [[0, 0], [10, 0], [10, 35], [20, 35]]
+
+
+class Watcher(PredictedLength):
+    """Notes what is on the books of all replicas at each choice."""
+
+    def __init__(self, router: PredictedLength) -> None:
+        super().__init__(router._predict)
+        self.loads: list[list[int]] = []
+
+    def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
+        self.loads.append([self._books.load(replica) for replica in replicas])
+        return super().choose(request, replicas)
+
+
 def test_predictions_are_noisy_unbiased_and_the_same_in_any_order() -> None:
     policy = PredictedLengthPolicy(error_sigma=0.5)
     first, second = (cast("Any", router_of(policy, 1))._predict for _ in range(2))
@@ -368,70 +488,10 @@ def test_predictions_are_noisy_unbiased_and_the_same_in_any_order() -> None:
     assert np.mean(np.array(predicted) == 1000) < 0.01
 
 
-@pytest.mark.parametrize("settings", [{}, {"error_sigma": 0}, {"error_sigma": 1, "stale_s": 1}])
+@pytest.mark.parametrize("settings", [{}, {"error_sigma": 0}])
 def test_there_is_no_exact_prediction(settings: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         POLICY.validate_python({"kind": "predicted_length", **settings})
-
-
-# --- Stale views.
-
-
-def test_departures_are_seen_late_and_arrivals_at_once() -> None:
-    fleet = Fleet(Stale(LeastOutstanding(), 100), 2)
-    requests = [Request(number, 0, 1, 1) for number in range(6)]
-    assert [fleet.send(request) for request in requests[:4]] == [0, 1, 0, 1]
-    fleet.leave(requests[1])
-    fleet.leave(requests[3])
-    fleet.clock.now = 99  # by now replica 1 is empty, which the router does not know
-    assert fleet.send(requests[4]) == 0
-    fleet.clock.now = 100
-    assert fleet.send(requests[5]) == 1
-    assert fleet.loads == [3, 1]
-
-
-def test_a_view_is_as_old_as_its_first_request_not_the_clock() -> None:
-    fleet = Fleet(Stale(LeastOutstanding(), 100), 2)
-    fleet.clock.now = 1050
-    first = Request(0, 0, 1, 1)
-    assert fleet.send(first) == 0
-    fleet.leave(first)
-    fleet.clock.now = 1149
-    assert fleet.send() == 1
-    fleet.clock.now = 1150
-    assert fleet.send() == 0
-
-
-def imbalance(stale_ticks: int) -> float:
-    """Mean difference of loads where each of eight replicas ends a job every 8 ticks."""
-    least = LeastOutstanding()
-    fleet = Fleet(Stale(least, stale_ticks) if stale_ticks else least, 8)
-    lines: list[list[Request]] = [[] for _ in range(8)]
-    rng, spreads = stream(1, "test"), []
-    for tick in range(4000):
-        fleet.clock.now = tick
-        for line in lines:
-            if line and rng.random() < 1 / 8:
-                fleet.leave(line.pop(0))
-        if rng.random() < 0.9:
-            request = Request(tick, tick, 1, 1)
-            lines[fleet.send(request)].append(request)
-        spreads.append(max(fleet.loads) - min(fleet.loads))
-    return float(np.mean(spreads))
-
-
-def test_the_older_the_view_the_more_uneven_the_loads() -> None:
-    now, old, older = imbalance(0), imbalance(100), imbalance(400)
-    assert now < old < older
-
-
-def test_a_replica_that_comes_or_goes_is_known_at_once() -> None:
-    fleet = Fleet(Stale(LeastOutstanding(), 1000), 3)
-    assert [fleet.send() for _ in range(3)] == [0, 1, 2]
-    fleet.switch(0, accepts=False)
-    assert [fleet.send() for _ in range(2)] == [1, 2]
-    fleet.switch(0, accepts=True)
-    assert fleet.send() == 0
 
 
 # --- What it costs.
@@ -440,7 +500,8 @@ def test_a_replica_that_comes_or_goes_is_known_at_once() -> None:
 def calls_per_choice(new_router: Callable[[], Router], replicas: int) -> float:
     """Mean number of Python and C calls of a choice, in a steady state of two jobs a replica."""
     fleet = Fleet(new_router(), replicas)
-    accepting, under_way, rng = fleet.accepting, [], stream(1, "test")
+    accepting, rng = fleet.accepting, stream(1, "test")
+    under_way: list[Request] = []
     calls = 0
 
     def count(_frame: object, event: str, _arg: object) -> None:

@@ -64,7 +64,8 @@ def test_a_step_that_only_decodes() -> None:
 
 def test_contexts_in_parts_of_a_token() -> None:
     """In tenths: three sequences of 5 tokens that get 1.5 tokens in each step."""
-    tenths = Stretch(3, 150, 45, 0, 0, 0, grain=10)
+    tenths = Stretch(3, 150, 45, 0, 0, 0)
+    tenths.grain = 10
     assert TickTable(TABLE, grain=10).line(tenths) == (3000 + 3 + 300 + 3 * 150, 3 * 45, None)
 
 

@@ -112,11 +112,6 @@ class TestRefusals:
         stated = text.replace("1 GB", "1 GB, swap_bytes_per_s: 400 GB/s")
         resolve(load_scenario(write(tmp_path, stated)), CATALOG)
 
-    def test_a_text_model_is_no_encoder(self, tmp_path: Path) -> None:
-        keys = "pools: {encode: {replicas: 1}, prefill: {replicas: 1}, decode: {}}\n"
-        with pytest.raises(InputError, match="which is no encoder"):
-            load_scenario(write(tmp_path, FOUR + keys))
-
 
 class TestBill:
     """``charge: chips``: a replica that is switched off costs nothing, unless it is kept."""
