@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from test_engine_features import Setup, setup
+from test_lockstep_equality import with_ranks
 
 from sim.engine.clients import ClosedLoop, Source
 from sim.engine.clock import TICKS_PER_S, to_ticks
@@ -90,17 +91,13 @@ class Seen:
 
 def in_scheduler(replica: Replica) -> list[Request]:
     """Find the requests of a replica wherever its scheduler has them."""
-    scheduler: Any = replica.scheduler
     chunks = () if replica._stretch is None else replica._stretch.chunks
-    everywhere = [
-        *scheduler.line,
-        *scheduler.batch,
-        *scheduler.prefilling,
-        *scheduler.ready,
-        *scheduler.fetching,
-        *(request for request, _ in chunks),
-    ]
-    return list(dict.fromkeys(everywhere))
+    found = dict.fromkeys(request for request, _ in chunks)
+    ranks: Sequence[Any] = getattr(replica.scheduler, "ranks", [replica.scheduler])
+    for rank in ranks:
+        found |= dict.fromkeys([*rank.line, *rank.batch, *rank.prefilling])
+        found |= dict.fromkeys([*rank.ready, *rank.fetching])
+    return list(found)
 
 
 class Oracle:
@@ -333,6 +330,11 @@ def watch(
     return sum((each.seen for each in watched), Counter())
 
 
+def cluster(seed: int) -> Setup:
+    """One of random features; replicas of every fourth have several attention ranks."""
+    return setup(seed) if seed % 4 else with_ranks(seed)
+
+
 def plain(policy: RouterPolicy, role: Role) -> Router:
     return router_of(policy, SEED, role)
 
@@ -347,20 +349,20 @@ def wrapped(policy: RouterPolicy, role: Role) -> Router:
 def test_a_router_chooses_as_one_that_counts_anew(name: str, delay: int) -> None:
     policy = POLICIES[name](delay / TICKS_PER_S)
     for seed in range(EXAMPLES):
-        watch(setup(seed), policy, plain, most=seed % 3)
+        watch(cluster(seed), policy, plain, most=seed % 3)
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_no_delay_is_none(name: str) -> None:
     for seed in range(EXAMPLES):
-        watch(setup(seed), POLICIES[name](0.0), wrapped, most=seed % 3)
+        watch(cluster(seed), POLICIES[name](0.0), wrapped, most=seed % 3)
 
 
 def test_the_examples_are_full_of_events() -> None:
     """Books that nothing ever disturbs would be right whatever the router did."""
     seen: Counter[str] = Counter()
     for seed in range(EXAMPLES):
-        seen += watch(setup(seed), POLICIES["predicted length"](0.0), plain, most=seed % 3)
+        seen += watch(cluster(seed), POLICIES["predicted length"](0.0), plain, most=seed % 3)
     wanted = (
         "choices of several",
         "completed",

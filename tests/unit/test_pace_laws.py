@@ -234,9 +234,11 @@ def test_a_load_of_the_experts_takes_what_the_timer_says(
     assert holds is not None
     assert 1 <= holds <= 4
     said = timer.seconds(shape, imbalance.sample(period) / LOAD_UNIT)
-    # what a unit of the load adds is rounded to a tick, wrong by half of one for each unit at most
-    rounding_s = (abs(imbalance.sample(period) - LOAD_UNIT) / 2 + 1_000) / TICKS_PER_S
-    assert (start + growth) / TICKS_PER_S == pytest.approx(said, rel=1e-8, abs=rounding_s)
+    # what a unit of load, a key or a pair adds is rounded to a tick, wrong by half of one at most
+    units = abs(imbalance.sample(period) - LOAD_UNIT) + shape.decode_context_tokens
+    units += shape.decode_window_tokens + shape.prefill_pairs + shape.prefill_window_pairs
+    rounding_s = (units / 2 + 1_000) / TICKS_PER_S
+    assert (start + growth) / TICKS_PER_S == pytest.approx(said, rel=1e-12, abs=rounding_s)
 
 
 @settings(max_examples=60, deadline=None)
