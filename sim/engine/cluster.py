@@ -232,7 +232,9 @@ class Cluster:
             request.outcome = "unfinished"
             self._break_off(request)
         elif whole is None:
-            self._finish(request)
+            if self.door is not None:
+                self.door.left(request)
+            self._leave_for_good(request)
         elif request.outcome != "completed" or whole.given_up is not None:
             self._stop_after(request, whole)
         elif request.pool.role == "encode":

@@ -14,16 +14,18 @@ from sim.checks import resolve
 from sim.cost.operators import Handover
 from sim.cost.work import StepShape, prefill_pairs
 from sim.deployment import Deployment
+from sim.engine.clock import TICKS_PER_S
 from sim.engine.encoding import EncodingPace, images_of
 from sim.engine.lockstep import LockstepStretch
 from sim.engine.requests import Request
 from sim.engine.stretch import Stretch
-from sim.engine.ticks import Line
+from sim.engine.ticks import Line, Pace
 from sim.errors import InfeasibleError, InputError
 from sim.forecast import forecast
 from sim.report.data import RunTables
 from sim.scenario import load_scenario
 from sim.service import Service, service_of
+from sim.upkeep_plans import upkeep_plans
 
 CATALOG = open_catalog()
 
@@ -319,3 +321,27 @@ def test_notes_say_where_the_encoder_is(tmp_path: Path) -> None:
     notes = run(tmp_path, TOGETHER, text).notes
     assert any("the file of Llama 3.1 8B has none" in note for note in notes)
     assert not any("encoder is" in note for note in run(tmp_path, THREE_POOLS).notes)
+
+
+def test_a_slow_link_slows_the_encoder_too(tmp_path: Path) -> None:
+    """Each of two ranks then waits ten times as long for the sums of every layer."""
+    boot = "boot: {provisioning_s: 5, warm_up_s: 3, weights_from: host}\n"
+    faults = (
+        "faults: {link: {mtbf_s: 20, repair_s: 10}, link_network: scale_up, link_effect: slow, "
+        "link_bandwidth_fraction: 0.1}\n"
+    )
+    found = service(tmp_path, TOGETHER + boot + faults, ("{tp: 1}", "{tp: 2}"))
+    slow = upkeep_plans(found, CATALOG).pools["serve"].slow_pace
+    assert slow is not None
+
+    def encoder_s(pace: Pace) -> float:
+        images, text = (step((request(TOKENS, images), TOKENS)) for images in (1800, 0))
+        return (pace.line(images)[0] - pace.line(text)[0]) / TICKS_PER_S
+
+    (pool,) = found.pools
+    assert pool.encoder is not None
+    rows = {row.name: float(row.seconds) for row in pool.encoder.explain(prompt(1800))}
+    sums_s = rows["encoder_all_reduce"] + rows["projector_sum_2"]
+    plain_s = encoder_s(pool.plan.pace)
+    assert plain_s == pytest.approx(pool.encoder.seconds(prompt(1800)), rel=1e-6)
+    assert plain_s + 0.5 * 9 * sums_s < encoder_s(slow) < plain_s + 9 * sums_s
