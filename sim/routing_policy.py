@@ -83,7 +83,7 @@ class KvAwarePolicy(_Policy):
 
     kind: Literal["kv_aware"] = "kv_aware"
     overlap_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    """What a block of prompt costs beside a block in use (``kv_overlap_score_weight``)."""
+    """What a block of prompt costs beside one under way (``kv_overlap_score_weight``)."""
 
 
 class SessionStickyPolicy(_Policy):

@@ -74,9 +74,7 @@ class Pool:
         if self._alone is not None:
             self._alone.submit(request)
             return
-        replica = self.router.choose(request, accepting)
-        replica.submit(request)
-        self.router.accepted(request, replica)
+        self.router.choose(request, accepting).submit(request)
 
     def abort(self, request: Request, outcome: Outcome) -> None:
         """Drop a request that nobody waits for any more."""

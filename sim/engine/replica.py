@@ -119,12 +119,6 @@ class Replica:
         return self.scheduler.waiting_requests
 
     @property
-    def used_blocks(self) -> int:
-        """KV blocks in use, as of now."""
-        self._catch_up()
-        return self.scheduler.pool.used_blocks
-
-    @property
     def block_tokens(self) -> int:
         """Tokens that a KV block holds."""
         return self.scheduler.pool.block_tokens

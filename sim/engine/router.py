@@ -65,10 +65,6 @@ class Router(Protocol):
         """Return the replica that shall serve the request, which is sent there at once."""
         ...
 
-    def accepted(self, request: Request, replica: Replica) -> None:
-        """Hear that a replica has been handed a request, and has perhaps turned it away."""
-        ...
-
     def left(self, request: Request, replica: Replica) -> None:
         """Hear that a request has left a replica, before its outcome has any consequence."""
         ...
@@ -101,9 +97,6 @@ class Books:
 
 class Indifferent:
     """A router that need not hear what becomes of requests."""
-
-    def accepted(self, request: Request, replica: Replica) -> None:
-        """Take no note."""
 
     def left(self, request: Request, replica: Replica) -> None:
         """Take no note."""
@@ -215,9 +208,6 @@ class LeastOutstanding:
             else:
                 heappop(heap)  # undercut since
 
-    def accepted(self, request: Request, replica: Replica) -> None:
-        """Count it when the replica comes to the top."""
-
     def left(self, request: Request, replica: Replica) -> None:
         """Undercut the load of a replica that a request has left."""
         del request
@@ -278,10 +268,6 @@ class _WithFallback:
 
     def __init__(self, others: Router) -> None:
         self._others = others
-
-    def accepted(self, request: Request, replica: Replica) -> None:
-        """Pass it on."""
-        self._others.accepted(request, replica)
 
     def left(self, request: Request, replica: Replica) -> None:
         """Pass it on."""

@@ -82,9 +82,6 @@ class Stale:
         view.sent(request)
         return view.replica
 
-    def accepted(self, request: Request, replica: Replica) -> None:
-        """Take no note: it has sent the request itself."""
-
     def left(self, request: Request, replica: Replica) -> None:
         """Hear it with the next renewal, unless the request was turned away."""
         view = self._views[replica]

@@ -147,3 +147,8 @@ class FairLine(PriorityLine):
         request = super().pop()
         self._now = max(self._now, self._starts.pop(request, 0.0))
         return request
+
+    def remove(self, request: Request) -> bool:
+        """Take a request out, wherever it stands; what its tenant was charged is not given back."""
+        self._starts.pop(request, None)
+        return super().remove(request)

@@ -244,7 +244,6 @@ class Watched:
         self.router = router
         self.oracle = Oracle(policy, role)
         self.seen: Counter[str] = Counter()
-        self.sending: Request | None = None
 
     def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
         for replica in replicas:
@@ -254,7 +253,6 @@ class Watched:
         assert self.router.choose(request, replicas) is expected
         self.seen["choices"] += 1
         self.seen["choices of several"] += len(replicas) > 1
-        self.sending = request
         return expected
 
     def look(self, replica: Replica) -> None:
@@ -272,13 +270,8 @@ class Watched:
             assert (request.outcome, request.done_tick) == ("completed", now)
             self.seen["ends with others"] += 1
 
-    def accepted(self, request: Request, replica: Replica) -> None:
-        self.sending = None
-        self.router.accepted(request, replica)
-
     def left(self, request: Request, replica: Replica) -> None:
         self.seen[request.outcome] += 1
-        self.seen["turned away at once"] += request is self.sending
         self.seen["comes again"] += request.attempts > 1
         self.oracle.left(request, replica)
         self.router.left(request, replica)
@@ -369,7 +362,6 @@ def test_the_examples_are_full_of_events() -> None:
         "shed",
         "timed_out",
         "unfinished",  # broken off by a failure
-        "turned away at once",
         "comes again",
         "changes",
     )

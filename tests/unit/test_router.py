@@ -77,7 +77,6 @@ class Fleet:
         replica = cast("Any", self.router.choose(request, self.accepting))
         request.replica = replica.index
         replica.take(request, 1)
-        self.router.accepted(request, replica)
         return int(replica.index)
 
     def leave(self, request: Request) -> None:
@@ -518,7 +517,6 @@ def calls_per_choice(new_router: Callable[[], Router], replicas: int) -> float:
         sys.setprofile(None)
         request.replica = chosen.index
         chosen.take(request, 1)
-        fleet.router.accepted(request, chosen)
         under_way.append(request)
     return calls / 500
 
