@@ -89,7 +89,7 @@ def simulate(
     workload = case.workload
     if isinstance(workload, OpenLoopWorkload) and workload.load_fraction is not None:
         capacity = capacity_requests_per_s(service, catalog, seed)
-        rate = capacity * workload.load_fraction
+        rate = capacity * workload.load_fraction / workload.samples
         workload = workload.model_copy(update={"rate_requests_per_s": rate, "load_fraction": None})
     traffic = draw_traffic(case, workload, catalog, seed)
     plans = upkeep_plans(service, catalog)

@@ -24,6 +24,7 @@ from sim.workload.mix import mixed
 from sim.workload.readers.agentic import read_agentic
 from sim.workload.replay import replayed
 from sim.workload.requests import Traffic, as_tokens
+from sim.workload.sampling import sampled
 from sim.workload.sessions import SessionPlans, SessionTraffic
 from sim.workload.traffic import TrafficLaw
 
@@ -72,7 +73,9 @@ def draw(workload: Workload, catalog: Catalog, seed: int, *names: str | int) -> 
             "rate"
         )
     drawn = _requests(workload, lengths, times.size, seed, (*names, "lengths"))
-    return replace(drawn, arrival_s=times)
+    return sampled(
+        replace(drawn, arrival_s=times), workload, lengths, stream(seed, *names, "samples")
+    )
 
 
 def pilot(
@@ -80,7 +83,9 @@ def pilot(
 ) -> Traffic:
     """Draw requests like those of an open loop for clients that keep the system full."""
     lengths, _ = laws(workload, catalog)
-    return replace(_requests(workload, lengths, requests, seed, ("pilot",)), clients=clients)
+    prompts = _requests(workload, lengths, requests, seed, ("pilot",))
+    drawn = sampled(prompts, workload, lengths, stream(seed, "pilot", "samples"))
+    return replace(drawn, clients=clients)
 
 
 def laws(

@@ -61,6 +61,10 @@ class OpenLoopWorkload(_Prompts):
     load_fraction: Annotated[float, Field(gt=0, le=2)] | None = None
     """Mean rate as a fraction of what the system can do at most, found by a pilot run in which
     all requests are there from the start."""
+    samples: PositiveInt = 1
+    """Answers to each prompt (``n`` in the API of OpenAI). Each is a request of its own, sent at
+    the same moment with the same prompt, which a prefix cache computes once; ``requests`` and
+    rates count prompts. The lengths of the answers are drawn independently."""
 
     @model_validator(mode="after")
     def _lengths_and_arrivals_are_known(self) -> Self:
