@@ -329,6 +329,7 @@ def deploy(
             *overhead.limits(case.name, case.model, engine.max_num_seqs),
             *_better_engine(case, accelerator, catalog),
             *_engine_notes(case, memory, drafter),
+            *_encoder_notes(case, work),
         ),
         calibration=calibration,
         role=role,
@@ -445,6 +446,15 @@ def _engine_notes(case: Case, memory: MemoryUse, drafter: Drafter | None) -> Ite
             f"({law.source})."
         )
         yield from (f"{case.name}: {note}." for note in law.notes)
+
+
+def _encoder_notes(case: Case, work: _Work) -> Iterator[str]:
+    """Say aloud what the times of images rest on."""
+    if work.alone is not None or work.beside is not None:
+        yield (
+            f"{case.name}: no image encoder was measured: its times follow laws that were fitted "
+            "to language models, and leave out what the host does with images."
+        )
 
 
 def _power(

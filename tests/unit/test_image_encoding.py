@@ -320,7 +320,11 @@ def test_notes_say_where_the_encoder_is(tmp_path: Path) -> None:
     text = ("qwen2_5_vl_7b", "llama_3_1_8b")
     notes = run(tmp_path, TOGETHER, text).notes
     assert any("the file of Llama 3.1 8B has none" in note for note in notes)
-    assert not any("encoder is" in note for note in run(tmp_path, THREE_POOLS).notes)
+    assert not any("no image encoder" in note for note in notes)
+    notes = run(tmp_path, THREE_POOLS).notes
+    assert not any("encoder is" in note for note in notes)
+    (said,) = [note for note in notes if "no image encoder was measured" in note]
+    assert said.startswith("images, encode: ")
 
 
 def test_a_slow_link_slows_the_encoder_too(tmp_path: Path) -> None:
