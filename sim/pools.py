@@ -1,13 +1,14 @@
 """The pools of a case: which engines do what, and how keys and values get from one to the next.
 
 A case without ``pools`` is served by one pool, in which every replica computes prompts and
-answers. Disaggregated serving has a prefill and a decode pool, with an encode pool before them
-where prompts hold images or the like. Each is written as the keys in which it differs from its
-case.
+answers. Disaggregated serving has a prefill and a decode pool. Before either there may be an encode
+pool, where prompts hold images. Each is written as the keys in which it differs from its case.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
 
 from sim.parallelism import Parallelism
 from sim.precision import Precision
@@ -73,16 +74,35 @@ class Pools(StrictModel):
     """Pools by what they do, in the order in which a request meets them."""
 
     encode: Pool | None = None
-    """Turns images and the like into tokens; none: prompts are text."""
-    prefill: Pool
+    """Turns images into tokens; none: whoever takes in a prompt does."""
+    serve: Pool | None = None
+    """Computes prompts and answers, behind an encode pool."""
+    prefill: Pool | None = None
     """Computes prompts."""
-    decode: Pool
+    decode: Pool | None = None
     """Computes answers."""
+
+    @model_validator(mode="after")
+    def _make_up_a_service(self) -> Self:
+        if set(self.by_role()) not in _SERVICES:
+            raise ValueError(
+                "give prefill and decode, with or without encode, or give encode and serve"
+            )
+        return self
 
     def by_role(self) -> Mapping[Role, Pool]:
         """Pools that are there, in the order in which a request meets them."""
-        found: dict[Role, Pool] = {} if self.encode is None else {"encode": self.encode}
-        return {**found, "prefill": self.prefill, "decode": self.decode}
+        pools: Mapping[Role, Pool | None] = {
+            "encode": self.encode,
+            "serve": self.serve,
+            "prefill": self.prefill,
+            "decode": self.decode,
+        }
+        return {role: pool for role, pool in pools.items() if pool is not None}
+
+
+_SERVICES = ({"prefill", "decode"}, {"encode", "prefill", "decode"}, {"encode", "serve"})
+"""Roles that make up a service of several pools."""
 
 
 class KvTransfer(StrictModel):
@@ -131,11 +151,10 @@ def lay_out_pools(case: Located) -> Located:
     for role, part in pools.items():
         if isinstance(part, dict):
             whole = merge(whole, _laid_over(shared, case, role))
-    last = whole.data["pools"].get("decode")
+    role = "serve" if "serve" in pools else "decode"
+    last = whole.data["pools"].get(role)
     if isinstance(last, dict):
-        said_by_pool = _only(
-            whole.at(("pools", "decode")), (INHERITED & set(last)) - set(case.data)
-        )
+        said_by_pool = _only(whole.at(("pools", role)), (INHERITED & set(last)) - set(case.data))
         whole = merge(said_by_pool, whole)
     return Located(whole.data, {**whole.positions, (): case.position(())})
 

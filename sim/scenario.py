@@ -68,7 +68,7 @@ class Case(Pool):
     systems: PositiveInt = 1
     """How many systems."""
     pools: Pools | None = None
-    """Prefill and decode in pools of their own; one pool that does everything unless given."""
+    """Parts of the work in pools of their own; one pool that does everything unless given."""
     kv_transfer: KvTransfer = KvTransfer()
     """How keys and values get from pool to pool."""
     workload: Workload
@@ -88,16 +88,18 @@ class Case(Pool):
     def _pools_hand_over_what_they_understand(self) -> Self:
         if self.pools is None:
             return self
-        encode, prefill, decode = self.pools.encode, self.pools.prefill, self.pools.decode
-        if encode is not None and encode.model != prefill.model:
+        pools = self.pools.by_role()
+        encode, decode = pools.get("encode"), pools.get("decode")
+        prompts = pools.get("prefill") or pools["serve"]
+        if encode is not None and encode.model != prompts.model:
             msg = (
                 f"the encode pool runs the encoder of {encode.model}, whose embeddings mean "
-                f"nothing to {prefill.model} in the prefill pool: give both the same model"
+                f"nothing to {prompts.model}, which computes the prompts: give both the same model"
             )
             raise ValueError(msg)
-        if prefill.model != decode.model:
+        if decode is not None and prompts.model != decode.model:
             msg = (
-                f"the prefill pool runs {prefill.model} and the decode pool {decode.model}, which "
+                f"the prefill pool runs {prompts.model} and the decode pool {decode.model}, which "
                 "cannot read its keys and values: give both the same model"
             )
             raise ValueError(msg)

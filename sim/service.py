@@ -129,7 +129,7 @@ class Service:
     @property
     def prompt_pool(self) -> Deployment:
         """The pool that computes prompts."""
-        return self.pools[-2] if len(self.pools) > 1 else self.pools[0]
+        return next(pool for pool in self.pools if pool.role in ("serve", "prefill"))
 
     @property
     def answer_pool(self) -> Deployment:
@@ -187,8 +187,10 @@ def service_of(case: Case, catalog: Catalog) -> Service:
     )
     if len(pools) == 1:
         return Service(case, pools)
-    together = _in_one_domain(case, pools, pools[-2:])
-    path = kv_path(case.kv_transfer, *pools[-2:], together=together)
+    path = None
+    if pools[-1].role == "decode":
+        together = _in_one_domain(case, pools, pools[-2:])
+        path = kv_path(case.kv_transfer, *pools[-2:], together=together)
     if not encodes:
         pools = (_handing_over(case, pools), *pools[1:])
     return Service(case, pools, path)
@@ -295,16 +297,16 @@ def kv_path(
 
 
 def _handing_over(case: Case, pools: Sequence[Deployment]) -> Deployment:
-    """Let the encode pool send what it has computed to the prefill pool.
+    """Let the encode pool send what it has computed to the pool that computes prompts.
 
     Over the network that joins the two, at the rate of the slower side. What the case says of the
     transfer of keys and values holds for embeddings too, but for its ``link``, which another pair
     of pools may not have.
     """
-    encode, prefill = pools[0], pools[1]
+    encode, prompts = pools[0], pools[1]
     together = _in_one_domain(case, pools, pools[:2]) and case.kv_transfer.link != "scale_out"
     link: Literal["scale_up", "scale_out"] = "scale_up" if together else "scale_out"
-    sides = [_port(case.kv_transfer, pool, link) for pool in (encode, prefill)]
+    sides = [_port(case.kv_transfer, pool, link) for pool in (encode, prompts)]
     slower = min(sides, key=lambda port: port.bytes_per_s)
     latency_s = max(port.latency_s for port in sides)
     encoding = encoding_of_pool(encode.case, encode.model, encode.system)

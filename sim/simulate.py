@@ -133,11 +133,6 @@ def _image_notes(service: Service) -> Iterator[str]:
             f"{name}: images count as tokens of their prompts; the time of their encoder is not "
             f"in: the file of {service.prompt_pool.model.name} has none."
         )
-    else:
-        yield (
-            f"{name}: images are encoded in the step that takes them into the prompt; the time of "
-            "the encoder is in, its energy and FLOP are not."
-        )
 
 
 def serve(

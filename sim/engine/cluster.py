@@ -104,7 +104,7 @@ class Cluster:
     Parameters
     ----------
     plans : sequence of PoolPlan
-        One of role ``serve``, or a prefill and a decode pool, perhaps after an encode pool.
+        One of role ``serve``, or a prefill and a decode pool; perhaps an encode pool before them.
     every_step : bool
         Walk every step instead of jumping over stretches.
     """
@@ -197,10 +197,15 @@ class Cluster:
             self._turn_away(request, "rejected")
         elif self.door is not None and not self.door.admits(request, int(self.env.now)):
             self._turn_away(request, "shed")
-        elif self._serving is not None:
-            self._serving.submit(request)
         elif self._first == "encode" and request.encode_tokens:
             self._begin_stage(request, "encode", request.encode_tokens)
+        else:
+            self._begin_prompt(request)
+
+    def _begin_prompt(self, request: Request) -> None:
+        """Have the prompt computed, by whoever answers it or in a pool of its own."""
+        if self._serving is not None:
+            self._serving.submit(request)
         else:
             self._begin_stage(request, "prefill", request.prefill_tokens)
 
@@ -239,7 +244,7 @@ class Cluster:
             self._stop_after(request, whole)
         elif request.pool.role == "encode":
             whole.stage = None
-            self._begin_stage(whole, "prefill", whole.prefill_tokens)
+            self._begin_prompt(whole)
         else:
             self._hand_over(request, whole)
 

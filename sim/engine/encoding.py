@@ -14,7 +14,7 @@ from sim.engine.ticks import Line, Pace
 
 
 class EncodingPace:
-    """A pace whose steps begin with the images of their prompts.
+    """A pace whose steps begin with the images of their prompts, which it counts.
 
     Attention ranks that keep step encode side by side; the one with most to do sets the time.
 
@@ -36,12 +36,14 @@ class EncodingPace:
         if not stretch.chunks:
             return line
         ranks = stretch.ranks if isinstance(stretch, LockstepStretch) else [stretch]
+        longest = 0
+        for images in map(images_of, ranks):
+            if images.chunks:
+                longest = max(longest, self._encoder.line(images)[0])
+                stretch.encode_tokens += images.prefill_tokens
+                stretch.encode_pairs += images.prefill_pairs
         start, growth, valid_steps = line
-        return start + max(map(self._encoder_ticks, ranks)), growth, valid_steps
-
-    def _encoder_ticks(self, stretch: Stretch) -> int:
-        images = images_of(stretch)
-        return self._encoder.line(images)[0] if images.chunks else 0
+        return start + longest, growth, valid_steps
 
 
 def images_of(stretch: Stretch) -> Stretch:

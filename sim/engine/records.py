@@ -57,6 +57,8 @@ STRETCH_COLUMNS: Mapping[str, str] = {
     "prefill_context_tokens": "i8",
     "prefill_pairs": "f8",
     "prefill_window_pairs": "f8",
+    "encode_tokens": "i4",
+    "encode_pairs": "f8",
     "first_tokens": "i4",
     "output_tokens": "f8",
     "kv_used_blocks": "i4",

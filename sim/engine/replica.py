@@ -334,6 +334,8 @@ class Replica:
                 stretch.prefill_context_tokens,
                 stretch.prefill_pairs,
                 stretch.prefill_window_pairs,
+                stretch.encode_tokens,
+                stretch.encode_pairs,
                 first_tokens,
                 stretch.decoded_tokens + first_tokens,
                 stretch.used_blocks,

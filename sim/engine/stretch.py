@@ -21,6 +21,10 @@ class Stretch:
     """Tokens of those prompts that are in the cache already, which the step reads."""
     prefill_pairs = 0
     prefill_window_pairs = 0
+    encode_tokens = 0
+    """Of those prompts' tokens, those of images that the replica encodes in the step."""
+    encode_pairs = 0
+    """Their pairs under the causal mask, each prompt's images alone."""
     first_tokens = 0
     """Prompts that were completed and gave a token."""
     decoded_tokens: float = 0.0

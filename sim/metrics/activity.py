@@ -1,7 +1,7 @@
 """What the chips of a service did, stretch by stretch, summed up between edges in time."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -169,12 +169,43 @@ def activity(pool: Deployment, stretches: Columns) -> Activity:
     """Price some stretches of one pool: whose time, energy, arithmetic, memory traffic."""
     shape, steps = _shape(stretches), stretches["steps"].astype(float)
     chips = pool.chips_per_replica
-    return Activity(
+    done = Activity(
         stretches=stretches,
         prefill_share=_prefill_share(pool.seconds, shape),
         energy_j=chips * _total(pool.joules, shape, steps),
         flop=chips * _total(pool.flop, shape, steps),
         memory_s=_total(pool.memory_seconds, shape, steps),
+    )
+    if not stretches["encode_tokens"].any() or pool.images is None:
+        return done
+    return _with_images(done, pool, pool.images)
+
+
+def _with_images(done: Activity, pool: Deployment, encoder: Deployment) -> Activity:
+    """Add what the images of the prompts cost in the same steps.
+
+    Attention ranks that keep step count as if each had the mean of their images; the first of
+    several stages encodes, and the others draw as much meanwhile.
+    """
+    stretches, chips = done.stretches, pool.chips_per_replica
+    images = StepShape(
+        prefill_sequences=np.minimum(stretches["prefill_sequences"], stretches["encode_tokens"]),
+        prefill_tokens=stretches["encode_tokens"] / pool.schedulers,
+        prefill_pairs=stretches["encode_pairs"].astype(float) / pool.schedulers,
+    )
+    once = np.ones(len(stretches["steps"]))
+    encode_s = _total(encoder.seconds, images, once)
+    busy_s = done.busy_s
+    shared_s = done.prefill_share * np.maximum(busy_s - encode_s, 0.0) + encode_s
+    stages = pool.case.parallelism.pp
+    return replace(
+        done,
+        prefill_share=np.divide(shared_s, busy_s, out=np.zeros_like(busy_s), where=busy_s > 0).clip(
+            max=1.0
+        ),
+        energy_j=done.energy_j + chips * _total(encoder.joules, images, once),
+        flop=done.flop + chips / stages * _total(encoder.flop, images, once),
+        memory_s=done.memory_s + _total(encoder.memory_seconds, images, once) / stages,
     )
 
 

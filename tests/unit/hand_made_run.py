@@ -49,6 +49,8 @@ def stretches() -> dict[str, np.ndarray]:
         "prefill_context_tokens": [0, 0, 0, 0, 0],
         "prefill_pairs": [10.0, 0.0, 3.0, 0.0, 9.0],
         "prefill_window_pairs": [10.0, 0.0, 3.0, 0.0, 9.0],
+        "encode_tokens": [0, 0, 0, 0, 0],
+        "encode_pairs": [0.0, 0.0, 0.0, 0.0, 0.0],
         "output_tokens": [1.0, 4.0, 2.0, 6.0, 2.0],
         "kv_used_blocks": [2, 4, 6, 8, 10],
         "waiting_requests": [0, 2, 0, 0, 0],

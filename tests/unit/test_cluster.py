@@ -269,6 +269,30 @@ class TestEncoding:
         assert list(steps) == [(0, 7), (1, 20), (2, 0), (1, 20), (2, 0)]
         assert record.requests["prefill_replica"].tolist() == [1, 1]
 
+    def test_before_whoever_does_the_rest(self) -> None:
+        # 7 tokens of images to 10, the prompt to 20, two steps
+        cluster = chain_of(("encode", 1), ("serve", 1), port=port_of(1))
+        requests = requests_of((0, 20, 3), (100, 20, 3))
+        requests[0].encode_tokens = 7
+        record = run_open(cluster, requests)
+        assert events(record, "first_token_s") == {0: 20, 1: 110}
+        assert events(record, "done_s") == {0: 40, 1: 130}
+        assert record.requests["replica"].tolist() == [1, 1]
+        assert record.transfers["kind"].tolist() == []
+        assert cluster.in_system == 0
+
+    def test_a_failure_of_what_follows_begins_with_the_images_again(self) -> None:
+        cluster = chain_of(("encode", 1), ("serve", 1), port=port_of(1))
+        cluster.when_lost = lambda request: send_again(cluster, request)
+        (request,) = requests_of((0, 20, 3))
+        request.encode_tokens = 7
+        actions = {15: lambda c: c.replicas[1].fail(), 20: lambda c: come_back(c, 1)}
+        record = run_open(cluster, [request], [At(actions)])
+        # encoded again from 15 to 25, the prompt to 35, two steps
+        assert events(record, "first_token_s") == {0: 35}
+        assert events(record, "done_s") == {0: 55}
+        assert cluster.in_system == 0
+
     def test_who_gives_up_there_is_gone(self) -> None:
         cluster = chain_of(("encode", 1), ("prefill", 1), ("decode", 1), port=port_of(1))
         (request,) = requests_of((0, 20, 3))

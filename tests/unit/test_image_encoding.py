@@ -50,6 +50,7 @@ TWO_POOLS = TOGETHER + "pools: {prefill: {replicas: 4}, decode: {replicas: 4}}\n
 THREE_POOLS = (
     TOGETHER + "pools: {encode: {replicas: 2}, prefill: {replicas: 3}, decode: {replicas: 3}}\n"
 )
+BEFORE = TOGETHER + "pools: {encode: {replicas: 2}, serve: {replicas: 6}}\n"
 TOKENS = 2 * 900 + 100
 """Of a prompt: two images and the text before them."""
 
@@ -150,6 +151,24 @@ class TestPools:
         assert {"patch_embedding", "encoder_attention", "embedding_handover"} <= names
         assert "lm_head" not in names
         assert "patch_embedding" not in {op.name for op in language.timer.operators}
+
+    def test_before_replicas_that_do_the_rest(self, tmp_path: Path) -> None:
+        found = service(tmp_path, BEFORE)
+        encode, rest = found.pools
+        assert (encode.role, rest.role, rest.encoder, found.kv_path) == (
+            "encode",
+            "serve",
+            None,
+            None,
+        )
+        assert found.prompt_pool is found.answer_pool is rest
+
+    @pytest.mark.parametrize(
+        "pools", ["encode: {replicas: 2}, decode: {}", "serve: {}", "serve: {}, prefill: {}"]
+    )
+    def test_pools_make_up_a_service(self, tmp_path: Path, pools: str) -> None:
+        with pytest.raises(InputError, match="give prefill and decode, with or without encode"):
+            load_scenario(write(tmp_path, TOGETHER + f"pools: {{{pools}}}\n"))
 
     def test_memory(self, tmp_path: Path) -> None:
         """676,034,560 weights of 2 bytes; an embedding is as wide as the language model."""
@@ -272,6 +291,12 @@ class TestTimes:
         way_s = sent.latency_s + 1800 * 7168 / sent.bytes_per_s
         assert rows["embedding_handover"] == pytest.approx(way_s)
 
+    def test_before_all_else(self, tmp_path: Path) -> None:
+        found = service(tmp_path, BEFORE)
+        encode, rest = found.pools
+        measured = self.first_token_s(run(tmp_path, BEFORE), found)
+        assert measured == pytest.approx(step_s(encode, 1800) + step_s(rest, TOKENS), rel=1e-6)
+
     def test_chunks_encode_what_they_take_in(self, tmp_path: Path) -> None:
         """Of 1900 tokens in chunks of 1000 the first has 900 of images, the second 900."""
         change = ("max_num_seqs: 64", "max_num_seqs: 64, max_num_batched_tokens: 1000")
@@ -297,7 +322,7 @@ class TestTimes:
         measured = self.first_token_s(run(tmp_path, TOGETHER, change), found)
         assert measured == pytest.approx(expected, rel=1e-6)
 
-    @pytest.mark.parametrize("text", [TOGETHER, TWO_POOLS, THREE_POOLS])
+    @pytest.mark.parametrize("text", [TOGETHER, TWO_POOLS, THREE_POOLS, BEFORE])
     def test_jumps_are_single_steps(self, tmp_path: Path, text: str) -> None:
         changes = (
             (
@@ -316,7 +341,7 @@ class TestTimes:
 
 
 def test_notes_say_where_the_encoder_is(tmp_path: Path) -> None:
-    assert any("the time of the encoder is in" in note for note in run(tmp_path, TOGETHER).notes)
+    assert not any("its energy" in note for note in run(tmp_path, TOGETHER).notes)
     text = ("qwen2_5_vl_7b", "llama_3_1_8b")
     notes = run(tmp_path, TOGETHER, text).notes
     assert any("the file of Llama 3.1 8B has none" in note for note in notes)

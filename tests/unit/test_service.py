@@ -119,7 +119,7 @@ class TestProblems:
                 r"split.yaml:25: pools\.decode\.ruoter: unknown key; did you mean router\?",
             ),
             ("{tp: 2}", "{tp: two}", r"split.yaml:20: pools\.prefill\.parallelism\.tp: 'two'"),
-            ("      decode: {router: round_robin}\n", "", r"split.yaml:23: pools\.decode: missing"),
+            ("      decode: {router: round_robin}\n", "", r"split.yaml:23: pools: give prefill"),
             ("decode: {router", "decode: {model: llama_3_1_8b, router", "cannot read its keys"),
             ("decode: {router", "dekode: {}\n      decode: {router", "did you mean decode"),
         ],
