@@ -154,9 +154,12 @@ class Deployment:
     def joules(self) -> StepTable:
         """Energy of the busiest chip in any step, idle power included."""
         law = self.power.law
-        tdp_w = self.accelerator.power.tdp_w.value
-        awake_w = tdp_w * law.active_fraction
-        return self._table(lambda timed: self.timer.joules(timed, law), overhead_per_s=awake_w)
+        return self._table(lambda timed: self.timer.joules(timed, law), overhead_per_s=self.awake_w)
+
+    @property
+    def awake_w(self) -> float:
+        """Power of a chip between two kernels of a step, and while it waits for others."""
+        return self.accelerator.power.tdp_w.value * self.power.law.active_fraction
 
     @cached_property
     def flop(self) -> StepTable:

@@ -1,5 +1,7 @@
 """Where a replica puts keys and values outside its chips: the host's memory, and other tiers."""
 
+from itertools import pairwise
+
 from sim.deployment import Deployment
 from sim.engine.cluster import LinkPlan, TierPlan
 from sim.errors import InputError
@@ -42,7 +44,8 @@ def tiers_of(pool: Deployment) -> tuple[TierPlan, ...]:
     Raises
     ------
     InputError
-        There is no prefix cache above them, or one of them holds no block.
+        There is no prefix cache above them, one of them holds no block, or one that all replicas
+        share would have to tell a single one what it drops.
     """
     case = pool.case
     if case.engine.kv_tiers and not pool.finds_prefixes:
@@ -51,6 +54,13 @@ def tiers_of(pool: Deployment) -> tuple[TierPlan, ...]:
             f"{case.model} (layers with a window or a state): leave kv_tiers out"
         )
     plans = tier_plans(case.engine, pool.kv_bytes_per_token)
+    for upper, lower in pairwise(plans):
+        if upper.shared and not lower.through:
+            raise InputError(
+                f"case {case.name!r}: engine.kv_tiers: {lower.name} would be written with what "
+                f"{upper.name} drops, which all replicas share: put {upper.name} after it, or "
+                f"give {lower.name} write: through"
+            )
     for plan in plans:
         if not plan.capacity_blocks:
             raise InputError(

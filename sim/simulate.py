@@ -11,7 +11,6 @@ from sim.catalog import Catalog
 from sim.engine.clients import ClosedLoop, OpenLoop, Source
 from sim.engine.clock import TICKS_PER_S, to_ticks
 from sim.engine.cluster import Cluster, Companion, LinkPlan, PoolPlan, RunRecord
-from sim.engine.records import LOSS_COLUMNS, Columns, Table
 from sim.engine.requests import Request
 from sim.engine.router_choice import router_of
 from sim.engine.sessions import Sessions, Together
@@ -170,30 +169,8 @@ def serve(
         companions += [] if patience is None else [patience]
     priorities = () if tenancy is None else tenancy.priorities
     source = _source(traffic, to_ticks(service.frontend_s), priorities)
-    record = cluster.run(source, companions)
-    return record if upkeep is None else replace(record, losses=_losses(record.losses, upkeep))
+    return cluster.run(source, companions)
 
-
-def _losses(recorded: Columns, upkeep: Upkeep) -> Columns:
-    """Put what failures have really thrown away in place of what they broke off."""
-    table = Table(LOSS_COLUMNS)
-    for loss in upkeep.losses:
-        table.append(
-            (
-                loss.replica,
-                loss.tick / TICKS_PER_S,
-                loss.request_id,
-                FAILURE,
-                loss.context_tokens,
-                loss.answer_tokens,
-            )
-        )
-    thrown, others = table.columns(), recorded["cause"] != FAILURE
-    return {name: np.concatenate([recorded[name][others], thrown[name]]) for name in thrown}
-
-
-FAILURE = "failure"
-"""Cause of losses by parts that fail and by maintenance that does not wait."""
 
 Priorities = Sequence[int | None]
 """By tenant; none: that of each request in its trace."""

@@ -15,7 +15,7 @@ from sim.engine.links import Link
 from sim.engine.plan import ReplicaPlan
 from sim.engine.pool import Pool
 from sim.engine.prefix import PrefixCache
-from sim.engine.records import Columns, Recorder
+from sim.engine.records import Columns, Recorder, Work
 from sim.engine.replica import Replica, Surroundings
 from sim.engine.requests import Outcome, Request, Turn
 from sim.engine.router import RoundRobin, Router
@@ -228,6 +228,8 @@ class Cluster:
         if role == "prefill":
             stage.content = request.content
             stage.keeps_blocks = request.generated_tokens + 1 < request.output_tokens
+            stage.reached_tokens = request.reached_tokens
+            stage.remote, request.remote = request.remote, None  # what a store has kept
         self.pools[role].submit(stage)
 
     def left(self, request: Request) -> None:
@@ -243,6 +245,7 @@ class Cluster:
         elif request.outcome != "completed" or whole.given_up is not None:
             self._stop_after(request, whole)
         elif request.pool.role == "encode":
+            _add_work(whole, request)
             whole.stage = None
             self._begin_prompt(whole)
         else:
@@ -253,17 +256,19 @@ class Cluster:
         if stage.keeps_blocks and stage.outcome == "completed":
             self.replicas[stage.replica].free_kept(stage)
         request.outcome = request.given_up or stage.outcome
+        _add_work(request, stage)
+        _let_go(stage)
         request.stage = None
         self._finish(request)
 
     def _hand_over(self, stage: Request, request: Request) -> None:
         """Give a prompt that is computed to the decode pool."""
+        _add_work(request, stage)
         request.stage = None
         request.prefill_replica = request.replica = stage.replica
-        request.generated_tokens += 1
         request.preemptions += stage.preemptions
         request.preempted_ticks += stage.preempted_ticks
-        request.cached_tokens = stage.cached_tokens
+        request.computed_tokens = request.reached_tokens = stage.input_tokens
         if request.admit_tick < 0:
             request.admit_tick = stage.admit_tick
         if request.first_token_tick < 0:
@@ -290,18 +295,34 @@ class Cluster:
         if request.outcome == "completed":
             if whole.remote is None or whole.outcome != "unfinished":
                 return  # it had been fetched already
-            whole.remote = None
             whole.pool.abort(whole, "lost")
             return
-        whole.stage, whole.computed_tokens = None, request.computed_tokens
+        if whole is not request:
+            _add_work(whole, request)
+            _let_go(request)
+            whole.stage, whole.computed_tokens = None, request.computed_tokens
+            whole.reached_tokens = max(whole.reached_tokens, request.reached_tokens)
         self._break_off(whole)
 
     def _break_off(self, request: Request) -> None:
         _let_go(request)
         if self.door is not None:
             self.door.left(request)
-        if self.when_lost is None or not self.when_lost(request):
+        if not self._comes_back(request, "failure", self.when_lost):
             self._turn_away(request, "lost")
+
+    def _comes_back(
+        self, request: Request, cause: str, chance: Callable[[Request], bool] | None
+    ) -> bool:
+        """Ask whether a request is sent again, and record what of its work that throws away."""
+        if chance is None:
+            return False
+        replica, had = request.replica, Work.on(request)
+        if not chance(request):
+            return False
+        now, kept = self._now(), Work.on(request)
+        self.recorder.loss(request.request_id, now, cause, replica, had.beyond(kept))
+        return True
 
     def _turn_away(self, request: Request, outcome: Outcome) -> None:
         request.outcome = outcome
@@ -316,9 +337,11 @@ class Cluster:
     def _leave_for_good(self, request: Request) -> None:
         if request.remote is not None:
             _let_go(request)
-        unanswered = request.outcome != "completed"
-        if unanswered and self.second_chance is not None and self.second_chance(request):
-            return
+        if request.outcome != "completed":
+            cause = "failure" if request.outcome == "lost" else request.outcome
+            if self._comes_back(request, cause, self.second_chance):
+                return
+            self._record_loss(request, cause)
         self.in_system -= 1
         self.recorder.request(request)
         if self.when_left is not None:
@@ -327,6 +350,11 @@ class Cluster:
             request.on_done.request_done(request)
         if self._over is not None and not self.active and not self._over.triggered:
             self._over.succeed()
+
+    def _record_loss(self, request: Request, cause: str) -> None:
+        """Record that all work on a request was for nothing."""
+        work = Work.on(request)
+        self.recorder.loss(request.request_id, self._now(), cause, request.replica, work)
 
     # -- a run --------------------------------------------------------------------------------
 
@@ -361,14 +389,28 @@ class Cluster:
             while pool.at_door:
                 request = pool.at_door.popleft()
                 self.in_system -= 1
-                self.recorder.request(request.stage_of or request)
+                whole = request.stage_of or request
+                self._record_loss(whole, whole.outcome)
+                self.recorder.request(whole)
             for replica in pool.replicas:
                 pool.record_state(replica)
 
 
+def _add_work(request: Request, stage: Request) -> None:
+    """Count what has been done for one part of a request."""
+    if stage.pool.role == "encode":
+        request.encoded_tokens += stage.prefilled_tokens
+        return
+    request.prefilled_tokens += stage.prefilled_tokens
+    request.first_tokens += stage.first_tokens
+    request.cached_tokens += stage.cached_tokens
+    request.generated_tokens += stage.generated_tokens
+
+
 def _let_go(request: Request) -> None:
-    """Free what a request has left elsewhere."""
+    """Free what a request has left elsewhere: it counts as computed until now."""
     if isinstance(request.remote, Elsewhere):
+        request.computed_tokens = max(request.computed_tokens, request.remote.tokens)
         release(request.remote)
     request.remote = None
 

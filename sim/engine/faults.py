@@ -264,20 +264,6 @@ class LostWork:
     kept_tokens: int
     """Tokens whose keys and values are loaded instead of computed again."""
 
-    def chip_s(self, prefill_chip_s_per_token: float, decode_chip_s_per_token: float) -> float:
-        """Chip time that was for nothing, at the run's mean cost of a token of each kind.
-
-        An answer that is thrown away cost what decoding costs. Of an answer that is kept, the keys
-        and values are gone, and to have them again costs what prefill costs.
-
-        >>> work = LostWork(0, 0, 0, True, context_tokens=1100, answer_tokens=100, kept_tokens=0)
-        >>> work.chip_s(0.001, 0.01)  # 1000 of the prompt and 100 of the answer
-        2.0
-        """
-        prefilled = max(0, self.context_tokens - self.answer_tokens)
-        decoded = self.answer_tokens
-        return prefilled * prefill_chip_s_per_token + decoded * decode_chip_s_per_token
-
 
 class Recovery:
     """Decides what becomes of the requests of a replica that failed.
@@ -351,13 +337,13 @@ class Recovery:
     def _reset(self, request: Request, stored: int) -> None:
         """Make a request one that has not been admitted yet."""
         request.attempts += 1
+        request.reached_tokens = max(request.reached_tokens, request.computed_tokens)
         request.computed_tokens = 0
         request.reserved_blocks = 0
         request.holding = None
         request.finish_step = -1
         request.remote = None
         if self.rules.retry_keeps == "nothing":
-            request.generated_tokens = 0
-            request.first_token_tick = NEVER  # the client sees the answer begin again
+            request.forget_work()  # the client sees the answer begin again
         if stored and self._kv_store is not None:
             request.remote = StoredKv(stored, self._kv_store, int(self.env.now))

@@ -11,8 +11,9 @@ need the tokens of all ranks, so no rank can be a step ahead of another:
    under ``--enable-dp-attention``).
 3. A step lasts as long as on the slowest rank (`sim.engine.ticks.LockstepPace`).
 
-A stretch of the replica ends when the batch of any rank changes. Work per stretch grows with the
-ranks, not with what is in their batches.
+A stretch of the replica ends when the batch of any rank changes. A rank whose own stretch goes on
+is not asked again: its decision holds, as it does when a scheduler alone jumps. Work per stretch
+grows with the ranks, not with what is in their batches.
 """
 
 from collections import ChainMap
@@ -179,6 +180,10 @@ class LockstepStretch(Stretch):
             self.prefill_window_pairs += part.prefill_window_pairs
 
 
+IDLE = Stretch(0, 0, 0, 0, 0, 0)
+"""Of a rank that has nothing to do; all share it, and nobody changes it."""
+
+
 class _PoolSums:
     """The KV caches of all ranks."""
 
@@ -223,11 +228,15 @@ class LockstepScheduler:
         self.fetching = ChainMap(*(rank.fetching for rank in ranks))
         self.kept = ChainMap(*(rank.kept for rank in ranks))
         self._grain = ranks[0].batch.grain
-        self._home: dict[Request, Scheduler] = {}
+        self._home: dict[Request, int] = {}
         """Where requests are that have not left, or whose blocks are kept."""
         self._dealt = 0
-        self._worked = [False] * len(ranks)
-        """Which of them had something to do in the last step."""
+        self._parts = [IDLE] * len(ranks)
+        """What each of them does, or did in the last step."""
+        self._going_on = [False] * len(ranks)
+        """Whose decision of the last stretch holds for the next one."""
+        self._plain = self._grain == 1
+        """Whether what is left of a rank's stretch is known without asking it: not with drafts."""
         self._share_tiers = False
         """Whether what one rank forgets may be found by another."""
 
@@ -243,6 +252,7 @@ class LockstepScheduler:
         caches = [rank.pool for rank in self.ranks if isinstance(rank.pool, PrefixCache)]
         heard = any(cache.on_evict or cache.on_release for cache in caches)
         self._share_tiers = heard and len(caches) > 1
+        self._going_on = [False] * len(self.ranks)
 
     @property
     def outstanding_requests(self) -> int:
@@ -272,13 +282,13 @@ class LockstepScheduler:
 
     def add(self, request: Request, tick: int) -> None:
         """Deal a request to a rank."""
-        rank = self._choose()
-        self._home[request] = rank
-        rank.add(request, tick)
+        place = self._choose()
+        self._home[request] = place
+        self._touched(place).add(request, tick)
 
     def admits_at_once(self, request: Request) -> bool:
         """Tell whether a request that has just joined may be admitted at the next step."""
-        return self._home[request].admits_at_once(request)
+        return self.ranks[self._home[request]].admits_at_once(request)
 
     # -- steps ----------------------------------------------------------------------------------
 
@@ -300,18 +310,19 @@ class LockstepScheduler:
         """
         whole = LockstepStretch(self._grain)
         steps, blocked = 0, False
-        for rank, worked in zip(self.ranks, self._worked, strict=True):
-            part = None
-            if rank.outstanding_requests:
-                part = rank.plan(tick, known_tick if worked else None)
-                if part is None and worked and known_tick is not None:
-                    part = rank.plan(tick)  # nothing of it runs: all that is there counts at once
-            if part is None:
-                blocked = blocked or len(rank.line) > 0
-                whole.add(Stretch(0, 0, 0, 0, 0, 0))
+        for place, rank in enumerate(self.ranks):
+            part = self._parts[place]
+            if self._going_on[place]:
+                blocks = rank.batch.blocks_needed(1)
+                rank.pool.take(blocks)
+                part.taken_blocks = blocks
             else:
-                whole.add(part)
+                part = self._parts[place] = self._plan_rank(place, tick, known_tick)
+            if part is not IDLE:
                 steps = part.max_steps if not steps else min(steps, part.max_steps)
+            elif rank.line:
+                blocked = True
+            whole.add(part)
         if not steps:
             return None
         # who could not come in although nothing of the rank runs may find room at any step, as
@@ -332,9 +343,9 @@ class LockstepScheduler:
             The clock at the end of the last step.
         """
         done: list[Request] = []
-        for place, (rank, part) in enumerate(zip(self.ranks, _parts(stretch), strict=True)):
-            worked = self._worked[place] = bool(part.decode_sequences or part.chunks)
-            if not worked:
+        for place, part in enumerate(_parts(stretch)):
+            rank = self.ranks[place]
+            if part is IDLE:
                 stretch.used_blocks += rank.pool.used_blocks
                 continue
             for request in rank.finish(part, steps, tick):
@@ -344,6 +355,10 @@ class LockstepScheduler:
             stretch.first_tokens += part.first_tokens
             stretch.decoded_tokens += part.decoded_tokens
             stretch.used_blocks += part.used_blocks
+            if part.max_steps > steps:
+                _shorten(part, steps)
+            else:
+                self._going_on[place] = False
         return done
 
     def take_blocks(self, stretch: Stretch, steps: int) -> None:
@@ -356,41 +371,63 @@ class LockstepScheduler:
 
     def fetched(self, request: Request) -> None:
         """Take note that the keys and values of a request have come."""
-        self._home[request].fetched(request)
+        self._touched(self._home[request]).fetched(request)
 
     def free_kept(self, request: Request) -> None:
         """Free the blocks of a request that was done before, now that they have been fetched."""
-        self._home.pop(request).free_kept(request)
+        self._touched(self._home.pop(request)).free_kept(request)
 
     def drop_waiting(self, request: Request) -> bool:
         """Take a request out of its waiting line, if it is in one."""
-        rank = self._home.get(request)
-        if rank is None or not rank.drop_waiting(request):
+        place = self._home.get(request)
+        if place is None or not self._touched(place).drop_waiting(request):
             return False
         del self._home[request]
         return True
 
     def drop(self, request: Request) -> None:
         """Take a request out between two steps, wherever it is; its blocks are free again."""
-        self._home.pop(request).drop(request)
+        self._touched(self._home.pop(request)).drop(request)
 
     def clear(self) -> list[Request]:
         """Forget everything, as a crash does, and return the requests that were here."""
         return [request for rank in self.ranks for request in rank.clear()]
 
-    def _choose(self) -> Scheduler:
+    def _plan_rank(self, place: int, tick: int, known_tick: int | None) -> Stretch:
+        """Ask a rank for its next step; `IDLE` if it has none."""
+        rank, worked = self.ranks[place], self._parts[place] is not IDLE
+        if not rank.outstanding_requests:
+            return IDLE
+        part = rank.plan(tick, known_tick if worked else None)
+        if part is None and worked and known_tick is not None:
+            part = rank.plan(tick)  # nothing of it runs: all that is there counts at once
+        self._going_on[place] = part is not None and self._plain and not self._share_tiers
+        return part or IDLE
+
+    def _touched(self, place: int) -> Scheduler:
+        """Give a rank to which something happens, so that it has to decide anew."""
+        self._going_on[place] = False
+        return self.ranks[place]
+
+    def _choose(self) -> int:
         if self.choice == "round_robin":
-            rank = self.ranks[self._dealt % len(self.ranks)]
+            place = self._dealt % len(self.ranks)
             self._dealt += 1
-            return rank
-        weight = WAITING_WEIGHT if self.choice == "fewest_waiting" else 1
-        return min(self.ranks, key=lambda rank: _load(rank, weight))
+            return place
+        # those whose keys and values are on the way wait as well
+        less = WAITING_WEIGHT - 1 if self.choice == "fewest_waiting" else 0
+        loads = [
+            (less + 1) * rank.outstanding_requests - less * rank.running_requests
+            for rank in self.ranks
+        ]
+        return loads.index(min(loads))
 
 
-def _load(rank: Scheduler, waiting_weight: int) -> int:
-    """Count the requests of a rank; those whose keys and values are on the way wait as well."""
-    running = rank.running_requests
-    return waiting_weight * (rank.outstanding_requests - running) + running
+def _shorten(stretch: Stretch, steps: int) -> None:
+    """Leave what of a stretch is to come after some of its steps."""
+    stretch.context_tokens += steps * stretch.context_growing
+    stretch.window_tokens += steps * stretch.window_growing
+    stretch.max_steps -= steps
 
 
 def _parts(stretch: Stretch) -> list[Stretch]:

@@ -77,5 +77,5 @@ def start_again(request: Request) -> None:
     request.stage = request.given_up = None
     request.remote = None
     request.replica = -1
-    request.generated_tokens = request.computed_tokens = 0
-    request.admit_tick = request.first_token_tick = request.left_batch_tick = NEVER
+    request.forget_work()
+    request.admit_tick = request.left_batch_tick = NEVER

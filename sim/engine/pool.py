@@ -103,7 +103,6 @@ class Pool:
 
     def lost(self, replica: Replica, request: Request) -> None:
         """Pass on that a request was broken off, or that what it left behind is gone."""
-        self._recorder.loss(request, int(replica.env.now), "failure", request.computed_tokens)
         if request.outcome == "unfinished" and self._alone is None:
             self.router.left(request, replica)
         self._listener.lost(request)

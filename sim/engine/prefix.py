@@ -36,12 +36,13 @@ class Node:
         "parent",
         "position",
         "readers",
+        "ready_tick",
         "start",
         "stream",
         "tokens",
     )
 
-    def __init__(self, parent: "Node | None", start: int, run: Run) -> None:
+    def __init__(self, parent: "Node | None", start: int, run: Run, ready_tick: int = 0) -> None:
         self.parent = parent
         self.start = start
         """Tokens before it."""
@@ -52,6 +53,9 @@ class Node:
         """Sequences in whose context it is."""
         self.idle_since = -1
         """Moment at which its last reader left; -1 while it has any."""
+        self.ready_tick = ready_tick
+        """From when on it can be read, in caches that are written over a link; no earlier than
+        those above it."""
 
     @property
     def end(self) -> int:
@@ -164,11 +168,12 @@ class PrefixCache(BlockPool):
             holding.node, holding.tokens, shared_blocks=holding.tokens // self.block_tokens
         )
 
-    def extend(self, holding: Holding, content: Content, tokens: int) -> None:
+    def extend(self, holding: Holding, content: Content, tokens: int, ready_tick: int = 0) -> None:
         """Let others find the full blocks among the first tokens of a sequence.
 
         Their blocks were taken before. Where others have computed the same meanwhile, the sequence
-        reads theirs too, and keeps its own copies if theirs are in use.
+        reads theirs too, and keeps its own copies if theirs are in use. ``ready_tick`` is when the
+        new ones can be read.
         """
         end = tokens // self.block_tokens * self.block_tokens
         if end <= holding.tokens:
@@ -177,7 +182,7 @@ class PrefixCache(BlockPool):
         for run in _cut(content, holding.tokens, end):
             stream, position, length = run
             while length:
-                below, step = self._step_down(node, (stream, position, length), holding)
+                below, step = self._step_down(node, (stream, position, length), holding, ready_tick)
                 node, position, length = below, position + step, length - step
         holding.node, holding.tokens = node, end
         holding.shared_blocks = end // self.block_tokens - holding.duplicate_blocks
@@ -295,7 +300,9 @@ class PrefixCache(BlockPool):
                 part.idle_since = -1
             part.readers += 1
 
-    def _step_down(self, node: Node, run: Run, holding: Holding) -> tuple[Node, int]:
+    def _step_down(
+        self, node: Node, run: Run, holding: Holding, ready_tick: int
+    ) -> tuple[Node, int]:
         """Follow a run by one node, or make it; return that and the tokens that it covers."""
         stream, position, length = run
         child = node.children.get((stream, position))
@@ -306,10 +313,11 @@ class PrefixCache(BlockPool):
             self._join(child, holding)
             return child, step
         grows = node.readers == 1 and not node.children and node.parent is not None
+        grows = grows and node.ready_tick == ready_tick
         if grows and (node.stream, node.position + node.tokens) == (stream, position):
             node.tokens += length
             return node, length
-        child = Node(node, node.end, run)
+        child = Node(node, node.end, run, ready_tick)
         child.readers = 1
         node.children[stream, position] = child
         self._nodes += 1
@@ -333,7 +341,8 @@ class PrefixCache(BlockPool):
         if parent is None:
             raise InternalError("the root of a prefix cache cannot be split")
         length = depth - node.start
-        upper = Node(parent, node.start, (node.stream, node.position, length))
+        first = (node.stream, node.position, length)
+        upper = Node(parent, node.start, first, node.ready_tick)
         parent.children[node.stream, node.position] = upper
         node.parent, node.start = upper, depth
         node.position, node.tokens = node.position + length, node.tokens - length

@@ -6,7 +6,7 @@ costs a fraction of a microsecond and memory does not grow with Python objects.
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ REQUEST_COLUMNS: Mapping[str, str] = {
     "input_tokens": "i8",
     "output_tokens": "i8",
     "cached_tokens": "i8",
+    "recomputed_tokens": "i8",
     "prefill_replica": "i4",
     "replica": "i4",
     "preemptions": "i4",
@@ -99,10 +100,32 @@ LOSS_COLUMNS: Mapping[str, str] = {
     "time_s": "f8",
     "request_id": "i8",
     "cause": "O",
-    "computed_tokens": "i8",
+    "prefilled_tokens": "i8",
     "generated_tokens": "i8",
+    "first_tokens": "i8",
+    "encoded_tokens": "i8",
 }
-"""Work that was thrown away: tokens in the cache, and of the answer, when it was."""
+"""Work that was thrown away with an attempt that ended without an answer: tokens computed in
+prefill, tokens of the answer, those of them that came out of prefill, and tokens of images that a
+pool of encoders computed."""
+
+
+class Work(NamedTuple):
+    """What has been computed for a request."""
+
+    prefilled_tokens: int
+    generated_tokens: int
+    first_tokens: int
+    encoded_tokens: int
+
+    @classmethod
+    def on(cls, request: Request) -> "Work":
+        """Count the work on a request so far."""
+        return cls(*(getattr(request, name) for name in cls._fields))
+
+    def beyond(self, kept: "Work") -> "Work":
+        """Count what of it is not kept."""
+        return Work(*(had - has for had, has in zip(self, kept, strict=True)))
 
 
 _TICKS_OF = {"transfer_s": "transfer_ticks", "preempted_s": "preempted_ticks"}
@@ -214,15 +237,7 @@ class Recorder:
         self._flush()
         return self._request_table
 
-    def loss(self, request: Request, tick: int, cause: str, computed_tokens: int) -> None:
-        """Record work that is thrown away."""
-        self.losses.append(
-            (
-                request.replica,
-                tick,
-                request.request_id,
-                cause,
-                computed_tokens,
-                request.generated_tokens,
-            )
-        )
+    def loss(self, request_id: int, tick: int, cause: str, replica: int, work: Work) -> None:
+        """Record work that is thrown away, if there is any."""
+        if any(work):
+            self.losses.append((replica, tick, request_id, cause, *work))

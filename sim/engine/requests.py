@@ -80,8 +80,16 @@ class Request:
     attempts = 1
     computed_tokens = 0
     """Tokens in the KV cache while prefilling."""
+    reached_tokens = 0
+    """Most tokens of its context that were in a cache before it lost its place."""
     cached_tokens = 0
-    """Prompt tokens that its first admission found in a cache."""
+    """Prompt tokens that were found in a cache, and never computed for it."""
+    prefilled_tokens = 0
+    """Tokens that were computed in prefill, those that were computed again included."""
+    first_tokens = 0
+    """How often its prompt was completed and gave a token."""
+    encoded_tokens = 0
+    """Like ``prefilled_tokens``, of its images, in a pool of encoders."""
     base_tokens = 0
     """Context while decoding, less the batch's step count (see `DecodeBatch`)."""
     finish_step = -1
@@ -125,6 +133,23 @@ class Request:
     def prefill_tokens(self) -> int:
         """Tokens that prefill must put into the cache: after a preemption the answer so far too."""
         return self.input_tokens + self.generated_tokens
+
+    @property
+    def recomputed_tokens(self) -> int:
+        """Of an answered request: tokens that were computed again, after they had been lost.
+
+        Its prompt was found in a cache or computed once. Whenever prefill was done again it also
+        computed the token that the next decode step would have.
+        """
+        more = self.prefilled_tokens - (self.input_tokens - self.cached_tokens)
+        return more - (self.first_tokens - 1)
+
+    def forget_work(self) -> None:
+        """Begin the answer again: nothing of what was computed for it is kept."""
+        self.generated_tokens = self.computed_tokens = self.reached_tokens = 0
+        self.cached_tokens = self.prefilled_tokens = self.first_tokens = 0
+        self.encoded_tokens = 0
+        self.first_token_tick = NEVER
 
     @property
     def context(self) -> Content:

@@ -469,8 +469,10 @@ class Scheduler:
         if found.match is not None and self._cache is not None:
             request.holding = self._cache.hold(found.match)
         request.computed_tokens = found.cached_tokens
-        if request.admit_tick < 0:
-            request.cached_tokens = max(found.cached_tokens, found.remote_tokens)
+        found_tokens = max(found.cached_tokens, found.remote_tokens)
+        if found_tokens > request.reached_tokens:  # what had been computed for it is not spared
+            request.cached_tokens += found_tokens - request.reached_tokens
+            request.reached_tokens = found_tokens
         if self.reservation is not None:
             self.reservation.admitted(request, needed)
 
@@ -538,12 +540,14 @@ class Scheduler:
     def _finish_chunks(self, stretch: Stretch, tick: int, done: list[Request]) -> None:
         for request, tokens in stretch.chunks:
             request.computed_tokens = computed = request.computed_tokens + tokens
+            request.prefilled_tokens += tokens
             generated = request.generated_tokens
             if computed < request.input_tokens + generated:
                 continue
             if self.prefilling and request in self.prefilling:
                 self.prefilling.remove(request)
             stretch.first_tokens += 1
+            request.first_tokens += 1
             request.generated_tokens = generated = generated + 1
             if request.first_token_tick < 0:
                 request.first_token_tick = tick
@@ -661,6 +665,7 @@ class Scheduler:
         if self._transport is not None:
             self._transport.swap_out(request, cached)
         self._free_blocks(request, cached, blocks)
+        request.reached_tokens = max(request.reached_tokens, cached)
         request.computed_tokens = 0
         request.preemptions += 1
         request.left_batch_tick = request.queued_tick = self._now

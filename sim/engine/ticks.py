@@ -18,6 +18,9 @@ from sim.engine.stretch import Stretch
 from sim.errors import InputError, InternalError
 from sim.routing import LOAD_UNIT, Imbalance
 
+KEPT = 1 << 16
+"""Batches whose padded sizes are kept, before all are forgotten and looked up anew."""
+
 Line = tuple[int, int, int | None]
 """Start and growth in ticks, and for how many steps they hold; none: for all."""
 
@@ -423,10 +426,19 @@ class _Part:
         self.window_pair = to_ticks(table.per_window_pair)
         self._eager = to_ticks(table.eager)
         self._terms: dict[tuple[int, int, int, int | None], tuple[int, int, int]] = {}
+        self._sizes: dict[tuple[int, int], tuple[int, int, int]] = {}
         self._prefix: list[float] = (table.per_prefix * TICKS_PER_S).tolist()
 
     def sizes(self, decode: int, prefill: int) -> tuple[int, int, int]:
         """Tokens of a step, decoding sequences and prompt tokens, padding included where paid."""
+        found = self._sizes.get((decode, prefill))
+        if found is None:
+            if len(self._sizes) >= KEPT:
+                self._sizes.clear()
+            found = self._sizes[decode, prefill] = self._padded(decode, prefill)
+        return found
+
+    def _padded(self, decode: int, prefill: int) -> tuple[int, int, int]:
         drafted = self.shares.queries * decode
         if not self._padding.active:
             return drafted + prefill, decode, prefill
@@ -482,9 +494,11 @@ class _Part:
         """
         prefill = stretch.prefill_tokens if self._sees_prompts else 0
         place = stretch.decode_sequences, prefill, len(stretch.chunks) if prefill else 0, width
-        terms = self._terms.get(place) or self._rank_terms(*place)
-        if not prefill:  # there are few of those
-            self._terms[place] = terms
+        terms = self._terms.get(place)
+        if terms is None:
+            if len(self._terms) >= KEPT:
+                self._terms.clear()
+            terms = self._terms[place] = self._rank_terms(*place)
         start, context, window = terms
         start += context * stretch.context_tokens + window * stretch.window_tokens
         if prefill:

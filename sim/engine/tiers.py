@@ -2,7 +2,10 @@
 
 Host memory, an SSD, a store that all replicas share: each keeps what the one before it drops, or
 whatever is computed, and drops what nobody has asked for longest. What a prompt finds there need
-not be computed, but it has to come over a link.
+not be computed, but it has to come over a link, and to have been written before.
+
+A tier is searched like a prefix cache, so it holds a block only together with all blocks before
+it: what is dropped is written with whatever of its prefix is not there yet.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +48,12 @@ class Tier:
         return self.cache.match(content, limit_tokens).tokens
 
     def keep(self, content: Content, tick: int) -> None:
-        """Write the full blocks of a content that it does not hold yet, as many as it can hold."""
+        """Write the full blocks of a content that it does not hold yet, as many as it can hold.
+
+        They are found from now on; what is written through is there when the link has carried it.
+        The tick of a drop is not known that well: it happens within a jump over steps, which looks
+        at the blocks when somebody asks. So nobody waits for what is written on eviction.
+        """
         cache = self.cache
         size = cache.block_tokens
         tokens = min(tokens_of(content) // size, cache.total_blocks) * size
@@ -53,9 +61,9 @@ class Tier:
         new_blocks = (tokens - match.tokens) // size
         holding = cache.hold(match)
         if new_blocks:
-            self.write.reserve(tick, new_blocks * self.block_bytes)
+            _, there_tick = self.write.reserve(tick, new_blocks * self.block_bytes)
             cache.take(new_blocks)
-            cache.extend(holding, content, tokens)
+            cache.extend(holding, content, tokens, there_tick if self.through else 0)
         cache.release(holding, content, tokens, private_blocks=0)
 
     def touch(self, content: Content, tokens: int) -> None:
@@ -98,12 +106,15 @@ class Tiers:
         """Read the tokens between two places, each from the nearest tier that holds it."""
         found, tick = [], self._now()
         for tier in self._tiers:
-            here = tier.tokens(content, end)
-            if here > start:
-                tier.touch(content, here)
-                size = (here - start) / tier.cache.block_tokens * tier.block_bytes
-                found.append(Load(tier.name, *tier.read.reserve(tick, size), size))
-                start = here
+            match = tier.cache.match(content, end)
+            if match.tokens > start:
+                size = (match.tokens - start) / tier.cache.block_tokens * tier.block_bytes
+                begin, there = tier.read.reserve(tick, size)
+                # what is still being written is waited for; others are sent meanwhile
+                late = max(0, match.node.ready_tick - begin)
+                found.append(Load(tier.name, begin + late, there + late, size))
+                tier.touch(content, match.tokens)
+                start = match.tokens
         return found
 
     def computed(self, content: Content) -> None:

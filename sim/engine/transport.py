@@ -173,7 +173,7 @@ class Transport:
         size = tokens * self.bytes_per_token
         start, end = swap.link.reserve(now, size)
         request.remote = Swapped(tokens, swap, now)
-        self._record("swap out", request, (now, start, end), size)
+        self._record("swap out", (request, request.remote), (now, start, end), size)
         return True
 
     def _arrival(
@@ -184,7 +184,7 @@ class Transport:
         assert isinstance(remote, Elsewhere)  # noqa: S101
 
         def arrive() -> None:
-            self._record(remote.kind, request, ticks, size)
+            self._record(remote.kind, (request, remote), ticks, size)
             release(remote)
             if self.replica.scheduler is not scheduler or request not in scheduler.fetching:
                 return  # the replica has failed since, or the client has gone
@@ -203,9 +203,13 @@ class Transport:
             timeout.callbacks.append(lambda _: action())
 
     def _record(
-        self, kind: str, request: Request, ticks: tuple[int, int, int], size: float
+        self,
+        kind: str,
+        what: tuple[Request, Elsewhere],
+        ticks: tuple[int, int, int],
+        size: float,
     ) -> None:
-        remote = request.remote
+        request, remote = what
         source = "host"
         if isinstance(remote, Handover):
             source = str(remote.source.index)

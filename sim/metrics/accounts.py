@@ -1,7 +1,7 @@
 """What a service cost and bought inside the window of a run: energy, money and tokens."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from sim.economics import (
 )
 from sim.engine.cluster import RunRecord
 from sim.engine.records import Columns
-from sim.metrics.activity import Tally, blocks_of, tally
+from sim.metrics.activity import Tally, Totals, blocks_of, tally
 from sim.metrics.availability import Availability, availability
 from sim.metrics.requests import Window
 from sim.pools import Role
@@ -29,8 +29,6 @@ from sim.service import Fleet, Service
 
 Floats = npt.NDArray[np.float64]
 
-RECOMPUTED = "preemption"
-"""Cause of losses in which the answer so far is kept, and computed again as part of the prompt."""
 HANDOVER = "handover"
 """Kind of transfer from a prefill to a decode replica."""
 
@@ -75,6 +73,20 @@ class PoolAccounts:
 
 
 @dataclass(frozen=True)
+class LostWork:
+    """Tokens that were computed and of no use; counts are those of the whole run."""
+
+    usd: float
+    """Part of the bill that went into those of the window, and into what was computed again."""
+    input_tokens: int
+    """Computed in prefill for attempts that ended without an answer."""
+    output_tokens: int
+    """Of the answers of those attempts."""
+    tokens_by_cause: Mapping[str, int]
+    """Both together, by how the attempts ended."""
+
+
+@dataclass(frozen=True)
 class Accounts:
     """What a run cost and bought inside its window."""
 
@@ -90,8 +102,7 @@ class Accounts:
     """Input tokens that were found in a cache."""
     bill: tuple[BillLine, ...]
     token_cost: TokenCost
-    lost_usd: float
-    """Part of the bill that went into work which was thrown away."""
+    lost: LostWork
     kv_transfer_bytes: float
     pools: tuple[PoolAccounts, ...]
 
@@ -143,7 +154,7 @@ def accounts(
         cached_tokens=float(requests.loc[first, "cached_tokens"].sum()),
         bill=lines,
         token_cost=cost,
-        lost_usd=_lost_usd(record.losses, window, cost, input_tokens, output_tokens),
+        lost=_lost_work(record.losses, requests, window, cost, whole),
         kv_transfer_bytes=_moved_bytes(record.transfers, window),
         pools=pools,
     )
@@ -277,23 +288,32 @@ def _chip_weighted(service: Service, inventory: Inventory, used_s: Floats) -> fl
     return _of(float(used_s @ chips), float(inventory.there.paid_s[:, 0] @ chips))
 
 
-def _lost_usd(
-    losses: Columns, window: Window, cost: TokenCost, input_tokens: float, output_tokens: float
-) -> float:
-    """Part of the bill that went into tokens which were computed and thrown away.
+def _lost_work(
+    losses: Columns, requests: pd.DataFrame, window: Window, cost: TokenCost, did: Totals
+) -> LostWork:
+    """Count what was computed and thrown away, and find its part of the bill.
 
-    Of the money for prompts the share that lost prompt tokens are of all that were computed, and
-    likewise of the money for answers. Tokens of answers count as produced when they were; those
-    that were lost are among them.
+    Of the money for prompts the share that such tokens are of all that prefill computed in the
+    window, and likewise of the money for answers. Lost tokens count when they were lost, those that
+    were computed again when the answer is complete.
     """
     inside = (losses["time_s"] > window.start_s) & (losses["time_s"] <= window.end_s)
-    if not inside.any():
-        return 0.0
-    prompts = float(losses["computed_tokens"][inside].sum())
-    thrown_away = inside & (losses["cause"].astype(str) != RECOMPUTED)
-    answers = float(losses["generated_tokens"][thrown_away].sum())
-    lost_input = cost.input_usd * _of(prompts, input_tokens + prompts)
-    return lost_input + cost.output_usd * min(_of(answers, output_tokens), 1.0)
+    prompts, answers = losses["prefilled_tokens"], losses["generated_tokens"]
+    done = requests["done_s"].between(window.start_s, window.end_s, inclusive="right")
+    prefilled = float(prompts[inside].sum() + requests.loc[done, "recomputed_tokens"].sum())
+    generated = float(answers[inside].sum())
+    input_share = min(_of(prefilled, did.prefill_tokens[0]), 1.0)
+    output_share = min(_of(generated, did.output_tokens[0]), 1.0)
+    by_cause: dict[str, int] = {}
+    for cause in np.unique(losses["cause"].astype(str)).tolist():
+        mine = losses["cause"].astype(str) == cause
+        by_cause[cause] = int(prompts[mine].sum() + answers[mine].sum())
+    return LostWork(
+        usd=cost.input_usd * input_share + cost.output_usd * output_share,
+        input_tokens=int(prompts.sum()),
+        output_tokens=int(answers.sum()),
+        tokens_by_cause=by_cause,
+    )
 
 
 def _moved_bytes(transfers: Columns, window: Window) -> float:

@@ -1,5 +1,6 @@
 """What the chips of a service did, stretch by stretch, summed up between edges in time."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from sim.engine.records import Columns
 from sim.service import Service
 
 Floats = npt.NDArray[np.float64]
+Instants = npt.NDArray[np.int64]
 
 BLOCK_ROWS = 131_072
 """Stretches that are priced at a time: enough to make NumPy's calls cheap, few in memory."""
@@ -46,6 +48,7 @@ class Activity:
             busy_s=busy_s,
             prefill_s=busy_s * self.prefill_share,
             output_tokens=stretches["output_tokens"].astype(float),
+            prefill_tokens=stretches["prefill_tokens"].astype(float),
             energy_j=self.energy_j,
             flop=self.flop,
             memory_s=self.memory_s,
@@ -63,6 +66,8 @@ class Totals(NamedTuple):
     prefill_s: Floats
     """The part of it that prompts caused."""
     output_tokens: Floats
+    prefill_tokens: Floats
+    """Tokens of prompts that were computed, images in a pool of encoders not counted."""
     energy_j: Floats
     """Of the chips of busy replicas."""
     flop: Floats
@@ -74,6 +79,23 @@ class Totals(NamedTuple):
     """KV blocks in use, times how long."""
     waiting_s: Floats
     """Requests in the queues of busy replicas, times how long."""
+
+
+def instant_s(service: Service, edges: Floats) -> float:
+    """Choose the unit in which times are added up as whole numbers: as fine as 64 bits allow.
+
+    Sums of whole numbers are exact. Spans that follow each other without a gap then add up to the
+    span of all, and spans within another one to no more than that, which sums of seconds miss in
+    their last digits. A power of two, and no coarser than the last digit of a time itself as long
+    as there are no more than a thousand replicas.
+    """
+    _, exponent = math.frexp(service.replicas * float(edges[-1]))
+    return math.ldexp(1.0, exponent - 62)
+
+
+def instants(times_s: Floats, unit_s: float) -> Instants:
+    """Count times in whole units."""
+    return np.rint(times_s / unit_s).astype(np.int64)
 
 
 class Overlaps:
@@ -104,7 +126,8 @@ class Overlaps:
         nth = np.arange(rows.size) - np.repeat(np.cumsum(met) - met, met)
         bins = first[rows] + nth
         begin, end = start_s[rows], end_s[rows]
-        inside_s = np.minimum(end, edges[bins + 1]) - np.maximum(begin, edges[bins])
+        self._inside = np.maximum(begin, edges[bins]), np.minimum(end, edges[bins + 1])
+        inside_s = self._inside[1] - self._inside[0]
         # what begins and ends at the same moment, up to rounding, lies in one bin as a whole
         lasts = end > begin
         self._share = np.divide(inside_s, end - begin, out=np.ones_like(begin), where=lasts)
@@ -114,6 +137,20 @@ class Overlaps:
         """Add up a quantity of each interval, spread evenly over its time; shape (bins,)."""
         parts = values[self._rows] * self._share
         return np.bincount(self._into, parts, minlength=self._bins).astype(float)
+
+    def spent(self, unit_s: float, counts: Instants | None = None) -> Instants:
+        """Add up the time of the intervals in whole units, each so many times; shape (bins,).
+
+        >>> overlaps = Overlaps(np.array([1.0]), np.array([5.0]), np.array([0.0, 2.0, 4.0]))
+        >>> overlaps.spent(0.5).tolist()
+        [2, 4]
+        """
+        bins = self._into
+        begin, end = (instants(times_s, unit_s) for times_s in self._inside)
+        spans = end - begin
+        found = np.zeros(self._bins, np.int64)
+        np.add.at(found, bins, spans if counts is None else spans * counts[self._rows])
+        return found
 
 
 @dataclass(frozen=True)
@@ -147,15 +184,24 @@ def tally(service: Service, blocks: Iterable[Columns], *grids: Floats) -> tuple[
     """
     shape = (len(Totals._fields), len(service.pools))
     sums = [np.zeros((*shape, edges.size - 1)) for edges in grids]
+    units_s = [instant_s(service, edges) for edges in grids]
+    busy = [np.zeros((len(service.pools), edges.size - 1), np.int64) for edges in grids]
     for block in blocks:
         for place, part in _by_pool(service, block):
             start_s, end_s = part["start_s"].astype(float), part["end_s"].astype(float)
             totals = activity(service.pools[place], part).totals()
-            for edges, found in zip(grids, sums, strict=True):
+            if service.pools[place].role == "encode":  # it reads no text, and writes none
+                none = np.zeros(start_s.size)
+                totals = totals._replace(output_tokens=none, prefill_tokens=none)
+            for edges, unit_s, found, spent in zip(grids, units_s, sums, busy, strict=True):
                 overlaps = Overlaps(start_s, end_s, edges)
+                spent[place] += overlaps.spent(unit_s)
                 for quantity, values in enumerate(totals):
                     found[quantity, place] += overlaps.sum(values)
-    return tuple(Tally(edges, Totals(*found)) for edges, found in zip(grids, sums, strict=True))
+    return tuple(
+        Tally(edges, Totals(*found)._replace(busy_s=spent.astype(float) * unit_s))
+        for edges, unit_s, found, spent in zip(grids, units_s, sums, busy, strict=True)
+    )
 
 
 def blocks_of(columns: Columns, rows: int = BLOCK_ROWS) -> Iterator[Columns]:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.engine.records import Columns
-from sim.metrics.activity import Overlaps
+from sim.metrics.activity import Instants, Overlaps, instant_s, instants
 from sim.reliability import SpareKind
 from sim.service import Service
 
@@ -44,30 +44,33 @@ def availability(service: Service, states: Columns, edges: Floats) -> Availabili
         ``replica, state, start_s, end_s``. A replica is up whenever nothing else is said of it.
     edges : array, shape (bins + 1,)
     """
-    widths = np.diff(edges)
-    installed = np.array([[pool.replicas] for pool in service.pools]) * widths
+    unit_s = instant_s(service, edges)
+    widths = np.diff(instants(edges, unit_s))
+    installed: Instants = np.array([[pool.replicas] for pool in service.pools]) * widths
     return Availability(
-        installed_s=installed,
-        paid_s=installed - _given_away(service, states, edges),
-        up_s=installed - _spent(service, states, edges, NOT_SERVING),
+        installed_s=installed.astype(float) * unit_s,
+        paid_s=(installed - _given_away(service, states, edges)).astype(float) * unit_s,
+        up_s=(installed - _not_serving(service, states, edges)).astype(float) * unit_s,
     )
 
 
-def _spent(service: Service, states: Columns, edges: Floats, which: tuple[str, ...]) -> Floats:
-    """Replica-seconds that each pool spent in some states."""
-    found = np.zeros((len(service.pools), edges.size - 1))
-    for place, start_s, end_s in _spans(service, states, which):
-        found[place] = Overlaps(start_s, end_s, edges).sum(end_s - start_s)
+def _not_serving(service: Service, states: Columns, edges: Floats) -> Instants:
+    """Time in which replicas of each pool could not serve."""
+    found = np.zeros((len(service.pools), edges.size - 1), np.int64)
+    for place, start_s, end_s in _spans(service, states, NOT_SERVING):
+        found[place] = Overlaps(start_s, end_s, edges).spent(instant_s(service, edges))
     return found
 
 
-def _given_away(service: Service, states: Columns, edges: Floats) -> Floats:
-    """Replica-seconds of each pool that nobody pays for: switched off, and not kept as a spare."""
-    found = np.zeros((len(service.pools), edges.size - 1))
+def _given_away(service: Service, states: Columns, edges: Floats) -> Instants:
+    """Time of replicas of each pool that nobody pays for: switched off, not kept as a spare."""
+    found = np.zeros((len(service.pools), edges.size - 1), np.int64)
     for place, start_s, end_s in _spans(service, states, NOT_PAID):
         times, counts = _number_over_time(start_s, end_s)
         given = np.maximum(counts - _kept_spares(service, place), 0)
-        found[place] = Overlaps(times[:-1], times[1:], edges).sum(given * np.diff(times))
+        found[place] = Overlaps(times[:-1], times[1:], edges).spent(
+            instant_s(service, edges), given
+        )
     return found
 
 
@@ -77,15 +80,15 @@ def _kept_spares(service: Service, place: int) -> int:
     return 0 if faults is None or faults.spare not in KEPT else faults.spares
 
 
-def _number_over_time(start_s: Floats, end_s: Floats) -> tuple[Floats, Floats]:
+def _number_over_time(start_s: Floats, end_s: Floats) -> tuple[Floats, Instants]:
     """Count the spans that overlap, between the times at which any begins or ends.
 
     >>> _number_over_time(np.array([0.0, 1.0]), np.array([3.0, 2.0]))
-    (array([0., 1., 2., 3.]), array([1., 2., 1.]))
+    (array([0., 1., 2., 3.]), array([1, 2, 1]))
     """
     times, places = np.unique(np.concatenate([start_s, end_s]), return_inverse=True)
     steps = np.repeat([1.0, -1.0], start_s.size)
-    counts: Floats = np.cumsum(np.bincount(places, weights=steps)).astype(float)
+    counts: Instants = np.cumsum(np.bincount(places, weights=steps)).astype(np.int64)
     return times, counts[:-1]
 
 

@@ -72,6 +72,8 @@ def request_table(
     arrival_s, admit_s, first_token_s, done_s = (
         columns[name][order] for name in ("arrival_s", "admit_s", "first_token_s", "done_s")
     )
+    completed = columns["outcome"][order] == "completed"
+    data["recomputed_tokens"] = np.where(completed, columns["recomputed_tokens"][order], 0)
     data["queue_s"] = admit_s - arrival_s
     data["prefill_s"] = first_token_s - admit_s
     data["decode_s"] = done_s - first_token_s

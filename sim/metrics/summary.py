@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sim.economics import usd_per_hour
+from sim.economics import total_usd, usd_per_hour
 from sim.metrics.accounts import Accounts
 from sim.metrics.requests import OUTCOMES, Window, count_outcome, meets_slo, statistics
 from sim.routing_policy import Slo
@@ -16,6 +16,9 @@ from sim.units import HOUR_S
 Floats = npt.NDArray[np.float64]
 
 QUANTILES = ("p50", "p95", "p99")
+
+LOSS_CAUSES = ("timed_out", "failure", "shed")
+"""How attempts end that may have cost work; all others together are named other."""
 
 
 def summary_row(service: Service, requests: pd.DataFrame, books: Accounts) -> dict[str, object]:
@@ -65,6 +68,8 @@ def summary_row(service: Service, requests: pd.DataFrame, books: Accounts) -> di
 
 def _losses(requests: pd.DataFrame, books: Accounts) -> dict[str, object]:
     """Tell what was saved by caches, and what was lost on the way."""
+    lost, usd = books.lost, total_usd(books.bill)
+    by_cause = {f"{name}_lost_tokens": lost.tokens_by_cause.get(name, 0) for name in LOSS_CAUSES}
     failed = {f"{name}_requests": count_outcome(requests, name) for name in OUTCOMES[1:]}
     return {
         "cached_input_fraction": books.cached_tokens / books.input_tokens
@@ -73,7 +78,13 @@ def _losses(requests: pd.DataFrame, books: Accounts) -> dict[str, object]:
         "preemptions": int(requests["preemptions"].sum()),
         **failed,
         "kv_transfer_bytes": books.kv_transfer_bytes,
-        "lost_work_usd_per_hour": books.lost_usd / books.window.duration_s * HOUR_S,
+        "recomputed_tokens": int(requests["recomputed_tokens"].sum()),
+        "lost_input_tokens": lost.input_tokens,
+        "lost_output_tokens": lost.output_tokens,
+        **by_cause,
+        "other_lost_tokens": lost.input_tokens + lost.output_tokens - sum(by_cause.values()),
+        "lost_work_fraction": lost.usd / usd if usd > 0 else 0.0,
+        "lost_work_usd_per_hour": lost.usd / books.window.duration_s * HOUR_S,
     }
 
 

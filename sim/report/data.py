@@ -55,6 +55,14 @@ SUMMARY_COLUMNS: tuple[str, ...] = (
     "lost_requests",
     "unfinished_requests",
     "kv_transfer_bytes",
+    "recomputed_tokens",
+    "lost_input_tokens",
+    "lost_output_tokens",
+    "timed_out_lost_tokens",
+    "failure_lost_tokens",
+    "shed_lost_tokens",
+    "other_lost_tokens",
+    "lost_work_fraction",
     "lost_work_usd_per_hour",
 )
 """Columns every summary has, in the order they are written."""
@@ -72,6 +80,13 @@ COUNT_COLUMNS = frozenset(
         "shed_requests",
         "lost_requests",
         "unfinished_requests",
+        "recomputed_tokens",
+        "lost_input_tokens",
+        "lost_output_tokens",
+        "timed_out_lost_tokens",
+        "failure_lost_tokens",
+        "shed_lost_tokens",
+        "other_lost_tokens",
     }
 )
 INTERVAL_SUFFIXES = ("_lo", "_hi")
@@ -96,6 +111,7 @@ REQUEST_COLUMNS: tuple[str, ...] = (
     "turn",
     "attempts",
     "cached_tokens",
+    "recomputed_tokens",
     "prefill_replica",
     "queue_s",
     "prefill_s",

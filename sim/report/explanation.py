@@ -225,9 +225,20 @@ def _notes(deployment: Deployment) -> list[str]:
         )
     if split.attention_dp > 1:
         notes.append(
-            f"attention_dp: the figures are those of the fullest of {split.attention_dp} ranks."
+            "attention_dp: the batch is dealt evenly, and the figures are those of the fullest of "
+            f"{split.attention_dp} ranks.{_waiting(deployment)}"
         )
     return notes
+
+
+def _waiting(deployment: Deployment) -> str:
+    """Say what a run adds where attention ranks have batches of their own."""
+    if deployment.schedulers == 1:
+        return ""
+    return (
+        " In a run each has a batch of its own: a step lasts as long as on the slowest rank, and "
+        "the others wait."
+    )
 
 
 def _operator(row: OperatorTime, total_s: float) -> ExplainedOperator:

@@ -63,6 +63,7 @@ _COUNTS = frozenset(
         "input_tokens",
         "output_tokens",
         "cached_tokens",
+        "recomputed_tokens",
         "prefill_replica",
         "replica",
         "preemptions",

@@ -1,10 +1,13 @@
 """What no run may lose or invent: requests, tokens, blocks, time; and what must not matter."""
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
+import pytest
 from engine_cases import (
     Config,
     LinearPace,
@@ -17,9 +20,15 @@ from engine_cases import (
 )
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from test_engine_features import TICK_S, Setup, Trouble, setup
+from test_upkeep_equality import run as run_with_upkeep
 
-from sim.engine.cluster import RunRecord
+from sim.engine.cluster import Cluster, PoolPlan, RunRecord
+from sim.engine.faults import Recovery
+from sim.engine.links import Link
 from sim.engine.records import Columns
+from sim.engine.speculative import SpeculativeBatch
+from sim.reliability import Faults, PartFaults
 
 Ticks = dict[int, tuple[int, ...]]
 
@@ -248,3 +257,141 @@ def test_the_future_does_not_change_the_past(config: Config, data: st.DataObject
 
 def known_before(moment: int, ticks: Ticks) -> Ticks:
     return {number: tuple(tick for tick in row if tick < moment) for number, row in ticks.items()}
+
+
+# --- Every token that was computed was of use, computed again, or lost.
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """Trouble after which requests keep some of their work, as the rules for faults say."""
+
+    trouble: Trouble
+    keeps: Literal["nothing", "answer", "kv"]
+
+    def attach(self, cluster: Cluster) -> None:
+        self.trouble.attach(cluster)
+        rules = Faults(
+            chip=PartFaults(mtbf_s=1.0, repair_s=1.0),
+            retry_keeps=self.keeps,
+            max_attempts=3,
+            detection_s=2 * TICK_S,
+        )
+        store = Link(1 / TICK_S)
+        recovery = Recovery(
+            cluster.env, rules, resubmit=cluster.send, block_tokens=4, kv_store=store
+        )
+        cluster.when_lost = recovery.lost
+
+
+class Observed:
+    """A run whose speculative batches can be asked what they have not been asked for yet.
+
+    A step of several tokens a sequence is counted by its mean; the rest follows with later steps,
+    or never, if there is none.
+    """
+
+    def __init__(self, case: Setup) -> None:
+        self.batches: list[SpeculativeBatch] = []
+        self.cluster = Cluster([self._watched(plan) for plan in case.plans])
+        self.record = self.cluster.run(case.source(), case.companions)
+
+    def _watched(self, plan: PoolPlan) -> PoolPlan:
+        new_batch = plan.plan.new_batch
+        if new_batch is None:
+            return plan
+
+        def make() -> SpeculativeBatch:
+            batch = new_batch()
+            assert isinstance(batch, SpeculativeBatch)
+            self.batches.append(batch)
+            return batch
+
+        return replace(plan, plan=replace(plan.plan, new_batch=make))
+
+    def unsettled_tokens(self) -> float:
+        return sum(batch.unsettled_tokens for batch in self.batches)
+
+    def encodes(self) -> list[bool]:
+        """Of each stretch, whether it is one of encoders."""
+        pool = self.cluster.pools.get("encode")
+        encoders = set() if pool is None else {replica.index for replica in pool.replicas}
+        return [index in encoders for index in self.record.stretches["replica"].tolist()]
+
+
+def assert_tokens_add_up(
+    record: RunRecord, encodes: list[bool], unsettled_tokens: float = 0.0
+) -> Counter[str]:
+    """Check the law of a run, and count its tokens by what became of them.
+
+    A prompt that is computed gives the first token, and every later step puts the last token into
+    the cache and gives another. So an answered request has taken its prompt, less what was found
+    in a cache, and its answer, less the last token, through the model, and what it had to compute
+    again. Whatever else went through the model is lost.
+    """
+    answers = np.logical_not(np.array(encodes, dtype=bool))
+    stretches = {name: column[answers] for name, column in record.stretches.items()}
+    done, losses = with_outcome(record, "completed"), record.losses
+    produced = stretches["output_tokens"].sum() + unsettled_tokens
+    assert produced == done["output_tokens"].sum() + losses["generated_tokens"].sum()
+    computed = stretches["prefill_tokens"].sum() + produced - stretches["first_tokens"].sum()
+    of_use = done["input_tokens"] - done["cached_tokens"] + done["output_tokens"] - 1
+    lost = losses["prefilled_tokens"] + losses["generated_tokens"] - losses["first_tokens"]
+    assert computed == of_use.sum() + done["recomputed_tokens"].sum() + lost.sum()
+
+    assert (done["recomputed_tokens"] >= 0).all()
+    assert (done["cached_tokens"] < done["input_tokens"]).all()
+    undisturbed = (done["preemptions"] == 0) & (done["attempts"] == 1)
+    assert not done["recomputed_tokens"][undisturbed].any()
+    assert (lost >= 0).all()
+    found = Counter(of_use=int(of_use.sum()), recomputed=int(done["recomputed_tokens"].sum()))
+    for cause, tokens in zip(losses["cause"].tolist(), lost.tolist(), strict=True):
+        found[cause] += tokens
+    return found
+
+
+CLUSTERS = range(100)
+
+
+def test_every_token_computed_was_of_use_or_is_accounted_for() -> None:
+    found: Counter[str] = Counter()
+    for seed in CLUSTERS:
+        case = setup(seed)
+        run = Observed(case)
+        found += assert_tokens_add_up(run.record, run.encodes(), run.unsettled_tokens())
+        images = {number: row[5] for number, row in enumerate(case.rows)}
+        done = with_outcome(run.record, "completed")["request_id"].tolist()
+        encoded = run.record.stretches["prefill_tokens"][np.array(run.encodes(), dtype=bool)]
+        if any(plan.role == "encode" for plan in case.plans):
+            of_use = sum(images[number] for number in done)
+            assert encoded.sum() == of_use + run.record.losses["encoded_tokens"].sum()
+    # a mix in which nothing is lost would prove nothing
+    assert all(found[what] > 100 for what in ("of_use", "recomputed", "timed_out", "failure"))
+
+
+@pytest.mark.parametrize("keeps", ["nothing", "answer", "kv"])
+def test_tokens_add_up_where_retries_keep_some(keeps: Literal["nothing", "answer", "kv"]) -> None:
+    found: Counter[str] = Counter()
+    for seed in CLUSTERS:
+        case = setup(seed)
+        trouble = Trouble(seed, up_ticks=40 + 7 * seed, down_ticks=20, retry=True)
+        others = [each for each in case.companions if not isinstance(each, Trouble)]
+        run = Observed(
+            replace(
+                case,
+                plans=tuple(replace(plan, fetches=True) for plan in case.plans),
+                companions=(*others, Repaired(trouble, keeps)),
+            )
+        )
+        found += assert_tokens_add_up(run.record, run.encodes(), run.unsettled_tokens())
+    assert found["failure"] > 100
+    assert found["recomputed"] > 100
+
+
+def test_tokens_add_up_in_fleets_that_break_and_scale() -> None:
+    found: Counter[str] = Counter()
+    for seed in CLUSTERS:
+        _, record, _ = run_with_upkeep(seed, every_step=False)
+        encodes = [False] * len(record.stretches["replica"])
+        found += assert_tokens_add_up(record, encodes)
+    assert min(found["recomputed"], found["failure"]) > 100

@@ -27,7 +27,12 @@ from test_engine_features import fates as all_fates
 
 from sim.engine.cluster import Cluster, PoolPlan, RunRecord
 from sim.engine.kv import SequenceBlocks
-from sim.engine.lockstep import RankChoice, RankedPace
+from sim.engine.lockstep import (
+    LockstepScheduler,
+    RankChoice,
+    RankedPace,
+    ReplicaScheduler,
+)
 from sim.engine.plan import ReplicaPlan
 from sim.engine.router import LeastOutstanding, RoundRobin
 from sim.engine.rules import SchedulerRules
@@ -56,8 +61,18 @@ class SlowestRank:
         return max(map(self.rank.ticks, sums)) + self.group_token * len(sums) * width
 
 
+class RankedPlan(ReplicaPlan):
+    """A plan whose replicas have schedulers of their ranks, be it a single one."""
+
+    def new_scheduler(self) -> ReplicaScheduler:
+        ranks = [self._rank_scheduler() for _ in range(self.ranks)]
+        return LockstepScheduler(ranks, self.rank_choice)
+
+
 def ranked(plan: ReplicaPlan, pace: SlowestRank, ranks: int, choice: RankChoice) -> ReplicaPlan:
-    return replace(plan, pace=RankedPace(pace), ranks=ranks, rank_choice=choice)
+    settings = {each.name: getattr(plan, each.name) for each in fields(plan)}
+    found = RankedPlan(**settings)
+    return replace(found, pace=RankedPace(pace), ranks=ranks, rank_choice=choice)
 
 
 def plan_of(config: Config) -> ReplicaPlan:

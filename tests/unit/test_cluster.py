@@ -3,6 +3,8 @@
 Steps take ten ticks. A token of context is a byte, and links are given in bytes per tick.
 """
 
+from typing import Literal
+
 import pytest
 from small_clusters import (
     STEP,
@@ -20,8 +22,11 @@ from small_clusters import (
 )
 
 from sim.engine.cluster import Cluster, PoolPlan, RunRecord
+from sim.engine.faults import Recovery
 from sim.engine.patience import start_again
 from sim.engine.requests import Request
+from sim.pools import Role
+from sim.reliability import Faults, PartFaults
 
 
 def small_cluster(*, kv_blocks: int = 100, max_model_len: int = 50) -> Cluster:
@@ -185,6 +190,8 @@ class TestHandOver:
         requests = requests_of((0, 4, 4), (0, 4, 4))
         record = run_open(cluster, requests)
         assert [request.preemptions for request in requests] == [0, 1]
+        # four of the prompt and one of the answer; the sixth is the token that comes next
+        assert dict(zip(*column(record, "recomputed_tokens"), strict=True)) == {0: 0, 1: 5}
         assert events(record, "done_s") == {0: 40, 1: 60}
         prompts = record.stretches["prefill_tokens"]
         assert prompts[prompts > 0].tolist() == [8, 6]
@@ -199,7 +206,70 @@ class TestHandOver:
         assert cluster.in_system == 0
 
 
+def column(record: RunRecord, name: str) -> tuple[list[int], list[int]]:
+    """Numbers of the requests, and what is recorded of them."""
+    return record.requests["request_id"].tolist(), record.requests[name].tolist()
+
+
+def losses(record: RunRecord) -> list[tuple[object, ...]]:
+    names = ("cause", "prefilled_tokens", "generated_tokens")
+    return list(zip(*(record.losses[name].tolist() for name in names), strict=True))
+
+
+def recover(cluster: Cluster, keeps: Literal["nothing", "answer", "kv"]) -> Recovery:
+    """Send what failures break off again, with what is kept."""
+    chip = PartFaults(mtbf_s=1.0, repair_s=1.0)
+    recovery = Recovery(
+        cluster.env,
+        Faults(chip=chip, retry_keeps=keeps, detection_s=0.0),
+        resubmit=cluster.send,
+        block_tokens=16,
+        kv_store=port_of(1).build(),
+    )
+    cluster.when_lost = recovery.lost
+    return recovery
+
+
 class TestLosses:
+    @pytest.mark.parametrize("failing", [0, 1])
+    def test_what_was_on_its_way_is_lost_work(self, failing: int) -> None:
+        # on its way from 10 to 30
+        cluster = chain_of(("prefill", 1), ("decode", 1), port=port_of(1))
+        actions = {15: lambda c: c.replicas[failing].fail()}
+        record = run_open(cluster, requests_of((0, 20, 3)), [At(actions)])
+        assert losses(record) == [("failure", 20, 1)]
+
+    @pytest.mark.parametrize("failing", [0, 1])
+    @pytest.mark.parametrize(
+        ("keeps", "gone", "again", "lost"),
+        [
+            ("nothing", 20, 0, [("failure", 20, 1)]),
+            # 21 tokens the second time; the last one is that which a decode step would compute
+            ("answer", 20, 20, []),
+            ("kv", 4, 4, []),  # a block of sixteen is in the store
+        ],
+    )
+    def test_what_was_on_its_way_is_computed_again(
+        self,
+        failing: int,
+        keeps: Literal["nothing", "answer", "kv"],
+        gone: int,
+        again: int,
+        lost: list[tuple[object, ...]],
+    ) -> None:
+        plan = replica_plan(kv_bytes_per_token=1.0)
+        roles: tuple[Role, ...] = ("prefill", "decode")
+        cluster = Cluster(
+            [PoolPlan(role, 1, plan, port=port_of(1), fetches=True) for role in roles]
+        )
+        recovery = recover(cluster, keeps)
+        actions = {15: lambda c: c.replicas[failing].fail(), 40: lambda c: come_back(c, failing)}
+        record = run_open(cluster, requests_of((0, 20, 3)), [At(actions)])
+        assert outcomes(record) == ["completed"]
+        assert [loss.context_tokens for loss in recovery.losses] == [gone]
+        assert record.requests["recomputed_tokens"].tolist() == [again]
+        assert losses(record) == lost
+
     def test_a_source_that_fails_takes_what_it_kept_along(self) -> None:
         # on its way from 10 to 30; the source fails at 15
         cluster = chain_of(("prefill", 1), ("decode", 1), port=port_of(1))

@@ -32,7 +32,7 @@ SPLITS = {
 
 
 @cache
-def deployed(split: str) -> Deployment:
+def deployed(split: str, rank_choice: str = "fewest_waiting") -> Deployment:
     system, model, parallelism = SPLITS[split]
     settings = {
         "system": system,
@@ -42,6 +42,7 @@ def deployed(split: str) -> Deployment:
         "precision.kv_cache": "bf16",
         "engine.max_num_seqs": "24",
         "engine.max_num_batched_tokens": "512",
+        "engine.rank_choice": rank_choice,
         "replicas": "1",
     }
     path = CATALOG.path("scenarios", "quickstart")
@@ -72,8 +73,12 @@ def test_jumps_equal_steps(split: str) -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_clock_keeps_the_time_of_the_timer(split: str) -> None:
-    """Ticks are those of `StepTimer`, up to what rounding to whole ticks allows."""
-    deployment = deployed(split)
+    """Ticks are those of `StepTimer`, up to what rounding to whole ticks allows.
+
+    It deals batches evenly to attention ranks; those of ranks in lockstep stand in
+    ``test_pace_laws.py``.
+    """
+    deployment = deployed(split, "even")
     window = deployment.window_tokens
     rng = np.random.default_rng(2)
     for wanted, prompt in ((1, 0), (7, 0), (40, 0), (24, 400), (0, 300), (5, 500)):

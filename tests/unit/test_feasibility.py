@@ -120,11 +120,22 @@ class TestPools:
         found = deployed(**DEEPSEEK, parallelism="{tp: 2, attention_dp: 4, ep: 8}")
         of_a_rank = found.memory.kv_blocks(found.case.engine.block_tokens)
         assert found.kv_blocks == 4 * of_a_rank
-        limits = found.plan.rules
-        assert (limits.max_num_seqs, limits.max_num_batched_tokens) == (400, 20_000)
-        assert limits.max_chunk_tokens == 5000
+        # each rank has a scheduler with its own blocks and limits
+        plan = found.plan
+        assert (plan.ranks, plan.kv_blocks) == (4, of_a_rank)
+        assert (plan.rules.max_num_seqs, plan.rules.max_num_batched_tokens) == (100, 5000)
+        assert plan.rules.max_chunk_tokens is None
         # no sequence is longer than one rank can hold
         assert found.max_model_len <= 16 * of_a_rank
+
+    def test_attention_ranks_that_share_a_batch_add_up_their_limits(self) -> None:
+        split = "{tp: 2, attention_dp: 4, ep: 8}"
+        even = {"parallelism": split, "engine.rank_choice": "even"}
+        plan = deployed(**DEEPSEEK, **even).plan
+        assert plan.ranks == 1
+        assert plan.kv_blocks == 4 * deployed(**DEEPSEEK, parallelism=split).plan.kv_blocks
+        assert (plan.rules.max_num_seqs, plan.rules.max_num_batched_tokens) == (400, 20_000)
+        assert plan.rules.max_chunk_tokens == 5000
 
     def test_context_ranks_share_every_sequence(self) -> None:
         one = deployed(**LLAMA, parallelism="{tp: 4}")

@@ -20,12 +20,14 @@ from hand_made_run import (
     stretches,
     table,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sim.cost.table import Array, StepTable
 from sim.cost.timer import ONE_CHIP
-from sim.economics import Purchase, Rental, Terms
+from sim.economics import Purchase, Rental, Terms, total_usd
 from sim.engine.clients import OpenLoop
-from sim.engine.clock import to_ticks
+from sim.engine.clock import TICKS_PER_S, to_ticks
 from sim.engine.cluster import Cluster, PoolPlan, RunRecord
 from sim.engine.plan import ReplicaPlan
 from sim.engine.records import LOSS_COLUMNS, STATE_COLUMNS, TRANSFER_COLUMNS
@@ -33,7 +35,7 @@ from sim.engine.requests import Request
 from sim.engine.rules import SchedulerRules
 from sim.engine.ticks import ConstantPace
 from sim.metrics.accounts import Accounts, accounts, inventories
-from sim.metrics.activity import Overlaps, activity, blocks_of, tally
+from sim.metrics.activity import Overlaps, activity, blocks_of, instant_s, tally
 from sim.metrics.availability import availability
 from sim.metrics.requests import Window, measured_window, request_table
 from sim.metrics.summary import pool_rows, summary_row, tenant_rows
@@ -548,16 +550,62 @@ def test_lost_work_costs_its_share_of_all_work() -> None:
     lost = table(
         LOSS_COLUMNS,
         time_s=[5.0, 6.0, 9.5],
-        cause=["failure", "preemption", "failure"],
-        computed_tokens=[300, 100, 999],
-        generated_tokens=[5, 4, 999],
+        cause=["failure", "timed_out", "failure"],
+        prefilled_tokens=[2, 1, 999],
+        generated_tokens=[5, 0, 999],
     )
     found, cost = books(run=record(losses=lost)), books().token_cost
-    # 400 prompt tokens beside the 1600 that were of use; of 12.5 tokens out 5 were thrown away,
-    # those of the preempted sequence were kept; what was lost at 9.5 s is not in the window
-    wanted = cost.input_usd * 400 / 2000 + cost.output_usd * 5 / 12.5
-    assert found.lost_usd == pytest.approx(wanted)
-    assert books().lost_usd == 0.0
+    # in the window prefill computed half of a's 4 tokens and c's 2; of 12.5 tokens out 5 were
+    # thrown away; what was lost at 9.5 s is not in the window
+    wanted = cost.input_usd * 3 / 4 + cost.output_usd * 5 / 12.5
+    assert found.lost.usd == pytest.approx(wanted)
+    assert (found.lost.input_tokens, found.lost.output_tokens) == (1002, 1004)
+    assert found.lost.tokens_by_cause == {"failure": 2005, "timed_out": 1}
+    row = summary_row(service(), requests(), found)
+    assert (row["failure_lost_tokens"], row["timed_out_lost_tokens"]) == (2005, 1)
+    assert (row["shed_lost_tokens"], row["other_lost_tokens"]) == (0, 0)
+    assert row["lost_work_fraction"] == pytest.approx(wanted / total_usd(found.bill))
+    assert books().lost.usd == 0.0
+
+
+def test_what_is_computed_again_is_paid_for_twice() -> None:
+    run = record()
+    # of the requests that completed, 1 is done at 7 s, 3 at 10 s, after the window; 4 never
+    run.requests["recomputed_tokens"][:] = [3, 0, 7, 0, 5]
+    frame = request_table(run.requests, frontend_s=0.0)
+    assert frame["recomputed_tokens"].tolist() == [0, 3, 0, 5, 0]
+    found = books(frame=frame)
+    assert found.lost.usd == pytest.approx(found.token_cost.input_usd * 3 / 4)
+    assert summary_row(service(), frame, found)["recomputed_tokens"] == 8
+
+
+@given(
+    st.lists(st.integers(1, 10**13), min_size=2, max_size=60),
+    st.integers(1, 5),
+    st.integers(0, 59),
+)
+def test_replicas_that_never_rest_are_busy_all_the_time(
+    steps: list[int], replicas: int, first: int
+) -> None:
+    """Sums of seconds, of steps that follow each other, come out above the time they took."""
+    ends = np.cumsum([0, *steps]) / TICKS_PER_S
+    what = service(pool(replicas=replicas))
+    edges = np.array([ends[first % (ends.size - 1)], ends[-1]])
+    unit_s = instant_s(what, edges)
+    busy = sum(int(Overlaps(ends[:-1], ends[1:], edges).spent(unit_s)[0]) for _ in range(replicas))
+    there = availability(what, table(STATE_COLUMNS), edges)
+    assert busy * unit_s == there.paid_s[0, 0] == there.installed_s[0, 0]
+    assert there.paid_s[0, 0] == pytest.approx(replicas * (edges[1] - edges[0]), rel=1e-14)
+
+
+def test_encoders_write_no_answers() -> None:
+    what = service(pool("encode", replicas=1), pool("serve", replicas=1))
+    for each in what.pools:
+        vars(each).update(priced(*(table_of() for _ in range(4))))
+    (found,) = inventories(what, record(), np.array([0.0, 10.0]))
+    # replica 1 decodes three for two steps and computes prompts of five tokens that yield two
+    assert found.tally.service.output_tokens.tolist() == [8.0]
+    assert found.tally.service.prefill_tokens.tolist() == [5.0]
 
 
 def test_tenants_share_the_cost_by_their_tokens() -> None:

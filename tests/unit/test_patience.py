@@ -31,6 +31,12 @@ def run(plan: PatiencePlan, *rows: tuple[int, int, int], every_step: bool = Fals
     return run_open(cluster, requests, [Patience([PATIENT, plan])])
 
 
+def lost(record: RunRecord) -> list[tuple[object, ...]]:
+    """Request, cause, tokens of the prompt and of the answer of all work that was lost."""
+    names = ("request_id", "cause", "prefilled_tokens", "generated_tokens")
+    return list(zip(*(record.losses[name].tolist() for name in names), strict=True))
+
+
 both_ways = pytest.mark.parametrize("every_step", [False, True])
 
 
@@ -75,6 +81,7 @@ class TestFirstToken:
         # the second waits until 50, the third would have come after it
         record = run(impatient(50), (0, 5, 10), (0, 5, 40), (60, 5, 1))
         assert outcomes(record) == ["completed", "timed_out", "completed"]
+        assert lost(record) == []  # it had only waited
         assert events(record, "admit_s")[2] == 100
 
 
@@ -91,6 +98,7 @@ class TestCompletion:
         assert record.stretches["steps"].sum() == 10 + 4
         assert events(record, "first_token_s")[1] == 110
         assert 1 not in events(record, "done_s")
+        assert lost(record) == [(1, "timed_out", 5, 4)]
 
     def test_it_begins_from_the_start_when_it_is_sent_again(self) -> None:
         # dropped at 140, sent again at 150, done ten steps later; 135 are not over then
@@ -100,6 +108,7 @@ class TestCompletion:
         assert outcomes(record)[1] == "completed"
         assert events(record, "first_token_s")[1] == 160
         assert events(record, "done_s")[1] == 250
+        assert lost(record) == [(1, "timed_out", 5, 4)]  # its second attempt is of use
 
     def test_prompts_of_another_pool_are_given_up_too(self) -> None:
         # prompt to 10, on its way from 10 to 30: given up at 20
@@ -108,6 +117,7 @@ class TestCompletion:
         record = run_open(cluster, requests_of((0, 20, 9)), [Patience([plan])])
         assert outcomes(record) == ["timed_out"]
         assert [each.scheduler.pool.used_blocks for each in cluster.replicas] == [0, 0]
+        assert lost(record) == [(0, "timed_out", 20, 1)]
 
 
 def test_what_can_never_run_is_not_tried_again() -> None:
@@ -121,9 +131,11 @@ def test_a_new_attempt_forgets_what_was_reached_but_not_what_it_cost() -> None:
     request = Request(0, 7, 10, 20)
     request.admit_tick = request.first_token_tick = request.left_batch_tick = 50
     request.generated_tokens, request.computed_tokens, request.replica = 5, 14, 3
+    request.prefilled_tokens, request.cached_tokens, request.first_tokens = 6, 4, 1
     request.outcome, request.preemptions, request.attempts = "timed_out", 2, 2
     start_again(request)
     assert request.admit_tick == request.first_token_tick == request.left_batch_tick == NEVER
     assert (request.generated_tokens, request.computed_tokens, request.replica) == (0, 0, -1)
+    assert (request.prefilled_tokens, request.cached_tokens, request.first_tokens) == (0, 0, 0)
     assert (request.outcome, request.arrival_tick) == ("unfinished", 7)
     assert (request.preemptions, request.attempts) == (2, 2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sim.engine.clock import TICKS_PER_S
-from sim.engine.records import BLOCK_ROWS, REQUEST_COLUMNS, Recorder, Table
+from sim.engine.records import BLOCK_ROWS, REQUEST_COLUMNS, Recorder, Table, Work
 from sim.engine.requests import Request
 
 
@@ -69,6 +69,8 @@ def test_a_request_is_recorded_with_all_that_happened() -> None:
     request.transfer_ticks, request.preempted_ticks = (tick * TICKS_PER_S for tick in (4, 5))
     request.tenant, request.session, request.turn = 1, 2, 3
     request.cached_tokens, request.preemptions, request.attempts = 4, 5, 6
+    # of 10 tokens 4 were cached: of 16 prefilled 10 are too many, one in place of a decode step
+    request.prefilled_tokens, request.first_tokens = 16, 2
     request.replica, request.prefill_replica, request.outcome = 8, 9, "completed"
     recorder = Recorder()
     recorder.request(request)
@@ -78,20 +80,24 @@ def test_a_request_is_recorded_with_all_that_happened() -> None:
     rest = ("tenant", "session", "turn", "cached_tokens", "preemptions", "attempts")
     assert [row[name] for name in rest] == list(range(1, 7))
     assert (row["replica"], row["prefill_replica"], row["outcome"]) == (8, 9, "completed")
+    assert row["recomputed_tokens"] == 9
 
 
 def test_lost_work_is_counted_as_it_was_then() -> None:
     recorder = Recorder()
     request = Request(7, 0, 10, 20)
-    request.replica, request.generated_tokens = 3, 4
-    recorder.loss(request, 2 * TICKS_PER_S, "failure", 13)
+    request.prefilled_tokens, request.generated_tokens, request.first_tokens = 13, 4, 1
+    recorder.loss(7, 2 * TICKS_PER_S, "failure", 3, Work.on(request))
     request.generated_tokens = 0
+    recorder.loss(7, 3 * TICKS_PER_S, "failure", 3, Work(0, 0, 0, 0))  # nothing is no loss
     row = {name: column.tolist() for name, column in recorder.losses.columns().items()}
     assert row == {
         "replica": [3],
         "time_s": [2.0],
         "request_id": [7],
         "cause": ["failure"],
-        "computed_tokens": [13],
+        "prefilled_tokens": [13],
         "generated_tokens": [4],
+        "first_tokens": [1],
+        "encoded_tokens": [0],
     }

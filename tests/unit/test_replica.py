@@ -147,8 +147,9 @@ class TestFailure:
         assert ticks_of(record.stretches["end_s"].max()) == 30
         losses = {name: column.tolist() for name, column in record.losses.items()}
         assert losses["cause"] == ["failure"]
-        # prompt and two tokens in the cache, a third was just sampled
-        assert (losses["computed_tokens"], losses["generated_tokens"]) == ([7], [3])
+        # a prompt of five gave the first token, two steps two more
+        assert (losses["prefilled_tokens"], losses["generated_tokens"]) == ([5], [3])
+        assert losses["first_tokens"] == [1]
         assert [ticks_of(second) for second in losses["time_s"]] == [35]
         assert events(record, "first_token_s") == {0: 10}
         assert events(record, "done_s") == {}
@@ -160,7 +161,7 @@ class TestFailure:
             cluster, requests_of((0, 5, 10)), [At({30: lambda c: c.replicas[0].fail()})]
         )
         assert record.stretches["steps"].sum() == 2
-        assert record.losses["computed_tokens"].tolist() == [6]
+        assert record.losses["generated_tokens"].tolist() == [2]
 
     def test_everybody_is_told_of(self) -> None:
         # one decodes, one is in the middle of its prompt (28 of 60 tokens), one waits
@@ -171,10 +172,10 @@ class TestFailure:
         assert sorted(
             zip(
                 record.losses["request_id"].tolist(),
-                record.losses["computed_tokens"].tolist(),
+                record.losses["prefilled_tokens"].tolist(),
                 strict=True,
             )
-        ) == [(0, 2), (1, 28), (2, 0)]
+        ) == [(0, 2), (1, 28)]  # who waits loses nothing but the place
         assert cluster.in_system == 0
 
     def test_who_has_been_given_up_before_is_not_lost(self) -> None:
@@ -186,7 +187,8 @@ class TestFailure:
         }
         record = run_open(cluster, requests, [At(actions)])
         assert outcomes(record) == ["lost", "timed_out"]
-        assert record.losses["request_id"].tolist() == [0]
+        causes = zip(record.losses["request_id"].tolist(), record.losses["cause"], strict=True)
+        assert sorted(causes) == [(0, "failure"), (1, "timed_out")]
 
     @both_ways
     def test_it_comes_back_empty(self, every_step: bool) -> None:
