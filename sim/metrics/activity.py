@@ -17,6 +17,10 @@ from sim.service import Service
 Floats = npt.NDArray[np.float64]
 Instants = npt.NDArray[np.int64]
 
+ROUNDING = 1e-6
+"""Share of a stretch's time up to which elapsed and tabled time are the same: the clock counts
+whole ticks, and so do the slopes of its steps."""
+
 BLOCK_ROWS = 131_072
 """Stretches that are priced at a time: enough to make NumPy's calls cheap, few in memory."""
 
@@ -222,9 +226,23 @@ def activity(pool: Deployment, stretches: Columns) -> Activity:
         flop=chips * _total(pool.flop, shape, steps),
         memory_s=_total(pool.memory_seconds, shape, steps),
     )
-    if not stretches["encode_tokens"].any() or pool.images is None:
-        return done
-    return _with_images(done, pool, pool.images)
+    tabled_s = _total(pool.seconds, shape, steps)
+    if stretches["encode_tokens"].any() and pool.images is not None:
+        done = _with_images(done, pool, pool.images)
+        tabled_s = tabled_s + _encode_s(pool, pool.images, stretches)
+    waited_j = chips * pool.awake_w * waited_s(done.busy_s, tabled_s)
+    return replace(done, energy_j=done.energy_j + waited_j)
+
+
+def waited_s(busy_s: Floats, tabled_s: Floats) -> Floats:
+    """Time of stretches that no table knows: none where the two differ by rounding.
+
+    Chips wait for the slowest attention rank, for the hottest experts, for the host, or for a link
+    that is out of order. The tables hold the evenly dealt batch, which may take longer by what it
+    assumes of uneven contexts: nothing is taken off for that.
+    """
+    waited = busy_s - tabled_s
+    return np.where(waited > ROUNDING * busy_s, waited, 0.0)
 
 
 def _with_images(done: Activity, pool: Deployment, encoder: Deployment) -> Activity:
@@ -234,13 +252,8 @@ def _with_images(done: Activity, pool: Deployment, encoder: Deployment) -> Activ
     several stages encodes, and the others draw as much meanwhile.
     """
     stretches, chips = done.stretches, pool.chips_per_replica
-    images = StepShape(
-        prefill_sequences=np.minimum(stretches["prefill_sequences"], stretches["encode_tokens"]),
-        prefill_tokens=stretches["encode_tokens"] / pool.schedulers,
-        prefill_pairs=stretches["encode_pairs"].astype(float) / pool.schedulers,
-    )
-    once = np.ones(len(stretches["steps"]))
-    encode_s = _total(encoder.seconds, images, once)
+    images, once = _image_shape(pool, stretches), np.ones(len(stretches["steps"]))
+    encode_s = _encode_s(pool, encoder, stretches)
     busy_s = done.busy_s
     shared_s = done.prefill_share * np.maximum(busy_s - encode_s, 0.0) + encode_s
     stages = pool.case.parallelism.pp
@@ -253,6 +266,20 @@ def _with_images(done: Activity, pool: Deployment, encoder: Deployment) -> Activ
         flop=done.flop + chips / stages * _total(encoder.flop, images, once),
         memory_s=done.memory_s + _total(encoder.memory_seconds, images, once) / stages,
     )
+
+
+def _image_shape(pool: Deployment, stretches: Columns) -> StepShape:
+    """Gather the images in the steps, as prompts of an encoder."""
+    return StepShape(
+        prefill_sequences=np.minimum(stretches["prefill_sequences"], stretches["encode_tokens"]),
+        prefill_tokens=stretches["encode_tokens"] / pool.schedulers,
+        prefill_pairs=stretches["encode_pairs"].astype(float) / pool.schedulers,
+    )
+
+
+def _encode_s(pool: Deployment, encoder: Deployment, stretches: Columns) -> Floats:
+    once = np.ones(len(stretches["steps"]))
+    return _total(encoder.seconds, _image_shape(pool, stretches), once)
 
 
 def _by_pool(service: Service, block: Columns) -> Iterator[tuple[int, Columns]]:

@@ -92,6 +92,7 @@ def pool(role: str = "serve", *, replicas: int = 2, **tables: StepTable) -> Any:
         chips=2 * replicas,
         kv_blocks=10,
         peak_flop_per_s=1e12,
+        awake_w=0.0,
         **tables,
     )
 

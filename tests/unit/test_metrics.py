@@ -35,7 +35,7 @@ from sim.engine.requests import Request
 from sim.engine.rules import SchedulerRules
 from sim.engine.ticks import ConstantPace
 from sim.metrics.accounts import Accounts, accounts, inventories
-from sim.metrics.activity import Overlaps, activity, blocks_of, instant_s, tally
+from sim.metrics.activity import Overlaps, activity, blocks_of, instant_s, tally, waited_s
 from sim.metrics.availability import availability
 from sim.metrics.requests import Window, measured_window, request_table
 from sim.metrics.summary import pool_rows, summary_row, tenant_rows
@@ -625,3 +625,9 @@ def test_tenants_share_the_cost_by_their_tokens() -> None:
     assert (chat["requests"], chat["rejected_requests"]) == (2, 1)
     assert search["goodput_requests_per_s"] == pytest.approx(1 / 8)
     assert chat["ttft_s_p50"] == 3.0
+
+
+def test_time_that_no_table_knows_is_waited() -> None:
+    """A second in ten is waited for; nothing where a table is right up to rounding, or too long."""
+    busy_s, tabled_s = np.array([10.0, 10.0, 10.0, 0.0]), np.array([9.0, 10.0 - 1e-7, 11.0, 0.0])
+    assert waited_s(busy_s, tabled_s).tolist() == [1.0, 0.0, 0.0, 0.0]
