@@ -369,12 +369,20 @@ class PrefixCache(BlockPool):
         return count
 
     def _clear_queue(self) -> None:
-        """Drop entries that are out of date."""
-        self._queue = deque(
-            (node, number)
-            for node, number in self._queue
-            if node is None or node.idle_since == number
-        )
+        """Drop entries that are out of date, and count garbage that is next to garbage then as one.
+
+        No more than one count is left for each idle node, so that the next clearing is far off.
+        """
+        kept: deque[tuple[Node | None, int]] = deque()
+        for node, number in self._queue:
+            if node is not None:
+                if node.idle_since == number:
+                    kept.append((node, number))
+            elif kept and kept[-1][0] is None:
+                kept[-1] = (None, kept[-1][1] + number)
+            else:
+                kept.append((None, number))
+        self._queue = kept
 
 
 def _cut(content: Content, start: int, end: int) -> Iterator[Run]:

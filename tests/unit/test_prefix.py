@@ -8,7 +8,7 @@ import pytest
 from small_clusters import scheduler_of, sharing
 
 from sim.engine.kv import blocks_for
-from sim.engine.prefix import Holding, Match, PrefixCache
+from sim.engine.prefix import STALE_ENTRIES, Holding, Match, PrefixCache
 from sim.errors import InternalError
 from sim.workload.content import Content, tokens_of
 
@@ -303,6 +303,21 @@ class TestEviction:
         cache.release(cache.hold(cache.match(A, 8)), A, 8, private_blocks=0)
         left = self.evictions(cache, 6, A, B, C)
         assert left == [[8, 4, 8], [8, 0, 8], [8, 0, 4], [8, 0, 0], [4, 0, 0], [0, 0, 0]]
+
+    def test_the_queue_is_no_longer_than_what_is_in_it(self) -> None:
+        """Whoever sends A again leaves one block of garbage between two idle ones.
+
+        With nobody in need of the garbage there would be an entry for each of ten thousand; the
+        two nodes have two, with three counts of garbage before, between and behind them.
+        """
+        cache = PrefixCache(50_000, SIZE)
+        for _ in range(10_000):
+            holding = compute(cache, A)
+            cache.release(holding, A, 8, private_blocks=0)
+        cache.check()
+        assert cache.free_blocks == 50_000
+        assert len(cache._queue) <= 5 + STALE_ENTRIES + 2 * 2
+        assert cache.evicted_blocks == 0
 
     def test_no_more_comes_back_than_was_taken(self) -> None:
         cache = PrefixCache(2, SIZE)

@@ -3,6 +3,7 @@
 Links carry one byte a tick, so that a block takes eight ticks.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -420,3 +421,34 @@ class TestOfAScenario:
         pool = service(tmp_path, catalog, ENGINE % tiers).pools[0]
         with pytest.raises(InputError, match=complaint):
             tiers_of(pool)
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_example_that_is_worked_by_hand_is_that_of_the_code(catalog: Catalog) -> None:
+    """600 prompts with one of twenty templates of 2,000 tokens, on two replicas.
+
+    Each replica computes each template once, or one of the two does; what the chips drop comes
+    back from host memory, so that nothing is computed twice there either.
+    """
+    page = (ROOT / "docs" / "explanation" / "prefix-caching.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([a-z -]+) \| ([\d,]+) \|", page, re.M))
+    cases = {
+        case.name: case
+        for case in load_scenario(ROOT / "scenarios" / "serving" / "prefix_caching.yaml").cases
+    }
+    expected = {
+        "cache": (600 - 2 * 20) * 2000,
+        "cache and a prefix-aware router": (600 - 20) * 2000,
+        "small cache above host memory": (600 - 2 * 20) * 2000,
+    }
+    assert {name: int(number.replace(",", "")) for name, number in rows.items()} == expected
+    for name, tokens in expected.items():
+        record = simulate(service_of(cases[name], catalog), catalog, 1).record
+        assert record.requests["cached_tokens"].sum() == tokens
+    moved_bytes = record.transfers["bytes"].sum()
+    assert f"{moved_bytes / KV_BYTES_PER_TOKEN:,.0f} of the tokens came from host memory" in page
+    waited_s = record.requests["transfer_s"].sum()
+    assert waited_s == pytest.approx(moved_bytes / 51e9, rel=1e-6)
+    assert f"that is {waited_s:.3f} s" in page
