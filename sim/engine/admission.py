@@ -20,7 +20,7 @@ FreeAfter = Callable[[int], int]
 class Reservation(Protocol):
     """Decides whether there is room for one more answer."""
 
-    def admits(self, request: Request, new_blocks: int) -> bool:
+    def admits(self, request: Request, new_blocks: int, free_blocks: int) -> bool:
         """Tell whether a request may come in that takes some blocks now.
 
         Parameters
@@ -28,6 +28,8 @@ class Reservation(Protocol):
         request : Request
         new_blocks : int
             Of those that are free, what its next chunk takes.
+        free_blocks : int
+            Blocks that are known to be free.
         """
         ...
 
@@ -35,12 +37,23 @@ class Reservation(Protocol):
         """Take note that a request has come in, and takes some blocks now."""
         ...
 
+    def took(self, request: Request, blocks: int) -> None:
+        """Take note that a further chunk of its prompt has taken some blocks."""
+        ...
+
     def joined(self, request: Request) -> None:
         """Take note that its prompt is done and it decodes now."""
         ...
 
-    def left(self, request: Request, *, preempted: bool = False) -> None:
-        """Take note that an admitted request is over, for now or for good."""
+    def left(self, request: Request, *, preempted: bool = False, late: bool = False) -> None:
+        """Take note that an admitted request is over, for now or for good.
+
+        ``late``: the step that is decided next does not know it yet.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Take note that all who have left are known to have left."""
         ...
 
     def steps_to_admission(
@@ -71,11 +84,13 @@ class WholeAnswer:
         self._blocks = blocks
         self._window_tokens = window_tokens
         self.reserved_blocks = 0
+        self._late_blocks = 0
 
-    def admits(self, request: Request, new_blocks: int) -> bool:
+    def admits(self, request: Request, new_blocks: int, free_blocks: int) -> bool:
         """Tell whether the whole answer fits beside those of all others."""
-        del new_blocks
-        return self.reserved_blocks + self._longest(request) <= self._pool.total_blocks
+        del new_blocks, free_blocks
+        reserved = self.reserved_blocks + self._late_blocks
+        return reserved + self._longest(request) <= self._pool.total_blocks
 
     def admitted(self, request: Request, new_blocks: int) -> None:
         """Set the blocks aside."""
@@ -83,14 +98,23 @@ class WholeAnswer:
         request.reserved_blocks = self._longest(request)
         self.reserved_blocks += request.reserved_blocks
 
+    def took(self, request: Request, blocks: int) -> None:
+        """Its blocks are set aside already."""
+
     def joined(self, request: Request) -> None:
         """Its blocks are set aside already."""
 
-    def left(self, request: Request, *, preempted: bool = False) -> None:
+    def left(self, request: Request, *, preempted: bool = False, late: bool = False) -> None:
         """Give them free again."""
         del preempted
         self.reserved_blocks -= request.reserved_blocks
+        if late:
+            self._late_blocks += request.reserved_blocks
         request.reserved_blocks = 0
+
+    def settle(self) -> None:
+        """Count those who have left no more."""
+        self._late_blocks = 0
 
     def steps_to_admission(
         self, request: Request, new_blocks: int, limit: int, free_after: FreeAfter
@@ -154,23 +178,33 @@ class EstimatedAnswer:
         self._inputs = self._answers = 0
         """Prompts and longest answers of those who decode, in tokens."""
         self._decoding = 0
+        self._late = self._late_answers = self._late_produced = 0
+        """Those who are done, though the next step does not know it: how many, what they had asked
+        for, and what they got, in tokens."""
         self._from_fraction = estimate.initial_fraction
         self._from_step = 0
 
-    def admits(self, request: Request, new_blocks: int) -> bool:
+    def admits(self, request: Request, new_blocks: int, free_blocks: int) -> bool:
         """Tell whether prompt and whole answer fit beside what is set aside for the others."""
-        if not self._decoding and not self._coming:
+        if self._is_idle():
             return True
-        return self._wanted(request, new_blocks) < self._room(0, self._pool.free_blocks)
+        return self._wanted(request, new_blocks) < self._room(0, free_blocks)
 
     def admitted(self, request: Request, new_blocks: int) -> None:
         """Count its answer, and what is left of its prompt, among what is to come."""
-        if not self._decoding and not self._coming:
+        if self._is_idle():
             self._restart(self._estimate.initial_fraction)
         taken = request.computed_tokens + new_blocks * self._pool.block_tokens
         rest = max(0, request.input_tokens + request.generated_tokens - taken)
         self._coming[request] = rest + self._answer(request)
         self._coming_tokens += self._coming[request]
+
+    def took(self, request: Request, blocks: int) -> None:
+        """Count what is left of its prompt."""
+        before = self._coming[request]
+        rest = max(self._answer(request), before - blocks * self._pool.block_tokens)
+        self._coming[request] = rest
+        self._coming_tokens += rest - before
 
     def joined(self, request: Request) -> None:
         """Count it among those who decode."""
@@ -179,8 +213,12 @@ class EstimatedAnswer:
         self._inputs += request.input_tokens
         self._answers += self._answer(request)
 
-    def left(self, request: Request, *, preempted: bool = False) -> None:
+    def left(self, request: Request, *, preempted: bool = False, late: bool = False) -> None:
         """Count it no more; a preemption shows that too little was set aside."""
+        if late:
+            self._late += 1
+            self._late_answers += self._answer(request)
+            self._late_produced += request.output_tokens
         if request in self._coming:
             self._coming_tokens -= self._coming.pop(request)
         else:
@@ -188,8 +226,16 @@ class EstimatedAnswer:
             self._inputs -= request.input_tokens
             self._answers -= self._answer(request)
         if preempted:
-            spare = self._estimate.spare_steps * self._decoding
-            self._restart(min(1.0, (self._produced(0) + spare) / (self._answers + 1)))
+            spare = self._estimate.spare_steps * (self._decoding + self._late)
+            answers = self._answers + self._late_answers
+            self._restart(min(1.0, (self._produced(0) + spare) / (answers + 1)))
+
+    def settle(self) -> None:
+        """Count those who have left no more."""
+        self._late = self._late_answers = self._late_produced = 0
+
+    def _is_idle(self) -> bool:
+        return not (self._decoding or self._coming or self._late)
 
     def steps_to_admission(
         self, request: Request, new_blocks: int, limit: int, free_after: FreeAfter
@@ -216,7 +262,7 @@ class EstimatedAnswer:
 
     def _room(self, steps: int, free_blocks: int) -> float:
         """Free tokens less those set aside, when the batch has taken some more steps."""
-        rest = max(self._answers - self._produced(steps), 0)
+        rest = max(self._answers + self._late_answers - self._produced(steps), 0)
         aside = self._fraction(self._batch.step + steps) * rest + self._coming_tokens
         return free_blocks * self._pool.block_tokens - aside
 
@@ -227,7 +273,7 @@ class EstimatedAnswer:
         """
         batch = self._batch
         context = batch.context_tokens + steps * batch.context_growing
-        return context // batch.grain - self._inputs + batch.size
+        return context // batch.grain - self._inputs + batch.size + self._late_produced
 
     def _fraction(self, step: int) -> float:
         fallen = self._from_fraction - self._estimate.decay_fraction * (step - self._from_step)

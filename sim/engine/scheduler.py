@@ -128,8 +128,8 @@ class Scheduler:
         self._now = 0
         self._known_tick = 0
         """Up to when arrivals are known to the step that is being decided."""
-        self._unknown_blocks = 0
-        """Blocks that came free too late for it."""
+        self._leaving: list[tuple[Request, int, int]] = []
+        """Requests that are done too late for it, and their tokens and blocks."""
         self._unknown_places = 0
         self._hidden = False
         """Whether the next step may be decided otherwise for what this one did not know."""
@@ -142,6 +142,7 @@ class Scheduler:
         self._fitting_tokens = 0
         """Longest request that was found to fit into the whole pool: shorter ones do too."""
         self._tokens_per_sequence = rules.tokens_per_sequence
+        self._ahead = rules.steps_ahead > 0
 
     @property
     def transport(self) -> KvTransport | None:
@@ -223,7 +224,8 @@ class Scheduler:
         if rules.steps_ahead:  # what came while another step ran, this one could not know
             if known_tick is None or known_tick == tick:
                 known_tick = tick
-                self._unknown_blocks = self._unknown_places = 0
+                self._unknown_places = 0
+                self._let_go()
             self._known_tick = known_tick
             self._hidden = bool(self._unknown_places and self.line)
         if self.ready:
@@ -232,6 +234,7 @@ class Scheduler:
             stretch = Stretch(0, 0, 0, 0, 0, 0)
             preempted = not self._fill(stretch)
             if stretch.chunks:
+                self._let_go()
                 return stretch
             return self._plan_decode(preempted=preempted)
         return self._plan_mixed()
@@ -240,7 +243,7 @@ class Scheduler:
         """Decide a step of decoding sequences and prompts together."""
         batch, pool = self.batch, self.pool
         blocks, preempted = batch.blocks_needed(1), False
-        if self.prefilling or blocks > pool.free_blocks - self._unknown_blocks:
+        if self.prefilling or blocks > pool.free_blocks:
             preempted = self._make_room(decoding=True)
             blocks = batch.blocks_needed(1)
         stretch = batch.stretch(blocks)
@@ -250,6 +253,7 @@ class Scheduler:
                 self._compute(request, tokens, stretch)
         if self.line and not preempted:
             self._admit(stretch)
+        self._let_go()
         if not stretch.chunks:
             if not batch.size:
                 return None
@@ -272,23 +276,13 @@ class Scheduler:
         batch, pool = self.batch, self.pool
         if steps > 1:
             self.take_blocks(stretch, steps)
-        free_before = pool.free_blocks
-        stretch.used_blocks = pool.total_blocks - free_before
+        stretch.used_blocks = pool.used_blocks
         done: list[Request] = []
         if stretch.decode_sequences:
             stretch.decoded_tokens = batch.decoded_tokens(steps)
             done = batch.advance(steps)
-            for request in done:
-                blocks = batch.final_blocks(request)
-                if (
-                    request.holding is None
-                    and self.reservation is None
-                    and not request.keeps_blocks
-                ):
-                    pool.give_back(blocks)
-                else:
-                    cached = request.input_tokens + request.output_tokens - 1
-                    self._leave_cache(request, cached, blocks)
+            if done:
+                self._free_answers(done)
         if stretch.chunks:
             self._finish_chunks(stretch, tick, done)
         longest_tokens = 0
@@ -302,8 +296,21 @@ class Scheduler:
         self.running_requests -= count
         if self.rules.steps_ahead:
             self._unknown_places = count
-            self._unknown_blocks = max(0, pool.free_blocks - free_before)
+            if not self.outstanding_requests:
+                self._let_go()
         return done
+
+    def _free_answers(self, done: list[Request]) -> None:
+        """Free the blocks of those that have just got their last token while decoding."""
+        batch, pool = self.batch, self.pool
+        special = self._ahead or self.reservation is not None
+        for request in done:
+            blocks = batch.final_blocks(request)
+            if not special and request.holding is None and not request.keeps_blocks:
+                pool.give_back(blocks)
+            else:
+                cached = request.input_tokens + request.output_tokens - 1
+                self._leave_cache(request, cached, blocks, late=self._ahead)
 
     def take_blocks(self, stretch: Stretch, steps: int) -> None:
         """Take the KV blocks of the first steps of a stretch, as far as it has not been done."""
@@ -364,11 +371,6 @@ class Scheduler:
             self.batch.remove(request)
         return [*running, *waiting]
 
-    @property
-    def _free_blocks_now(self) -> int:
-        """Free blocks that the step being decided may count on."""
-        return self.pool.free_blocks - self._unknown_blocks
-
     # -- admission ------------------------------------------------------------------------------
 
     def _take_in_ready(self) -> None:
@@ -397,7 +399,9 @@ class Scheduler:
                 return
             if request.queued_tick > known_tick:
                 self._hidden = True
-                return
+                request = line.known_head(known_tick)
+                if request is None:
+                    return
             tokens = self._admit_one(request, budget, stretch)
             if tokens is None:
                 return
@@ -420,7 +424,7 @@ class Scheduler:
         needed = self._held(upto) - self._held(cached) if cached else self._held(upto)
         if not self._has_room(request, needed, upto, found):
             return None
-        self.line.pop()
+        self.line.take(request)
         if found is NOTHING_FOUND and self.reservation is None:
             request.computed_tokens = 0
         else:
@@ -459,10 +463,12 @@ class Scheduler:
         must_fit, whole = needed, request.input_tokens + request.generated_tokens
         if upto < whole and self.rules.whole_prompt_must_fit:
             must_fit = self._held(whole) - self._held(found.cached_tokens)
-        spare = self._watermark if self.running_requests else 0
-        if must_fit + idle + spare > self.pool.free_blocks - self._unknown_blocks:
+        spare = self._watermark if self.running_requests or self._unknown_places else 0
+        if must_fit + idle + spare > self.pool.free_blocks:
             return False
-        return self.reservation is None or self.reservation.admits(request, needed + idle)
+        return self.reservation is None or self.reservation.admits(
+            request, needed + idle, self.pool.free_blocks
+        )
 
     def _let_in(self, request: Request, found: "_Found", needed: int) -> None:
         """Take note of what an admitted request need not compute."""
@@ -500,13 +506,12 @@ class Scheduler:
 
     def _fill(self, stretch: Stretch) -> bool:
         """Fill a step of prompts alone; tell whether nobody was preempted for it."""
-        if self.prefilling and self._make_room(decoding=False):
-            return False
+        preempted = bool(self.prefilling) and self._make_room(decoding=False)
         for request, tokens in self._next_chunks(0):
             self._compute(request, tokens, stretch)
-        if self.line:
+        if self.line and not preempted:
             self._admit(stretch)
-        return True
+        return not preempted
 
     def _next_chunks(self, decoding: int) -> list[tuple[Request, int]]:
         """Deal what the decoding sequences leave of the budget to the unfinished prompts."""
@@ -524,10 +529,12 @@ class Scheduler:
     def _compute(
         self, request: Request, tokens: int, stretch: Stretch, blocks: int | None = None
     ) -> None:
-        done = request.computed_tokens
+        done, further = request.computed_tokens, blocks is None
         if blocks is None:
             blocks = self._held(done + tokens) - self._held(done)
         self.pool.take(blocks)
+        if further and self.reservation is not None:
+            self.reservation.took(request, blocks)
         if request.holding is not None:
             self._extend(request, done + tokens)
         stretch.chunks.append((request, tokens))
@@ -552,7 +559,7 @@ class Scheduler:
             if request.first_token_tick < 0:
                 request.first_token_tick = tick
             if generated == request.output_tokens:
-                self._leave_cache(request, computed, self._held(computed))
+                self._leave_cache(request, computed, self._held(computed), late=self._ahead)
                 done.append(request)
             else:
                 self._join(request)
@@ -569,9 +576,10 @@ class Scheduler:
         """Decide a stretch of decoding alone."""
         batch, pool = self.batch, self.pool
         blocks = batch.blocks_needed(1)
-        if blocks > pool.free_blocks - self._unknown_blocks:
+        if blocks > pool.free_blocks:
             preempted = self._make_room(decoding=True)
             blocks = batch.blocks_needed(1)
+        self._let_go()
         if not batch.size:
             return None
         stretch = batch.stretch(blocks)
@@ -624,7 +632,7 @@ class Scheduler:
     def _make_room(self, *, decoding: bool) -> bool:
         """Preempt the last admitted until the running sequences have blocks for one step."""
         victims = []
-        while self._blocks_for_next_step(decoding=decoding) > self._free_blocks_now:
+        while self._blocks_for_next_step(decoding=decoding) > self.pool.free_blocks:
             victims.append(self._preempt_last())
         for request in victims:
             self.line.push_front(request)
@@ -644,12 +652,18 @@ class Scheduler:
         """
         if not self.prefilling or not self.batch.by_priority or not self.batch.size:
             return bool(self.prefilling)
-        self.prefilling.sort(key=lambda request: request.priority)  # stable: the last goes first
-        return self.prefilling[-1].priority >= self.batch.last().priority
+        return self._last_prompt().priority >= self.batch.last().priority
+
+    def _last_prompt(self) -> Request:
+        """Give the unfinished prompt that is preempted first."""
+        if not self.batch.by_priority:
+            return self.prefilling[-1]
+        return max(reversed(self.prefilling), key=lambda request: request.priority)
 
     def _preempt_last(self) -> Request:
         if self._prompt_goes_first():
-            request = self.prefilling.pop()
+            request = self._last_prompt()
+            self.prefilling.remove(request)
             cached, blocks = request.computed_tokens, self._held(request.computed_tokens)
         else:
             request = self.batch.last()
@@ -674,14 +688,26 @@ class Scheduler:
 
     # -- blocks ---------------------------------------------------------------------------------
 
-    def _leave_cache(self, request: Request, tokens: int, blocks: int) -> None:
+    def _leave_cache(
+        self, request: Request, tokens: int, blocks: int, *, late: bool = False
+    ) -> None:
         """Free the blocks of a request that is over, or keep them for whoever fetches them."""
         if self.reservation is not None:
-            self.reservation.left(request)
+            self.reservation.left(request, late=late)
         if request.keeps_blocks:
             self.kept[request] = (tokens, blocks)
+        elif late:
+            self._leaving.append((request, tokens, blocks))
         else:
             self._free_blocks(request, tokens, blocks)
+
+    def _let_go(self) -> None:
+        """Free the blocks of requests that are done, now that the next step is decided."""
+        for request, tokens, blocks in self._leaving:
+            self._free_blocks(request, tokens, blocks)
+        self._leaving.clear()
+        if self.reservation is not None:
+            self.reservation.settle()
 
     def _free_blocks(self, request: Request, tokens: int, blocks: int) -> None:
         """Free the blocks of a sequence; what is in them may be found again."""

@@ -23,8 +23,12 @@ class WaitingLine(Protocol):
         """Give the next one, if there is any."""
         ...
 
-    def pop(self) -> Request:
-        """Take the next one out."""
+    def known_head(self, tick: int) -> Request | None:
+        """Give the next one of those that had joined at a tick, if there is any."""
+        ...
+
+    def take(self, request: Request) -> None:
+        """Take one out that `head` or `known_head` gave."""
         ...
 
     def remove(self, request: Request) -> bool:
@@ -41,11 +45,19 @@ class FcfsLine(deque[Request]):
 
     push = deque.append
     push_front = deque.appendleft
-    pop = deque.popleft
 
     def head(self) -> Request | None:
         """Give the next one, if there is any."""
         return self[0] if self else None
+
+    def known_head(self, tick: int) -> Request | None:
+        """Give the next one of those that had joined at a tick: others came after it."""
+        return self[0] if self and self[0].queued_tick <= tick else None
+
+    def take(self, request: Request) -> None:
+        """Take the next one out."""
+        del request
+        self.popleft()
 
     def remove(self, request: Request) -> bool:  # type: ignore[override]
         """Take a request out, wherever it stands; False if it does not."""
@@ -82,14 +94,18 @@ class PriorityLine:
             heappop(heap)  # it has left since
         return heap[0][2] if heap else None
 
-    def pop(self) -> Request:
-        """Take the next one out."""
-        request = self.head()
-        if request is None:
-            raise IndexError("nobody waits")
-        heappop(self._heap)
-        del self._members[request]
+    def known_head(self, tick: int) -> Request | None:
+        """Give the next one of those that had joined at a tick, if there is any."""
+        late = []
+        while (request := self.head()) is not None and request.queued_tick > tick:
+            late.append(heappop(self._heap))
+        for row in late:  # seldom many: those that came while one step ran
+            heappush(self._heap, row)
         return request
+
+    def take(self, request: Request) -> None:
+        """Take one out that `head` or `known_head` gave."""
+        del self._members[request]
 
     def remove(self, request: Request) -> bool:
         """Take a request out, wherever it stands; False if it does not."""
@@ -142,11 +158,10 @@ class FairLine(PriorityLine):
         self._front -= 1
         self._enter(request, (0, self._front))
 
-    def pop(self) -> Request:
-        """Take the next one out."""
-        request = super().pop()
+    def take(self, request: Request) -> None:
+        """Take one out that `head` or `known_head` gave."""
+        super().take(request)
         self._now = max(self._now, self._starts.pop(request, 0.0))
-        return request
 
     def remove(self, request: Request) -> bool:
         """Take a request out, wherever it stands; what its tenant was charged is not given back."""

@@ -19,6 +19,7 @@ def request_of(
 ) -> Request:
     request = Request(number, arrival, tokens, 1)
     request.priority, request.tenant = priority, tenant
+    request.queued_tick = arrival
     return request
 
 
@@ -28,8 +29,16 @@ def pushed(line: WaitingLine, *requests: Request) -> WaitingLine:
     return line
 
 
+def pop(line: WaitingLine) -> Request:
+    """Take the next one out."""
+    request = line.head()
+    assert request is not None
+    line.take(request)
+    return request
+
+
 def drained(line: WaitingLine) -> list[int]:
-    return [line.pop().request_id for _ in range(len(line))]
+    return [pop(line).request_id for _ in range(len(line))]
 
 
 # --- Any line.
@@ -89,7 +98,7 @@ def test_a_line_is_a_sorted_list(
             getattr(line, move)(request)
             getattr(plain, move)(request)
         elif move == "pop" and waiting:
-            assert line.pop() is waiting[0]
+            assert pop(line) is waiting[0]
             plain.remove(waiting[0])
             gone.append(waiting[0])
         elif move == "remove" and waiting:
@@ -105,6 +114,9 @@ def test_a_line_is_a_sorted_list(
         assert list(line) == plain.requests
         assert len(line) == len(plain.requests)
         assert line.head() is next(iter(plain.requests), None)
+        if order != "fcfs":
+            known = [request for request in plain.requests if request.queued_tick <= place]
+            assert line.known_head(place) is next(iter(known), None)
 
 
 @pytest.mark.parametrize("new_line", [FcfsLine, PriorityLine, lambda: FairLine(WEIGHTS)])
@@ -113,14 +125,13 @@ class TestAnyLine:
         line = new_line()
         assert (len(line), line.head(), list(line)) == (0, None, [])
         assert not line.remove(request_of(1))
-        with pytest.raises(IndexError):
-            line.pop()
+        assert line.known_head(10) is None
 
     def test_whoever_is_preempted_comes_first_and_the_last_one_before_the_others(
         self, new_line: Callable[[], WaitingLine]
     ) -> None:
         line = pushed(new_line(), *(request_of(number) for number in range(3)))
-        first, second = line.pop(), line.pop()
+        first, second = pop(line), pop(line)
         line.push_front(second)
         line.push_front(first)
         assert drained(line) == [0, 1, 2]
@@ -179,7 +190,7 @@ def test_shares_are_proportional_within_a_prompt(prompts: list[tuple[int, int]])
     longest = [max((size for tenant, size in prompts if tenant == k), default=0) for k in range(3)]
     served = [0, 0, 0]
     while len(line):
-        request = line.pop()
+        request = pop(line)
         served[request.tenant] += request.input_tokens
         left[request.tenant] -= 1
         waiting = [k for k in range(3) if left[k]]
@@ -201,10 +212,10 @@ def test_who_was_away_has_saved_nothing() -> None:
     for number in range(20):
         line.push(request_of(number, tokens=100))
     for _ in range(10):
-        line.pop()
+        pop(line)
     for number in range(20, 30):
         line.push(request_of(number, tenant=1, tokens=100))
-    tenants = [line.pop().tenant for _ in range(20)]
+    tenants = [pop(line).tenant for _ in range(20)]
     assert abs(tenants[:10].count(0) - tenants[:10].count(1)) <= 2
     assert tenants[10:].count(0) >= 4
 
@@ -213,10 +224,10 @@ def test_a_preempted_prompt_is_not_charged_twice() -> None:
     def course(*, preempted: bool) -> list[int]:
         requests = [request_of(n, tenant=n % 2, tokens=100) for n in range(8)]
         line = pushed(FairLine((1.0, 1.0)), *requests)
-        first = line.pop()
+        first = pop(line)
         if preempted:
             line.push_front(first)
-            assert line.pop() is first
+            assert pop(line) is first
         return drained(line)
 
     assert course(preempted=True) == course(preempted=False)
