@@ -76,7 +76,8 @@ class KvTier(StrictModel):
     read_bytes_per_s: BytesPerSecond
     """From the tier to the chips, of a replica; of all together where it is ``shared``."""
     write_bytes_per_s: BytesPerSecond
-    """To the tier."""
+    """To the tier. What is written through can be fetched when it is there; what is written on
+    eviction, at once."""
     latency_s: Seconds = 0.0
     """Before the first byte of a transfer."""
     shared: bool = False
@@ -175,7 +176,7 @@ class ServingEngine(StrictModel):
     offload_kv_bytes: Bytes = 0.0
     """Room of each chip for keys and values in slower memory, read from there in every step."""
     kv_tiers: tuple[KvTier, ...] = ()
-    """Where blocks that the chips drop are kept for later requests, the nearest first."""
+    """Where blocks are kept for later requests outside the chips, the nearest first."""
     max_model_len: PositiveInt | None = None
     """Longest prompt plus answer; what the model and the KV cache allow unless given."""
 

@@ -20,9 +20,10 @@ from collections import ChainMap
 from collections.abc import Collection, Container, Sequence, Sized
 from typing import Literal, Protocol
 
+from sim.engine.lookup import KvTransport
 from sim.engine.prefix import PrefixCache
 from sim.engine.requests import Request
-from sim.engine.scheduler import KvTransport, Scheduler
+from sim.engine.scheduler import Scheduler
 from sim.engine.stretch import Stretch
 from sim.engine.ticks import Line
 from sim.errors import InternalError

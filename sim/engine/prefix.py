@@ -37,12 +37,20 @@ class Node:
         "position",
         "readers",
         "ready_tick",
+        "ready_tokens",
         "start",
         "stream",
         "tokens",
     )
 
-    def __init__(self, parent: "Node | None", start: int, run: Run, ready_tick: int = 0) -> None:
+    def __init__(
+        self,
+        parent: "Node | None",
+        start: int,
+        run: Run,
+        ready_tick: int = 0,
+        ready_tokens: int = 0,
+    ) -> None:
         self.parent = parent
         self.start = start
         """Tokens before it."""
@@ -54,8 +62,10 @@ class Node:
         self.idle_since = -1
         """Moment at which its last reader left; -1 while it has any."""
         self.ready_tick = ready_tick
-        """From when on it can be read, in caches that are written over a link; no earlier than
-        those above it."""
+        """From when on all of it can be read, in caches that are written over a link; no earlier
+        than those above it."""
+        self.ready_tokens = ready_tokens
+        """Tokens up to a place in it before which everything was there when the rest was sent."""
 
     @property
     def end(self) -> int:
@@ -70,6 +80,17 @@ class Node:
             node = node.parent
 
 
+class Written(NamedTuple):
+    """How blocks come into a cache that is written over a link."""
+
+    now_tick: int
+    ready_tick: int
+    """When they can be read; no earlier than any that were written before."""
+
+
+AT_ONCE = Written(0, 0)
+
+
 class Match(NamedTuple):
     """The longest prefix of a content that is cached, in whole blocks."""
 
@@ -78,6 +99,11 @@ class Match(NamedTuple):
     """Of its blocks, those that nobody reads."""
     node: Node
     """In which it ends."""
+
+    @property
+    def ready_tick(self) -> int:
+        """From when on it can be read; at once, if that is past or 0."""
+        return self.node.ready_tick if self.tokens > self.node.ready_tokens else 0
 
 
 @dataclass
@@ -161,6 +187,18 @@ class PrefixCache(BlockPool):
         self._read(node)
         return Holding(node, match.tokens, shared_blocks=match.tokens // self.block_tokens)
 
+    def is_youngest(self, match: Match) -> bool:
+        """Tell whether to read the blocks of a match for a moment would change no order.
+
+        They are what became idle last, its tail before its head.
+        """
+        moment = self._moment
+        for node in reversed(list(match.node.path())):
+            if node.idle_since != moment:
+                return False
+            moment -= 1
+        return True
+
     def fork(self, holding: Holding) -> Holding:
         """Let another sequence read the same blocks: a further sample of one prompt."""
         self._read(holding.node)
@@ -168,12 +206,13 @@ class PrefixCache(BlockPool):
             holding.node, holding.tokens, shared_blocks=holding.tokens // self.block_tokens
         )
 
-    def extend(self, holding: Holding, content: Content, tokens: int, ready_tick: int = 0) -> None:
+    def extend(
+        self, holding: Holding, content: Content, tokens: int, written: Written = AT_ONCE
+    ) -> None:
         """Let others find the full blocks among the first tokens of a sequence.
 
         Their blocks were taken before. Where others have computed the same meanwhile, the sequence
-        reads theirs too, and keeps its own copies if theirs are in use. ``ready_tick`` is when the
-        new ones can be read.
+        reads theirs too, and keeps its own copies if theirs are in use.
         """
         end = tokens // self.block_tokens * self.block_tokens
         if end <= holding.tokens:
@@ -182,7 +221,7 @@ class PrefixCache(BlockPool):
         for run in _cut(content, holding.tokens, end):
             stream, position, length = run
             while length:
-                below, step = self._step_down(node, (stream, position, length), holding, ready_tick)
+                below, step = self._step_down(node, (stream, position, length), holding, written)
                 node, position, length = below, position + step, length - step
         holding.node, holding.tokens = node, end
         holding.shared_blocks = end // self.block_tokens - holding.duplicate_blocks
@@ -301,7 +340,7 @@ class PrefixCache(BlockPool):
             part.readers += 1
 
     def _step_down(
-        self, node: Node, run: Run, holding: Holding, ready_tick: int
+        self, node: Node, run: Run, holding: Holding, written: Written
     ) -> tuple[Node, int]:
         """Follow a run by one node, or make it; return that and the tokens that it covers."""
         stream, position, length = run
@@ -313,11 +352,12 @@ class PrefixCache(BlockPool):
             self._join(child, holding)
             return child, step
         grows = node.readers == 1 and not node.children and node.parent is not None
-        grows = grows and node.ready_tick == ready_tick
+        grows = grows and node.ready_tick <= written.now_tick
         if grows and (node.stream, node.position + node.tokens) == (stream, position):
+            node.ready_tick, node.ready_tokens = written.ready_tick, node.end
             node.tokens += length
             return node, length
-        child = Node(node, node.end, run, ready_tick)
+        child = Node(node, node.end, run, written.ready_tick)
         child.readers = 1
         node.children[stream, position] = child
         self._nodes += 1
@@ -342,7 +382,7 @@ class PrefixCache(BlockPool):
             raise InternalError("the root of a prefix cache cannot be split")
         length = depth - node.start
         first = (node.stream, node.position, length)
-        upper = Node(parent, node.start, first, node.ready_tick)
+        upper = Node(parent, node.start, first, node.ready_tick, node.ready_tokens)
         parent.children[node.stream, node.position] = upper
         node.parent, node.start = upper, depth
         node.position, node.tokens = node.position + length, node.tokens - length

@@ -23,59 +23,19 @@ order of their admission: the same sequences run, but another may be preempted.
 """
 
 from collections import deque
-from typing import NamedTuple, Protocol
 
 from sim.cost.work import prefill_pairs
 from sim.engine.admission import Reservation
 from sim.engine.batch import DecodeBatch
 from sim.engine.kv import WHOLE_CONTEXT, BlockPool, SequenceBlocks
-from sim.engine.prefix import Match, PrefixCache
+from sim.engine.lookup import NOTHING_FOUND, Found, KvTransport
+from sim.engine.prefix import PrefixCache
 from sim.engine.requests import Request
 from sim.engine.rules import SchedulerRules
 from sim.engine.stretch import Stretch
 from sim.engine.waiting import WaitingLine
 from sim.errors import InternalError
 from sim.workload.content import PRIVATE_STREAM, Content, first_tokens, tokens_of
-
-
-class KvTransport(Protocol):
-    """Moves keys and values between a replica and wherever else they lie."""
-
-    @property
-    def changes_by_itself(self) -> bool:
-        """Whether others write to where it looks."""
-        ...
-
-    def remote_tokens(self, request: Request, cached_tokens: int) -> int:
-        """Count the tokens from the start whose keys and values could be fetched.
-
-        ``cached_tokens`` if there are no more than those that are here already.
-        """
-        ...
-
-    def fetch(self, request: Request, cached_tokens: int, tokens: int) -> None:
-        """Fetch those beyond ``cached_tokens``; `Scheduler.fetched` hears when they are here."""
-        ...
-
-    def swap_out(self, request: Request, tokens: int) -> bool:
-        """Store those of a preempted sequence elsewhere, if there is room."""
-        ...
-
-    def follow(self, cache: PrefixCache) -> None:
-        """Hear what the prefix cache of a replica computes and forgets."""
-        ...
-
-
-class _Found(NamedTuple):
-    """What of a request's context need not be computed."""
-
-    cached_tokens: int
-    remote_tokens: int
-    """Those that could be fetched, counted from the start; no less than ``cached_tokens``."""
-    match: Match | None
-
-
-NOTHING_FOUND = _Found(0, 0, None)
 
 
 class Scheduler:
@@ -343,8 +303,7 @@ class Scheduler:
         cached = request.computed_tokens
         blocks = self._held(cached)
         if request in self.fetching:
-            cached = self.fetching.pop(request)
-            blocks = self._held(cached + 1)
+            blocks = self._held(self.fetching.pop(request) + 1)  # what is in them has not come
         elif request in self.ready:
             self.ready.remove(request)
             blocks = self._held(cached + 1)
@@ -380,6 +339,7 @@ class Scheduler:
             fetched = request.computed_tokens
             self.pool.give_back(self._held(fetched + 1) - self._held(fetched))
             self.running_requests += 1
+            self._extend(request, fetched)  # others find what has come, and nothing before
             self._mark_admitted(request)
             if request.computed_tokens >= request.input_tokens + request.generated_tokens - 1:
                 self._join(request)  # nothing is left to compute: it decodes on
@@ -442,7 +402,7 @@ class Scheduler:
         self._compute(request, tokens, stretch, needed)
         return tokens
 
-    def _find(self, request: Request) -> "_Found":
+    def _find(self, request: Request) -> Found:
         """Look up what of a request's context is in the cache, here or elsewhere."""
         cached, match = 0, None
         if self._cache is not None and request.content is not None:
@@ -452,9 +412,9 @@ class Scheduler:
         remote = cached
         if self._transport is not None:
             remote = self._transport.remote_tokens(request, cached)
-        return _Found(cached, remote, match)
+        return Found(cached, remote, match)
 
-    def _has_room(self, request: Request, needed: int, upto: int, found: "_Found") -> bool:
+    def _has_room(self, request: Request, needed: int, upto: int, found: Found) -> bool:
         """Tell whether there are blocks for a request's next chunk, as the engine's rules say.
 
         With ``needed`` blocks more it has the first ``upto`` tokens of its context.
@@ -470,7 +430,7 @@ class Scheduler:
             request, needed + idle, self.pool.free_blocks
         )
 
-    def _let_in(self, request: Request, found: "_Found", needed: int) -> None:
+    def _let_in(self, request: Request, found: Found, needed: int) -> None:
         """Take note of what an admitted request need not compute."""
         if found.match is not None and self._cache is not None:
             request.holding = self._cache.hold(found.match)
@@ -482,7 +442,7 @@ class Scheduler:
         if self.reservation is not None:
             self.reservation.admitted(request, needed)
 
-    def _start_fetching(self, request: Request, blocks: int, found: "_Found") -> None:
+    def _start_fetching(self, request: Request, blocks: int, found: Found) -> None:
         """Let a request hold its blocks while their contents are on the way.
 
         With room for its next token, so that it gets on by one at least when they have come.
@@ -492,7 +452,6 @@ class Scheduler:
         # before the blocks are taken: what falls out of the cache may push out what is fetched
         self._transport.fetch(request, found.cached_tokens, found.remote_tokens)
         self.pool.take(blocks)
-        self._extend(request, found.remote_tokens)
         self.fetching[request] = found.remote_tokens
 
     def _mark_admitted(self, request: Request) -> None:

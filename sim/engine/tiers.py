@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from sim.engine.links import Link
-from sim.engine.prefix import PrefixCache
+from sim.engine.prefix import AT_ONCE, PrefixCache, Written
 from sim.workload.content import Content, tokens_of
 
 
@@ -59,11 +59,14 @@ class Tier:
         tokens = min(tokens_of(content) // size, cache.total_blocks) * size
         match = cache.match(content, tokens)
         new_blocks = (tokens - match.tokens) // size
+        if not new_blocks and cache.is_youngest(match):
+            return  # the place above drops one run block by block: it stays one run here
         holding = cache.hold(match)
         if new_blocks:
             _, there_tick = self.write.reserve(tick, new_blocks * self.block_bytes)
             cache.take(new_blocks)
-            cache.extend(holding, content, tokens, there_tick if self.through else 0)
+            written = Written(tick, there_tick) if self.through else AT_ONCE
+            cache.extend(holding, content, tokens, written)
         cache.release(holding, content, tokens, private_blocks=0)
 
     def touch(self, content: Content, tokens: int) -> None:
@@ -111,7 +114,7 @@ class Tiers:
                 size = (match.tokens - start) / tier.cache.block_tokens * tier.block_bytes
                 begin, there = tier.read.reserve(tick, size)
                 # what is still being written is waited for; others are sent meanwhile
-                late = max(0, match.node.ready_tick - begin)
+                late = max(0, match.ready_tick - begin)
                 found.append(Load(tier.name, begin + late, there + late, size))
                 tier.touch(content, match.tokens)
                 start = match.tokens

@@ -153,6 +153,39 @@ class TestWhatIsDropped:
         assert [places.held(content) for content in (A, B, C)] == [[8], [4], [4]]
 
 
+class TestRuns:
+    """What one sequence has in a tier is one run, however it came there: a look-up is one step."""
+
+    def test_a_session_that_grows_turn_by_turn(self) -> None:
+        host = tier(write=link())
+        places = Places([host])
+        for turn in range(1, 101):
+            content: Content = ((1, 0, 5 * turn),)
+            found = places.all.tokens(content, 5 * turn)
+            if found:
+                places.all.load(content, 0, found)
+            places.all.computed(content)
+            places.tick += 1000
+        host.cache.check()
+        assert places.held(((1, 0, 500),)) == [400]  # a hundred blocks: all that there is room for
+        assert host.cache._nodes == 1
+
+    def test_a_prompt_that_the_chips_drop_block_by_block(self) -> None:
+        """Each drop tells of all tokens up to the block: 400, 396, ..., 4."""
+        host = tier(through=False)
+        chips = PrefixCache(100, SIZE)
+        chips.on_evict = Places([host]).all.dropped
+        content: Content = ((1, 0, 400),)
+        holding = chips.hold(chips.match(content, 0))
+        chips.take(100)
+        chips.release(holding, content, 400, private_blocks=100)
+        for _ in range(100):
+            chips.take(1)
+        host.cache.check()
+        assert host.tokens(content, 400) == 400
+        assert host.cache._nodes == 1
+
+
 class TestLoads:
     def test_each_token_comes_from_the_nearest_tier_that_has_it(self) -> None:
         """Twelve tokens: one block is on the chips, host memory has two, the store all three.
@@ -258,10 +291,14 @@ class TestOnACluster:
     """Steps of ten ticks, one replica after the other; a token of context is two bytes."""
 
     def run(
-        self, contents: Sequence[tuple[int, Content]], *tiers: TierPlan, replicas: int = 1
+        self,
+        contents: Sequence[tuple[int, Content]],
+        *tiers: TierPlan,
+        replicas: int = 1,
+        blocks: int = 4,
     ) -> RunRecord:
         plan = replica_plan(
-            blocks=4, block_tokens=SIZE, prefix_caching=True, kv_bytes_per_token=2.0
+            blocks=blocks, block_tokens=SIZE, prefix_caching=True, kv_bytes_per_token=2.0
         )
         requests = [sharing(number, content, 1) for number, (_, content) in enumerate(contents)]
         for request, (tick, _) in zip(requests, contents, strict=True):
@@ -312,6 +349,21 @@ class TestOnACluster:
         record = self.run([(0, one), (100, ((2, 0, 12),)), (200, one)], self.plan())
         assert self.rows(record) == [("load", 2, "host", 0, 200, 200, 208, 8.0)]
         assert record.requests["cached_tokens"].tolist() == [0, 0, 8]
+
+    def test_nobody_uses_what_is_still_on_its_way(self) -> None:
+        """Two equal prompts at 200, which the chips have dropped: each fetches its 16 bytes.
+
+        They have come at 216 and at 232; each is done a step later.
+        """
+        one: Content = ((1, 0, 12),)
+        contents = [(0, one), (100, ((2, 0, 36),)), (200, one), (200, one)]
+        record = self.run(contents, self.plan(), blocks=9)
+        assert [row[1:7] for row in self.rows(record)] == [
+            (2, "host", 0, 200, 200, 216),
+            (3, "host", 0, 200, 216, 232),
+        ]
+        done = pd.Series(record.requests["done_s"], record.requests["request_id"])
+        assert (done * 1e15).round().loc[[2, 3]].tolist() == [226, 242]
 
     def test_replicas_find_each_others_prompts_in_a_shared_store_alone(self) -> None:
         """Two replicas in turn: the second request goes to the other one."""
