@@ -236,7 +236,7 @@ class Scheduler:
         batch, pool = self.batch, self.pool
         if steps > 1:
             self.take_blocks(stretch, steps)
-        stretch.used_blocks = pool.used_blocks
+        stretch.used_blocks = pool.total_blocks - pool.free_blocks
         done: list[Request] = []
         if stretch.decode_sequences:
             stretch.decoded_tokens = batch.decoded_tokens(steps)
@@ -262,14 +262,12 @@ class Scheduler:
 
     def _free_answers(self, done: list[Request]) -> None:
         """Free the blocks of those that have just got their last token while decoding."""
-        batch, pool = self.batch, self.pool
-        special = self._ahead or self.reservation is not None
         for request in done:
-            blocks = batch.final_blocks(request)
-            if not special and request.holding is None and not request.keeps_blocks:
-                pool.give_back(blocks)
+            blocks = self.batch.final_blocks(request)
+            cached = request.input_tokens + request.output_tokens - 1
+            if self._ahead and self.reservation is None and not request.keeps_blocks:
+                self._leaving.append((request, cached, blocks))
             else:
-                cached = request.input_tokens + request.output_tokens - 1
                 self._leave_cache(request, cached, blocks, late=self._ahead)
 
     def take_blocks(self, stretch: Stretch, steps: int) -> None:
@@ -662,9 +660,10 @@ class Scheduler:
 
     def _let_go(self) -> None:
         """Free the blocks of requests that are done, now that the next step is decided."""
-        for request, tokens, blocks in self._leaving:
-            self._free_blocks(request, tokens, blocks)
-        self._leaving.clear()
+        if self._leaving:
+            for request, tokens, blocks in self._leaving:
+                self._free_blocks(request, tokens, blocks)
+            self._leaving.clear()
         if self.reservation is not None:
             self.reservation.settle()
 
