@@ -57,7 +57,8 @@ class AnswerEstimate(StrictModel):
     longest_counted_tokens: PositiveInt
     """Longer answers count as so long."""
     spare_steps: PositiveInt
-    """Steps for which a preemption makes room."""
+    """Tokens that each running answer is expected to get beyond what it has when a preemption sets
+    the share anew."""
 
     @model_validator(mode="after")
     def _falls(self) -> Self:

@@ -107,6 +107,8 @@ class WholeAnswer:
     def left(self, request: Request, *, preempted: bool = False, late: bool = False) -> None:
         """Give them free again."""
         del preempted
+        if request.keeps_blocks:
+            return  # until somebody has fetched what is in its blocks
         self.reserved_blocks -= request.reserved_blocks
         if late:
             self._late_blocks += request.reserved_blocks
@@ -146,7 +148,7 @@ class AnswerEstimate:
     longest_counted_tokens: int
     """Longer answers count as so long."""
     spare_steps: int = 20
-    """Steps for which a preemption makes room."""
+    """Tokens that each running answer is expected to get beyond what it has, after a preemption."""
 
     @property
     def decay_fraction(self) -> float:

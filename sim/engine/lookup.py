@@ -25,6 +25,10 @@ class KvTransport(Protocol):
         """Fetch those beyond ``cached_tokens``; `Scheduler.fetched` hears when they are here."""
         ...
 
+    def let_go(self, request: Request) -> None:
+        """Free what lies elsewhere of a request that needs it no more."""
+        ...
+
     def swap_out(self, request: Request, tokens: int) -> bool:
         """Store those of a preempted sequence elsewhere, if there is room."""
         ...

@@ -176,6 +176,7 @@ class Replica:
 
     def fetched(self, request: Request) -> None:
         """Take note that keys and values of a request have come."""
+        request.queued_tick = self.env.tick
         self.scheduler.fetched(request)
         self.look_again()
 

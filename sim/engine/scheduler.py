@@ -30,6 +30,7 @@ from sim.engine.batch import DecodeBatch
 from sim.engine.kv import WHOLE_CONTEXT, BlockPool, SequenceBlocks
 from sim.engine.lookup import NOTHING_FOUND, Found, KvTransport
 from sim.engine.prefix import PrefixCache
+from sim.engine.prompts import Prompts
 from sim.engine.requests import Request
 from sim.engine.rules import SchedulerRules
 from sim.engine.stretch import Stretch
@@ -70,7 +71,7 @@ class Scheduler:
         self.reservation = reservation
         self.window_tokens = rules.window_tokens
         self._transport: KvTransport | None = None
-        self.prefilling: list[Request] = []
+        self.prefilling = Prompts()
         """Admitted prompts that are not fully computed yet, in the order of their admission."""
         self.fetching: dict[Request, int] = {}
         """Requests that hold blocks while their keys and values are on the way, and how many
@@ -127,7 +128,8 @@ class Scheduler:
         And whether a step could take the prompt, where prompts are not cut.
         """
         rules = self.rules
-        if not rules.chunked_prefill and request.input_tokens > rules.max_num_batched_tokens:
+        whole = not rules.chunked_prefill and request.remote is None
+        if whole and request.input_tokens > rules.max_num_batched_tokens:
             return False
         longest = request.input_tokens + (request.max_tokens or request.output_tokens)
         if longest <= self._fitting_tokens:
@@ -187,7 +189,7 @@ class Scheduler:
                 self._unknown_places = 0
                 self._let_go()
             self._known_tick = known_tick
-            self._hidden = bool(self._unknown_places and self.line)
+            self._hidden = bool(self._unknown_places and (self.line or self.ready))
         if self.ready:
             self._take_in_ready()
         if rules.prefill_first and (self.prefilling or self.line):
@@ -286,6 +288,9 @@ class Scheduler:
     def free_kept(self, request: Request) -> None:
         """Free the blocks of a request that was done before, now that they have been fetched."""
         self._free_blocks(request, *self.kept.pop(request))
+        request.keeps_blocks = False
+        if request.reserved_blocks and self.reservation is not None:
+            self.reservation.left(request)
 
     def drop_waiting(self, request: Request) -> bool:
         """Take a request out of the waiting line, if it is there."""
@@ -332,14 +337,20 @@ class Scheduler:
 
     def _take_in_ready(self) -> None:
         """Give places to requests whose keys and values have come, before all that wait."""
-        while self.ready and self.running_requests < self.rules.max_num_seqs:
+        places = self.rules.max_num_seqs - self._unknown_places
+        known_tick = self._known_tick if self._ahead else self._now
+        while self.ready and self.running_requests < places:
+            if self.ready[0].queued_tick > known_tick:
+                self._hidden = True
+                return
             request = self.ready.popleft()
             fetched = request.computed_tokens
             self.pool.give_back(self._held(fetched + 1) - self._held(fetched))
             self.running_requests += 1
             self._extend(request, fetched)  # others find what has come, and nothing before
             self._mark_admitted(request)
-            if request.computed_tokens >= request.input_tokens + request.generated_tokens - 1:
+            generated = request.generated_tokens
+            if generated and request.computed_tokens >= request.input_tokens + generated - 1:
                 self._join(request)  # nothing is left to compute: it decodes on
             else:
                 self.prefilling.append(request)
@@ -376,7 +387,8 @@ class Scheduler:
         cached, remote, _ = found
         missing = request.input_tokens + request.generated_tokens - cached
         tokens = min(missing, budget, self._max_chunk_tokens)
-        if tokens < missing and not self.rules.chunked_prefill and not request.preemptions:
+        may_be_cut = self.rules.chunked_prefill or request.preemptions or remote > cached
+        if tokens < missing and not may_be_cut:
             return None  # it waits for a step with room for all; after a preemption it may be cut
         upto = remote + 1 if remote > cached else cached + tokens
         needed = self._held(upto) - self._held(cached) if cached else self._held(upto)
@@ -433,6 +445,9 @@ class Scheduler:
         if found.match is not None and self._cache is not None:
             request.holding = self._cache.hold(found.match)
         request.computed_tokens = found.cached_tokens
+        if request.remote is not None and found.remote_tokens == found.cached_tokens:
+            assert self._transport is not None  # noqa: S101 - who else would have looked there
+            self._transport.let_go(request)  # all of it was found here
         found_tokens = max(found.cached_tokens, found.remote_tokens)
         if found_tokens > request.reached_tokens:  # what had been computed for it is not spared
             request.cached_tokens += found_tokens - request.reached_tokens
@@ -472,16 +487,8 @@ class Scheduler:
 
     def _next_chunks(self, decoding: int) -> list[tuple[Request, int]]:
         """Deal what the decoding sequences leave of the budget to the unfinished prompts."""
-        chunks = []
         budget = self.rules.max_num_batched_tokens - decoding * self._tokens_per_sequence
-        for request in self.prefilling:
-            left = request.input_tokens + request.generated_tokens - request.computed_tokens
-            tokens = min(left, budget, self._max_chunk_tokens)
-            if tokens <= 0:
-                break
-            chunks.append((request, tokens))
-            budget -= tokens
-        return chunks
+        return self.prefilling.chunks(budget, self._max_chunk_tokens)
 
     def _compute(
         self, request: Request, tokens: int, stretch: Stretch, blocks: int | None = None
@@ -551,11 +558,24 @@ class Scheduler:
         most = limit * batch.size * (self.blocks.growing + self.blocks.windowed)
         if most * self._tokens_per_sequence > pool.free_blocks:  # a bound spares the exact count
             limit = batch.steps_within(pool.free_blocks + first_step_blocks, limit)
-        if self.line and self._transport is not None and self._transport.changes_by_itself:
-            return 1  # the head of the line may find something else at the next step
+        if self.line and self._transport is not None and self._head_may_find_less():
+            return 1
         if self.reservation is not None and self.line and limit > 1:
             limit = self._steps_to_admission(limit, pool.free_blocks + first_step_blocks)
         return limit
+
+    def _head_may_find_less(self) -> bool:
+        """Tell whether the head of the line may find something else at the next step.
+
+        Of what it finds here, idle blocks may go to those who decode; it then fetches more, and
+        may need fewer blocks than for the chunk that it would begin with.
+        """
+        request = self.line.head()
+        assert request is not None and self._transport is not None  # noqa: S101
+        if self._transport.changes_by_itself:
+            return True
+        match = self._find(request).match
+        return match is not None and match.idle_blocks > 0
 
     def _steps_to_admission(self, limit: int, free_blocks: int) -> int:
         """Count the steps after which the head of the line may come in, though nobody leaves.
@@ -602,24 +622,9 @@ class Scheduler:
             blocks += self._held(done + tokens) - self._held(done)
         return blocks
 
-    def _prompt_goes_first(self) -> bool:
-        """Tell whether an unfinished prompt is preempted before any sequence that decodes.
-
-        It was admitted later than all of those, which counts among requests of one priority.
-        """
-        if not self.prefilling or not self.batch.by_priority or not self.batch.size:
-            return bool(self.prefilling)
-        return self._last_prompt().priority >= self.batch.last().priority
-
-    def _last_prompt(self) -> Request:
-        """Give the unfinished prompt that is preempted first."""
-        if not self.batch.by_priority:
-            return self.prefilling[-1]
-        return max(reversed(self.prefilling), key=lambda request: request.priority)
-
     def _preempt_last(self) -> Request:
-        if self._prompt_goes_first():
-            request = self._last_prompt()
+        if self.prefilling.go_before(self.batch):
+            request = self.prefilling.last(by_priority=self.batch.by_priority)
             self.prefilling.remove(request)
             cached, blocks = request.computed_tokens, self._held(request.computed_tokens)
         else:

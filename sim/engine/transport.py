@@ -152,10 +152,12 @@ class Transport:
             raise InternalError(f"{request} has nothing elsewhere to be fetched")
         now, scheduler = int(self.env.now), self.replica.scheduler
         loads = self.tiers.load(request.context, cached_tokens, tokens)
-        end = max(load.end_tick for load in loads)
+        end, attempt = max(load.end_tick for load in loads), request.attempts
 
         def arrive() -> None:
-            if self.replica.scheduler is scheduler and request in scheduler.fetching:
+            if self.replica.scheduler is not scheduler or request.attempts != attempt:
+                return
+            if request in scheduler.fetching:
                 request.transfer_ticks += end - now
                 self.replica.fetched(request)
 
@@ -163,6 +165,12 @@ class Transport:
             ticks = (now, load.start_tick, load.end_tick)
             self._write(("load", load.tier), request, ticks, load.size_bytes)
         self._at(end, arrive)
+
+    def let_go(self, request: Request) -> None:
+        """Free what lies elsewhere of a request that needs it no more."""
+        remote, request.remote = request.remote, None
+        assert isinstance(remote, Elsewhere)  # noqa: S101
+        release(remote)
 
     def swap_out(self, request: Request, tokens: int) -> bool:
         """Write a preempted sequence to the memory of the host, if it has room."""
@@ -180,7 +188,7 @@ class Transport:
         self, request: Request, ticks: tuple[int, int, int], size: float
     ) -> Callable[[], None]:
         """Give what happens when keys and values come in."""
-        remote, scheduler = request.remote, self.replica.scheduler
+        remote, scheduler, attempt = request.remote, self.replica.scheduler, request.attempts
         assert isinstance(remote, Elsewhere)  # noqa: S101
 
         def arrive() -> None:
@@ -188,6 +196,8 @@ class Transport:
             release(remote)
             if self.replica.scheduler is not scheduler or request not in scheduler.fetching:
                 return  # the replica has failed since, or the client has gone
+            if request.attempts != attempt:
+                return  # the client has come again meanwhile
             request.remote = None
             if isinstance(remote, Handover):
                 request.transfer_ticks += ticks[2] - remote.since_tick

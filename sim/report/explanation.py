@@ -1,15 +1,24 @@
 """What a step is made of: the operators behind its time, each beside its speed-of-light time."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from sim.cost.timer import BUBBLE, Bound, OperatorTime
 from sim.cost.work import StepShape, prefill_pairs
 from sim.deployment import Deployment
-from sim.errors import InputError
+from sim.engine.clock import to_seconds
+from sim.engine.links import Link
+from sim.errors import InputError, InternalError
+from sim.kv_places import tiers_of
 from sim.parallelism import Parallelism
 from sim.report.caveats import caveats
+from sim.report.formats import brief, duration
 from sim.service import Service
+from sim.units import GB
+
+PREFIX_TOKENS = 1000
+"""Prefix whose way back from a slower tier is told."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,10 @@ def explanation(
     steps = []
     for pool in service.pools:
         if pool.role != "decode":
-            steps.append(_prefill_step(pool, prompt))
+            step = _prefill_step(pool, prompt)
+            if pool.role == "prefill":
+                step = replace(step, notes=(*step.notes, _handover(service, prompt, step.seconds)))
+            steps.append(step)
         if pool.role in ("serve", "decode"):
             steps.append(_decode_step(pool, batch, context))
     return tuple(steps)
@@ -106,7 +118,8 @@ def _prefill_step(pool: Deployment, prompt: int) -> ExplainedStep:
         prefill_window_pairs=0 if window is None else prefill_pairs(0, prompt, window),
     )
     kind = "encode" if pool.role == "encode" else "prefill"
-    return _step(pool, kind, f"{kind} of {prompt:,} tokens", shape)
+    step = _step(pool, kind, f"{kind} of {prompt:,} tokens", shape)
+    return step if kind == "encode" else replace(step, notes=(*step.notes, *_tiers(pool)))
 
 
 def _decode_step(pool: Deployment, batch: int, context: int) -> ExplainedStep:
@@ -184,7 +197,7 @@ def _step(deployment: Deployment, kind: str, words: str, shape: StepShape) -> Ex
         caveats=caveats(deployment),
         split=split_in_words(deployment.case.parallelism),
         cut=cut_in_words(deployment.case.parallelism),
-        notes=tuple(_notes(deployment)),
+        notes=(*_padding(deployment, shape), *_notes(deployment), *_varying(deployment)),
         seconds=total_s,
         light_s=sum(row.light_s for row in operators),
         operators=operators,
@@ -229,6 +242,91 @@ def _notes(deployment: Deployment) -> list[str]:
             f"{split.attention_dp} ranks.{_waiting(deployment)}"
         )
     return notes
+
+
+def _padding(deployment: Deployment, shape: StepShape) -> Iterator[str]:
+    """Say which size a step is priced as, where that is not its own."""
+    timer = deployment.timer
+    padding, queries = timer.execution.padding, timer.shares.queries
+    dealt = timer.shares.counts(
+        shape.decode_sequences, shape.prefill_sequences, shape.prefill_tokens
+    )
+    tokens = int(queries * dealt.decode + dealt.prefill)
+    filling = int(padding.filling(queries * dealt.decode, dealt.prefill))
+    if filling:
+        whose = "" if timer.shares.whole else " on the fullest chip"
+        size = "compiled size" if padding.static else "captured graph"
+        skipped = "" if padding.static else "; attention skips the padding"
+        yield (
+            f"padding: {_tokens(tokens)}{whose} are priced as {tokens + filling:,}, the next "
+            f"{size}{skipped}."
+        )
+
+
+def _tokens(count: int) -> str:
+    return f"{count:,} token{'' if count == 1 else 's'}"
+
+
+def _handover(service: Service, prompt: int, step_s: float) -> str:
+    """Say what it takes to get the keys and values of a prompt to where it is answered.
+
+    As `sim.engine.transport` does: at the rate of the slower port, and layer by layer, where that
+    is chosen, while the prompt is being computed.
+    """
+    path = service.kv_path
+    if path is None:
+        raise InternalError("a prefill pool has no way to a decode pool")
+    sent_bytes = prompt * service.answer_pool.kv_bytes_per_token
+    slower = min(path.out_port, path.in_port, key=lambda port: port.bytes_per_s)
+    sent_s = sent_bytes / slower.bytes_per_s
+    hidden_s = min(sent_s, step_s) * path.overlap_fraction
+    after_s = sent_s - hidden_s + max(path.out_port.latency_s, path.in_port.latency_s)
+    hidden = f" {duration(hidden_s)} more pass while the prompt is computed." if hidden_s else ""
+    return (
+        f"kv_transfer: keys and values of {_tokens(prompt)}, {brief(sent_bytes / GB)} GB, go to "
+        f"the decode pool at {brief(slower.bytes_per_s / GB)} GB/s a replica ({slower.source}): "
+        f"{duration(after_s)} after the step, before the second token, if nothing else is on its "
+        f"way.{hidden}"
+    )
+
+
+def _tiers(deployment: Deployment) -> Iterator[str]:
+    """Say how long a prefix takes from the places outside the chips where it may lie."""
+    tiers, size = tiers_of(deployment), deployment.case.engine.block_tokens
+    blocks = max(PREFIX_TOKENS // size, 1)
+    if tiers:
+        times = ", ".join(
+            f"from {tier.name} {duration(_there_s(tier.read.build(), blocks * tier.block_bytes))}"
+            for tier in tiers
+        )
+        moved = brief(blocks * tiers[0].block_bytes / GB)
+        yield (
+            f"kv_tiers: a prefix of {_tokens(blocks * size)} ({moved} GB) that the chips no longer "
+            f"hold comes {times}, if nothing else is on its way."
+        )
+
+
+def _there_s(link: Link, size_bytes: float) -> float:
+    """Time until a message is there, over a link that is free."""
+    return to_seconds(link.reserve(0, size_bytes)[1])
+
+
+def _varying(deployment: Deployment) -> Iterator[str]:
+    """Say what the varying load of experts adds."""
+    cv, load = deployment.case.engine.expert_imbalance, deployment.mean_expert_load
+    imbalance = deployment.imbalance(seed=0)
+    if imbalance is not None:
+        split = deployment.case.parallelism
+        fullest = (
+            f"the fullest of {split.ep} expert ranks has {load:.2f} times the load that routing "
+            "expects in a mean period; the row expert_imbalance is what that adds to the experts"
+            if split.ep > 1
+            else "with one expert rank there is none that others wait for"
+        )
+        yield (
+            f"expert_imbalance {brief(cv)}: {fullest}. A run draws a load for every "
+            f"{imbalance.period_steps} steps."
+        )
 
 
 def _waiting(deployment: Deployment) -> str:

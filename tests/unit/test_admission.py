@@ -48,13 +48,13 @@ class TestWholeAnswers:
         pool = BlockPool(10, 16)
         whole = WholeAnswer(pool, SequenceBlocks())
         first, second = Request(0, 0, 100, 13), Request(1, 0, 33, 1)  # 7 and 3 blocks
-        assert whole.admits(first, 1)
+        assert whole.admits(first, 1, pool.free_blocks)
         whole.admitted(first, 1)
-        assert (whole.reserved_blocks, whole.admits(second, 1)) == (7, True)
+        assert (whole.reserved_blocks, whole.admits(second, 1, pool.free_blocks)) == (7, True)
         second.max_tokens = 17  # 49 tokens: 4 blocks
-        assert not whole.admits(second, 1)
+        assert not whole.admits(second, 1, pool.free_blocks)
         whole.left(first)
-        assert (whole.reserved_blocks, whole.admits(second, 1)) == (0, True)
+        assert (whole.reserved_blocks, whole.admits(second, 1, pool.free_blocks)) == (0, True)
 
     def test_windows_are_set_aside_as_far_as_they_go(self) -> None:
         # of 16 + 81 - 1 tokens a window of 32 keeps two blocks

@@ -225,6 +225,102 @@ class TestAbout:
             explanation(ranks, batch=4 * 64 + 1, context=700, prompt=512)
 
 
+POOLS = (
+    "engine: {name: vllm, max_num_seqs: 64}",
+    "engine: {name: vllm, max_num_seqs: 64}\n"
+    "pools: {prefill: {replicas: 1}, decode: {replicas: 1}}",
+)
+R1 = (
+    ("llama_3_1_70b", "deepseek_r1"),
+    ("h100_sxm_x8", "h200_sxm_x8"),
+    ("tp: 8", "tp: 8, ep: 8"),
+)
+
+
+def note_of(step: ExplainedStep, about: str) -> str:
+    """The one note that begins so."""
+    (note,) = [note for note in step.notes if note.startswith(about)]
+    return note
+
+
+class TestBesideTheOperators:
+    """What a request meets that is no operator of a step."""
+
+    @pytest.mark.parametrize(
+        ("overlap", "words"),
+        [
+            # 1000 tokens of 327,680 bytes / 2 (fp8) from and to 4 chips of 0.01 GB/s each, which
+            # all eight heads are on: 0.16384 GB at 0.04 GB/s, and 10 ms
+            ("none", "at 0.04 GB/s a replica (given): 4.11 s after the step"),
+            ("layerwise", "at 0.04 GB/s a replica (given): 4.0"),
+        ],
+    )
+    def test_keys_and_values_go_to_another_pool(self, overlap: str, words: str) -> None:
+        transfer = f"{{bandwidth_bytes_per_s: 0.01 GB/s, latency_s: 10 ms, overlap: {overlap}}}"
+        pools = deployed(("tp: 8", "tp: 4"), (POOLS[0], f"{POOLS[1]}\nkv_transfer: {transfer}"))
+        prefill, decode = explanation(pools, batch=8, context=700, prompt=1000)
+        note = note_of(prefill, "kv_transfer: keys and values of 1,000 tokens, 0.164 GB, go to")
+        assert words in note
+        assert ("more pass while the prompt is computed" in note) == (overlap == "layerwise")
+        assert not any(note.startswith("kv_transfer") for note in decode.notes)
+
+    def test_prefixes_come_from_slower_tiers(self) -> None:
+        """62 blocks of 16 tokens, 163,840 bytes each: 0.1625 GB."""
+        host = (
+            "{name: host, capacity_bytes: 9 GB, write_bytes_per_s: 1 GB/s, "
+            "read_bytes_per_s: 10 GB/s}"
+        )
+        disk = host.replace("host", "disk").replace("10 GB/s", "1 GB/s, latency_s: 5 ms")
+        tiers = f"max_num_seqs: 64, kv_tiers: [{host}, {disk}]"
+        prefill, decode = explanation(
+            deployed(("max_num_seqs: 64", tiers)), batch=8, context=700, prompt=512
+        )
+        note = note_of(prefill, "kv_tiers: a prefix of 992 tokens (0.163 GB)")
+        assert "from host 16.3 ms, from disk 168 ms" in note
+        assert not any(note.startswith("kv_tiers") for note in decode.notes)
+
+    def test_experts_that_vary(self) -> None:
+        """The row is what the mean load adds, and the words say how much that is."""
+        even, varied = (
+            explanation(
+                deployed(*R1, ("max_num_seqs: 64", f"max_num_seqs: 64, expert_imbalance: {cv}")),
+                batch=64,
+                context=700,
+                prompt=2048,
+            )
+            for cv in (0.0, 1.0)
+        )
+        for plain, uneven in zip(even, varied, strict=True):
+            rows = {row.name: row for row in uneven.operators}
+            assert "expert_imbalance" not in {row.name for row in plain.operators}
+            more_s = rows["expert_imbalance"].seconds
+            assert uneven.seconds == pytest.approx(plain.seconds + more_s)
+            note = note_of(uneven, "expert_imbalance 1: the fullest of 8 expert ranks has ")
+            load = float(note.split(" times the load")[0].rsplit(" ", 1)[1])
+            # of 8 means of 32 loads, near 1 + 1.42 / sqrt(32)
+            assert load == pytest.approx(1.25, abs=0.04)
+            assert 0 < more_s <= (load - 0.99) * rows["experts"].seconds
+        assert varied[0].notes != even[0].notes
+
+    def test_a_step_is_priced_as_the_next_size(self) -> None:
+        padded = explanation(TP8, batch=30, context=700, prompt=100)
+        sizes = explanation(TP8, batch=32, context=700, prompt=104)
+        assert "100 tokens are priced as 104, the next captured graph" in note_of(
+            padded[0], "padding"
+        )
+        assert "30 tokens are priced as 32" in note_of(padded[1], "padding")
+        assert not any(note.startswith("padding") for step in sizes for note in step.notes)
+
+    def test_a_step_is_priced_as_the_next_bucket(self) -> None:
+        buckets = "graph_sizes: [], prefill_buckets: [512, 8192], decode_buckets: [64]"
+        jax = deployed(("max_num_seqs: 64", f"max_num_seqs: 64, {buckets}"))
+        prefill, _ = explanation(jax, batch=64, context=700, prompt=300)
+        note = note_of(prefill, "padding")
+        assert note == "padding: 300 tokens are priced as 512, the next compiled size."
+        exact = explanation(jax, batch=64, context=700, prompt=512)[0]
+        assert prefill.seconds == pytest.approx(exact.seconds, rel=0.01)
+
+
 class TestTable:
     def text(self, step: ExplainedStep) -> str:
         console = Console(width=120)

@@ -31,6 +31,8 @@ from sim.overhead import NO_OVERHEAD
 from sim.parallelism import ChipGroup, Parallelism
 from sim.routing import LOAD_UNIT, Imbalance
 
+LOADS = np.array([1.0, 1.004, 1.1, 1.25, 1.7, 2.6])
+"""Of the fullest expert rank."""
 MOST = 16
 """Sequences of a rank."""
 CHUNK = 64
@@ -213,8 +215,7 @@ def test_jumps_are_steps(
     timer: StepTimer, stretch: Stretch, before: int, data: st.DataObject
 ) -> None:
     imbalance = data.draw(
-        st.none()
-        | st.builds(Imbalance.log_normal, st.just(0.3), st.integers(1, 9), st.integers(0, 5))
+        st.none() | st.builds(Imbalance, st.just(LOADS), st.integers(1, 9), st.integers(0, 5))
     )
     found = pace(compiled(timer), imbalance)
     stretch.chunks, stretch.prefill_tokens = [], 0
@@ -228,7 +229,7 @@ def test_jumps_are_steps(
 def test_a_load_of_the_experts_takes_what_the_timer_says(
     timer: StepTimer, stretch: Stretch, period: int
 ) -> None:
-    imbalance = Imbalance.log_normal(0.3, 7, 1)
+    imbalance = Imbalance(LOADS, 7, 1)
     table, shape = compiled(timer), shape_of(stretch)
     start, growth, holds = pace(table, imbalance).line(stretch, 7 * period + 3)
     assert holds is not None
