@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
-from typing import NamedTuple
+from functools import cached_property, partial, reduce
+from typing import Any, NamedTuple
 
 from sim.catalog import Catalog
 from sim.cost.comms import Network
@@ -26,7 +26,7 @@ from sim.engine.lockstep import RankedPace
 from sim.engine.plan import ReplicaPlan
 from sim.engine.rules import SchedulerRules
 from sim.engine.speculative import GRAIN
-from sim.engine.ticks import LockstepPace, Pace, pace
+from sim.engine.ticks import LockstepPace, Pace, SteadyPace, pace, steady_pace, varied
 from sim.errors import InputError
 from sim.feasibility import check_split, count_replicas, fitted_memory
 from sim.hardware import Accelerator, System
@@ -45,7 +45,7 @@ from sim.replica_plan import (
     scheduler_rules,
     with_host,
 )
-from sim.routing import Imbalance
+from sim.routing import ExpertLayout, Imbalance
 from sim.scenario import Case
 from sim.serving import ServingEngine
 from sim.speculation import AcceptanceLaw
@@ -56,7 +56,12 @@ Quantity = Callable[[OperatorTime], Number]
 
 
 IMBALANCE_PERIOD_STEPS = 128
-"""Steps for which a load of the experts lasts: assumed; what is asked changes over seconds."""
+"""Steps for which a load of the experts lasts.
+
+DeepSeek-R1 on 32 GB200: the imbalance of ranks is "relatively stable across tens to hundreds of
+iterations" and differs by layer, data set and request (NVIDIA, Scaling Expert Parallelism in
+TensorRT-LLM, part 1, nvidia.github.io/TensorRT-LLM). The number within that range is assumed.
+"""
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ class Deployment:
             rules=self.rules,
             kv_blocks=self.kv_blocks // self.schedulers,
             block_tokens=engine.block_tokens,
-            pace=self._pace(),
+            pace=self.pace_for(0),
             max_model_len=self.max_model_len,
             sequence_blocks=held,
             prefix_caching=self.finds_prefixes,
@@ -196,23 +201,39 @@ class Deployment:
         """Attention ranks of a replica that have batches of their own; 1: they share one."""
         return own_schedulers(self.case.engine, self.case.parallelism)
 
-    def _pace(self) -> Pace:
-        """Compile how long the steps of a replica take."""
+    @cached_property
+    def _steady(self) -> SteadyPace | LockstepPace:
+        """Compile how long the steps of a replica take with the load that experts should have."""
         grain = 1 if self.law is None else GRAIN
+        if self.schedulers > 1:
+            return LockstepPace(self.seconds, grain=grain)
+        return steady_pace(self.seconds, grain)
+
+    def _pace(self, imbalance: Imbalance | None = None) -> Pace:
+        """Give how long the steps of a replica take whose experts' load varies."""
+        steady = self._steady
         found: Pace
-        if self.schedulers == 1:
-            found = pace(self.seconds, self.imbalance, grain)
+        if isinstance(steady, LockstepPace):
+            found = RankedPace(steady if imbalance is None else steady.varied(imbalance))
         else:
-            found = RankedPace(LockstepPace(self.seconds, self.imbalance, grain=grain))
+            found = varied(steady, self.seconds, imbalance)
         return found if self.images is None else EncodingPace(found, pace(self.images.seconds))
+
+    def pace_for(self, seed: int, replica: int = 0) -> Pace:
+        """Give how long the steps of a replica take in a run with a seed."""
+        return self._pace(self.imbalance(seed, replica))
 
     def plan_for(self, seed: int) -> ReplicaPlan:
         """Give what the engine needs to know in a run with a seed."""
-        if self.law is None:
-            return self.plan
-        held = _rank_blocks(self.case, self.memory)[1]
-        batch = new_batch(self.case.engine, self.law, held, self.window_tokens, seed)
-        return replace(self.plan, new_batch=batch)
+        changed: dict[str, Any] = {}
+        if self.imbalance(seed) is not None:
+            changed["pace"] = self.pace_for(seed)
+            changed["pace_of"] = partial(self.pace_for, seed)
+        if self.law is not None:
+            held = _rank_blocks(self.case, self.memory)[1]
+            engine, window = self.case.engine, self.window_tokens
+            changed["new_batch"] = new_batch(engine, self.law, held, window, seed)
+        return replace(self.plan, **changed)
 
     @property
     def finds_prefixes(self) -> bool:
@@ -220,14 +241,18 @@ class Deployment:
         whole = _rank_blocks(self.case, self.memory)[1] == WHOLE_CONTEXT
         return self.case.engine.prefix_caching and whole
 
-    @property
-    def imbalance(self) -> Imbalance | None:
-        """How the load of the experts varies over time; none: it does not."""
+    def imbalance(self, seed: int, replica: int = 0) -> Imbalance | None:
+        """How the load of a replica's experts varies in a run with a seed; none: it does not."""
+        layers = [each for each in self.timer.operators if isinstance(each, ExpertGemm)]
         cv = self.case.engine.expert_imbalance
-        if not cv or self.model.moe is None or self.role == "encode":
+        if not cv or not layers or self.role == "encode":
             return None
-        sigma = math.sqrt(math.log1p(cv**2))
-        return Imbalance.log_normal(sigma, IMBALANCE_PERIOD_STEPS, seed=0)
+        first = layers[0]
+        calls = math.ceil(sum(each.calls for each in layers))
+        layout = ExpertLayout(first.experts, first.experts_per_token, first.ranks, calls)
+        names = (self.role, replica)
+        period = IMBALANCE_PERIOD_STEPS
+        return Imbalance.of_experts(cv, layout, first.routing, period, seed, names)
 
     @property
     def kv_bytes_per_token(self) -> float:
@@ -241,8 +266,17 @@ class Deployment:
         return scheduler_rules(self.case.engine, self.timer.shares, self.window_tokens, self.law)
 
     def explain(self, shape: StepShape) -> list[OperatorTime]:
-        """List the operators of one step with their work, time, bound and source."""
-        return self.timer.explain(shape)
+        """List the operators of one step with their work, time, bound and source.
+
+        Experts whose load varies have that of a mean period.
+        """
+        return self.timer.explain(shape, self.mean_expert_load)
+
+    @property
+    def mean_expert_load(self) -> float:
+        """Load of the fullest expert rank over what the law of routing expects, in the mean."""
+        imbalance = self.imbalance(seed=0)
+        return 1.0 if imbalance is None else imbalance.mean
 
     def _table(
         self, quantity: Quantity, *, overhead_per_s: float, extent: Extent = "elapsed"

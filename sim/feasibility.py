@@ -1,6 +1,7 @@
 """Whether a case can run at all: legal splits, enough chips, enough memory, and the ways out."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 
 from pydantic import ValidationError
 
@@ -45,7 +46,7 @@ def _legal_changes(case: Case, model: Model, system: System) -> Iterator[str]:
     >>> wrong = case.model_copy(update={"parallelism": Parallelism(tp=4, cp=2, pp=99)})
     >>> model, system = catalog.model("llama_3_1_70b"), catalog.system("h100_sxm_x8")
     >>> list(_legal_changes(wrong, model, system))
-    ['pp = 1, 2, 4, 8, 16, 32, 64']
+    ['pp = 1 to 80']
     """
     asked, copies = case.parallelism, case.routing.redundant_experts
 
@@ -58,15 +59,29 @@ def _legal_changes(case: Case, model: Model, system: System) -> Iterator[str]:
 
     given = asked.model_dump(exclude_unset=True)
     ranks = tuple(n for n in _POWERS_OF_TWO if n <= system.domain_chips)
-    changes = {"tp": ranks, "pp": _POWERS_OF_TWO, "attention_dp": ranks, "cp": ranks, "ep": ranks}
+    stages = range(1, model.layers + 1)  # their numbers of layers may differ
+    changes = {"tp": ranks, "pp": stages, "attention_dp": ranks, "cp": ranks, "ep": ranks}
     found = {
-        key: [str(n) for n in values if n != getattr(asked, key) and legal({**given, key: n})]
+        key: _runs([n for n in values if n != getattr(asked, key) and legal({**given, key: n})])
         for key, values in changes.items()
     }
     if not any(found.values()):
-        alone = [str(tp) for tp in ranks if legal({"tp": tp})]
+        alone = _runs([tp for tp in ranks if legal({"tp": tp})])
         found = {"nothing but tp": alone}
     yield from (f"{key} = {', '.join(ways)}" for key, ways in found.items() if ways)
+
+
+def _runs(numbers: Sequence[int]) -> list[str]:
+    """Write rising numbers, four and more that follow each other in short.
+
+    >>> _runs([1, 2, 4, 8]), _runs([1, 2, 3, 4, 5, 8])
+    (['1', '2', '4', '8'], ['1 to 5', '8'])
+    """
+    # numbers that follow each other are equally far from their places
+    places = groupby(enumerate(numbers), lambda each: each[1] - each[0])
+    runs = [[number for _, number in run] for _, run in places]
+    words = [[f"{run[0]} to {run[-1]}"] if len(run) > 3 else map(str, run) for run in runs]
+    return [word for run in words for word in run]
 
 
 def count_replicas(case: Case, system: System) -> int:

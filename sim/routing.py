@@ -14,6 +14,7 @@ distribution itself; DeepSeek serves with 32 redundant experts
 
 import heapq
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Annotated, NamedTuple, Self
@@ -23,7 +24,6 @@ import numpy.typing as npt
 from annotated_types import Ge, Gt
 from pydantic import model_validator
 
-from sim.errors import InputError
 from sim.schema import StrictModel
 from sim.seeds import stream
 from sim.units import NonNegativeInt
@@ -155,93 +155,8 @@ LOAD_UNIT = 1000
 _BLOCK = 500
 """Periods whose loads are drawn at once."""
 
-
-class Imbalance:
-    """How the load of the fullest expert rank varies from period to period.
-
-    Which experts are popular changes with what is being asked. A load is that of the fullest rank
-    over what the law of routing expects of it.
-
-    Parameters
-    ----------
-    loads : array
-        Loads that occur, each as often as the others.
-    period_steps : int
-        Steps for which a load lasts.
-    seed : int
-    """
-
-    def __init__(self, loads: Array, period_steps: int, seed: int) -> None:
-        self.period_steps = period_steps
-        self._seed = seed
-        self._loads = np.rint(loads * LOAD_UNIT).astype(np.int64)
-        self._drawn: dict[int, list[int]] = {}
-
-    @classmethod
-    def log_normal(cls, sigma: float, period_steps: int, seed: int) -> Self:
-        """Draw loads of mean 1 whose logarithms have a standard deviation.
-
-        The quantiles of that law stand for it, scaled so that their mean is 1.
-
-        >>> loads = [Imbalance.log_normal(0.2, 10, 7).sample(i) / LOAD_UNIT for i in range(2000)]
-        >>> round(float(np.mean(loads)), 1), round(float(np.std(np.log(loads))), 1)
-        (1.0, 0.2)
-        """
-        normal = NormalDist()
-        scores = [normal.inv_cdf((i + 0.5) / _QUANTILES) for i in range(_QUANTILES)]
-        loads = np.exp(sigma * np.array(scores))
-        return cls(loads / loads.mean(), period_steps, seed)
-
-    @classmethod
-    def of_placements(
-        cls, routing: Routing, layout: "ExpertLayout", period_steps: int, seed: int
-    ) -> Self:
-        """Draw which experts are popular anew in every period, each layer for itself.
-
-        A load is the mean over the layers of the hottest rank of a random placement, over that of
-        the typical placement which `Routing` expects; and with `Routing.sampling_noise` the luck of
-        the draw of a step is in the expectation already. A uniform router has nothing to draw.
-
-        Parameters
-        ----------
-        routing : Routing
-        layout : ExpertLayout
-        period_steps : int
-        seed : int
-
-        Raises
-        ------
-        InputError
-            Redundant experts: they follow the load.
-        """
-        if routing.redundant_experts:
-            raise InputError(
-                "redundant_experts follow the popular experts, so there is no placement to draw: "
-                "give the imbalance a sigma of its own"
-            )
-        chances = routing.inclusion(layout.experts, layout.experts_per_token)
-        random = stream(seed, "routing", "imbalance", "placements")
-        hottest = np.array(
-            [
-                rank_loads(random.permutation(chances), layout.ranks).max()
-                for _ in range(layout.layers * _PLACEMENTS)
-            ]
-        )
-        per_period = random.permutation(hottest).reshape(_PLACEMENTS, layout.layers).mean(axis=1)
-        expected = routing.hottest_over_mean(layout.experts, layout.experts_per_token, layout.ranks)
-        mean = layout.experts_per_token / layout.ranks
-        return cls(per_period / (expected * mean), period_steps, seed)
-
-    def sample(self, period: int) -> int:
-        """Load in a period, in `LOAD_UNIT`ths; the same whenever it is asked for."""
-        block, place = divmod(period, _BLOCK)
-        if block not in self._drawn:
-            random = stream(self._seed, "routing", "imbalance", block)
-            self._drawn[block] = random.choice(self._loads, size=_BLOCK).tolist()
-        return self._drawn[block][place]
-
-
-_QUANTILES = 1001
+_PERIODS = 500
+"""Periods of which the law of an imbalance consists: loads of a run are drawn from theirs."""
 
 
 class ExpertLayout(NamedTuple):
@@ -251,6 +166,110 @@ class ExpertLayout(NamedTuple):
     experts_per_token: int
     ranks: int
     layers: int
+
+
+class Imbalance:
+    """How the load of the fullest expert rank varies from period to period.
+
+    Which experts are popular changes with what is being asked. A load is that of the fullest rank
+    over what `Routing` expects of it, and never less.
+
+    Parameters
+    ----------
+    loads : array
+        Loads that occur, each as often as the others.
+    period_steps : int
+        Steps for which a load lasts.
+    seed : int
+        Of the run.
+    names : sequence of str or int
+        Of the stream of draws: replicas with names of their own draw for themselves.
+    """
+
+    def __init__(
+        self, loads: Array, period_steps: int, seed: int, names: Sequence[str | int] = ()
+    ) -> None:
+        self.period_steps = period_steps
+        self._seed = seed
+        self._names = ("routing", "imbalance", *names)
+        self._loads = np.rint(loads * LOAD_UNIT).astype(np.int64)
+        self._drawn: dict[int, list[int]] = {}
+
+    @classmethod
+    def of_experts(
+        cls,
+        cv: float,
+        layout: ExpertLayout,
+        routing: Routing,
+        period_steps: int,
+        seed: int,
+        names: Sequence[str | int] = (),
+    ) -> Self:
+        """Draw the loads of single experts; see `fullest_loads` for the law.
+
+        >>> layout = ExpertLayout(experts=256, experts_per_token=8, ranks=8, layers=58)
+        >>> experts = Imbalance.of_experts(1.0, layout, BALANCED, 128, seed=7)
+        >>> loads = [experts.sample(period) / LOAD_UNIT for period in range(500)]
+        >>> round(min(loads), 1), round(experts.mean, 2)
+        (1.2, 1.27)
+        """
+        return cls(fullest_loads(cv, layout, routing), period_steps, seed, names)
+
+    @property
+    def mean(self) -> float:
+        """Mean load over all periods."""
+        return float(self._loads.mean()) / LOAD_UNIT
+
+    def sample(self, period: int) -> int:
+        """Load in a period, in `LOAD_UNIT`ths; the same whenever it is asked for."""
+        block, place = divmod(period, _BLOCK)
+        if block not in self._drawn:
+            random = stream(self._seed, *self._names, block)
+            self._drawn[block] = random.choice(self._loads, size=_BLOCK).tolist()
+        return self._drawn[block][place]
+
+
+@lru_cache(maxsize=64)
+def fullest_loads(cv: float, layout: ExpertLayout, routing: Routing) -> Array:
+    """Load of the fullest expert rank over what the law of routing expects, in many periods.
+
+    In each period every expert of every layer, or replica of one, draws a log-normal factor of mean
+    1 for the visits that the law of routing gives it. The load of a rank is that of the experts
+    which lie on it, over the mean of all ranks: the total stays what it is. The fullest rank has
+    the largest, so one rank always has 1, and of several that are alike the fullest never has less.
+    A step meets all layers, each with draws of its own, so a period's load is the mean of theirs.
+    Where the law of routing has a hottest rank, that of a period is drawn with it in place, not on
+    top of it, and is taken to be no less than it.
+
+    Deterministic: the draws have a seed of their own.
+
+    Parameters
+    ----------
+    cv : float
+        Coefficient of variation of the load of one expert from period to period.
+    layout : ExpertLayout
+    routing : Routing
+
+    Returns
+    -------
+    loads : array of shape (periods,)
+        At least 1.
+    """
+    experts, experts_per_token, ranks, layers = layout
+    if ranks == 1:
+        return np.ones(_PERIODS)
+    random = stream(0, "routing", "imbalance", "law")
+    sigma = math.sqrt(math.log1p(cv**2))
+    placed = _placement(routing, experts, experts_per_token, ranks)
+    chances, sizes = np.concatenate(placed), np.array([rank.size for rank in placed])
+    first = np.cumsum(sizes) - sizes
+    total = np.zeros(_PERIODS)
+    for _ in range(layers):
+        drawn = chances * np.exp(sigma * random.standard_normal((_PERIODS, chances.size)))
+        total += np.add.reduceat(drawn, first, axis=1).max(axis=1) / drawn.mean(axis=1)
+    hottest = total / (layers * chances.size) * ranks
+    expected = routing.hottest_over_mean(experts, experts_per_token, ranks)
+    return np.maximum(hottest / expected, 1.0)
 
 
 BALANCED = Routing()

@@ -123,7 +123,8 @@ class ServingEngine(StrictModel):
     composition: Composition = "mixed"
     """Whether prompts share steps with answers, or have steps of their own that go first."""
     expert_imbalance: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
-    """Coefficient of variation of the experts' loads from step to step, on top of ``routing``."""
+    """Coefficient of variation of the load of a single expert from period to period, on top of
+    ``routing``; see `sim.routing.fullest_loads`."""
     speculation: SpeculationChoice | None = None
     """Draft tokens that the model checks several at a time; none unless given."""
 

@@ -142,8 +142,13 @@ class Cluster:
     def _add_pool(self, plan: PoolPlan) -> None:
         first = len(self.replicas)
         replicas = [
-            Replica(index, plan.plan.new_scheduler, plan.plan.pace, self.surroundings)
-            for index in range(first, first + plan.replicas)
+            Replica(
+                first + number,
+                plan.plan.new_scheduler,
+                plan.plan.replica_pace(number),
+                self.surroundings,
+            )
+            for number in range(plan.replicas)
         ]
         for replica in replicas:
             replica.max_queue_requests = plan.plan.max_queue_requests

@@ -24,6 +24,7 @@ class ReplicaPlan:
     """Of such a rank."""
     block_tokens: int
     pace: Pace
+    """Of the first replica, and of all unless there is a `pace_of`."""
     max_model_len: int
     """Longest prompt plus answer that is accepted."""
     sequence_blocks: SequenceBlocks = WHOLE_CONTEXT
@@ -43,10 +44,16 @@ class ReplicaPlan:
     """Requests that may wait at each replica; further ones are turned away."""
     kv_bytes_per_token: float = 0.0
     """What moves between replicas and tiers for each token of context."""
+    pace_of: Callable[[int], Pace] | None = None
+    """Gives a replica with a number a pace of its own."""
     ranks: int = 1
     """Attention ranks that have schedulers of their own."""
     rank_choice: RankChoice = "fewest_waiting"
     """How requests are dealt to them."""
+
+    def replica_pace(self, number: int) -> Pace:
+        """Give the pace of a replica, counted from 0 in its pool."""
+        return self.pace if self.pace_of is None else self.pace_of(number)
 
     def new_scheduler(self) -> ReplicaScheduler:
         """Make the scheduler of an empty replica."""

@@ -7,6 +7,7 @@ replica ends the stretch there, so that jumps and single steps still agree tick 
 """
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Protocol, Self
 
 import numpy as np
@@ -40,7 +41,7 @@ class Pace(Protocol):
         ...
 
 
-class _Steady(Pace, Protocol):
+class SteadyPace(Pace, Protocol):
     """A pace that knows what its experts take."""
 
     def expert_ticks(self, stretch: Stretch) -> int:
@@ -60,13 +61,35 @@ def pace(table: StepTable, imbalance: Imbalance | None = None, grain: int = 1) -
     grain : int
         Into how many parts a token is divided in the contexts of stretches.
     """
-    steady: _Steady
+    return varied(steady_pace(table, grain), table, imbalance)
+
+
+def steady_pace(table: StepTable, grain: int = 1) -> SteadyPace:
+    """Compile the pace of a replica whose experts always have the load that is expected.
+
+    Parameters
+    ----------
+    table : StepTable
+        In seconds.
+    grain : int
+        Into how many parts a token is divided in the contexts of stretches.
+    """
     if is_simple(table):
-        steady = TickTable(table, grain)
-    elif table.shares.whole:
-        steady = ComposedPace(table, grain)
-    else:
-        steady = DealtPace(table, grain)
+        return TickTable(table, grain)
+    return ComposedPace(table, grain) if table.shares.whole else DealtPace(table, grain)
+
+
+def varied(steady: SteadyPace, table: StepTable, imbalance: Imbalance | None) -> Pace:
+    """Let the load of the experts vary, and the host work beside the chip where it does.
+
+    Parameters
+    ----------
+    steady : SteadyPace
+        Compiled from the table; replicas may share it.
+    table : StepTable
+        In seconds.
+    imbalance : Imbalance, optional
+    """
     found: Pace = steady if imbalance is None else ImbalancedPace(steady, imbalance)
     if table.host_overlapped and (table.host_step or table.host_sequence):
         found = OverlappedPace(found, Host(table))
@@ -248,7 +271,7 @@ class ImbalancedPace:
     imbalance : Imbalance
     """
 
-    def __init__(self, steady: _Steady, imbalance: Imbalance) -> None:
+    def __init__(self, steady: SteadyPace, imbalance: Imbalance) -> None:
         self._steady = steady
         self._imbalance = imbalance
 
@@ -315,7 +338,13 @@ class LockstepPace:
         self._host = Host(table)
         self._overlapped = table.host_overlapped
         self._pad = pad_to_fullest
-        self._imbalance = imbalance
+        self.imbalance = imbalance
+
+    def varied(self, imbalance: Imbalance) -> Self:
+        """Give the same ranks with experts whose load varies so; what is compiled is shared."""
+        other = copy(self)
+        other.imbalance = imbalance
+        return other
 
     def line(self, stretches: Sequence[Stretch], steps_before: int = 0, /) -> Line:
         """Ticks of the steps of all ranks, until another rank becomes the slowest.
@@ -334,8 +363,8 @@ class LockstepPace:
             if self._pad:
                 widths = [max(widths)] * len(widths)
             group += part.group_tokens[sum(widths)]
-            if self._imbalance is not None and part is self._parts[0]:
-                excess, period_steps = _excess(self._imbalance, steps_before)
+            if self.imbalance is not None and part is self._parts[0]:
+                excess, period_steps = _excess(self.imbalance, steps_before)
                 group += part.load[sum(widths)] * excess
             for rank, (stretch, width) in enumerate(zip(stretches, widths, strict=True)):
                 start, growth = part.rank_line(stretch, width)

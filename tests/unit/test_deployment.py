@@ -1,5 +1,6 @@
 """Deployments whose chips share a batch, from the case to the clock of a run."""
 
+import itertools
 from functools import cache
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from sim.catalog import open_catalog
 from sim.cost.work import StepShape, prefill_pairs
-from sim.deployment import Deployment, deploy
+from sim.deployment import IMBALANCE_PERIOD_STEPS, Deployment, deploy
 from sim.engine.clock import to_ticks
 from sim.engine.requests import Request
 from sim.engine.scheduler import Stretch
@@ -26,13 +27,17 @@ SPLITS = {
         "deepseek_r1",
         "{tp: 2, attention_dp: 4, ep: 4, pp: 2}",
     ),
+    "experts on tensor ranks": ("h200_sxm_x8", "deepseek_r1", "{tp: 8, ep: 8}"),
+    "experts cut": ("h200_sxm_x8", "deepseek_r1", "{tp: 8, ep: 1}"),
     "windows": ("h100_sxm_x8", "gpt_oss_120b", "{tp: 1, attention_dp: 4, ep: 2}"),
     "states": ("h100_sxm_x8", "qwen3_next_80b_a3b", "{tp: 2, attention_dp: 2, ep: 4}"),
 }
 
 
 @cache
-def deployed(split: str, rank_choice: str = "fewest_waiting") -> Deployment:
+def deployed(
+    split: str, rank_choice: str = "fewest_waiting", expert_imbalance: float = 0.0
+) -> Deployment:
     system, model, parallelism = SPLITS[split]
     settings = {
         "system": system,
@@ -43,6 +48,7 @@ def deployed(split: str, rank_choice: str = "fewest_waiting") -> Deployment:
         "engine.max_num_seqs": "24",
         "engine.max_num_batched_tokens": "512",
         "engine.rank_choice": rank_choice,
+        "engine.expert_imbalance": str(expert_imbalance),
         "replicas": "1",
     }
     path = CATALOG.path("scenarios", "quickstart")
@@ -69,6 +75,62 @@ def test_jumps_equal_steps(split: str) -> None:
         assert fast.requests[column].tolist() == slow.requests[column].tolist(), column
     assert len(slow.stretches["steps"]) > len(fast.stretches["steps"])
     assert set(fast.requests["outcome"]) == {"completed"}
+
+
+MIXTURES = ("attention ranks", "experts on tensor ranks", "stages of attention ranks")
+
+
+@pytest.mark.parametrize("split", MIXTURES)
+def test_jumps_equal_steps_where_the_experts_vary(split: str) -> None:
+    deployment = deployed(split, expert_imbalance=0.7)
+    fast, slow = (serve(alone(deployment), crowd(), every_step=walk) for walk in (False, True))
+    for column in ("first_token_s", "done_s"):
+        assert fast.requests[column].tolist() == slow.requests[column].tolist(), column
+
+
+@pytest.mark.parametrize("split", MIXTURES)
+def test_the_more_the_experts_vary_the_longer_it_takes(split: str) -> None:
+    done_s = [
+        serve(alone(deployed(split, expert_imbalance=cv)), crowd()).requests["done_s"].max()
+        for cv in (0.0, 0.05, 0.3, 1.0, 3.0)
+    ]
+    assert all(later > sooner for sooner, later in itertools.pairwise(done_s))
+
+
+def test_seeds_vary_the_experts_and_one_repeats_itself() -> None:
+    deployment = deployed("experts on tensor ranks", expert_imbalance=0.7)
+    one, again, other = (
+        serve(alone(deployment), crowd(), seed=seed).requests["done_s"].tolist()
+        for seed in (1, 1, 2)
+    )
+    assert one == again
+    assert one != other
+
+
+def test_replicas_vary_for_themselves() -> None:
+    deployment = deployed("experts on tensor ranks", expert_imbalance=0.7)
+    drawn = []
+    for replica in (0, 1):
+        imbalance = deployment.imbalance(seed=3, replica=replica)
+        assert imbalance is not None
+        drawn.append([imbalance.sample(period) for period in range(20)])
+    assert drawn[0] != drawn[1]
+    plan = deployment.plan_for(3)
+    batch = Stretch(8, 8000, 8, 0, 0, 0)
+    lines = [
+        [plan.replica_pace(replica).line(batch, IMBALANCE_PERIOD_STEPS * i)[0] for i in range(20)]
+        for replica in (0, 1)
+    ]
+    assert lines[0] != lines[1]
+    for replica in (0, 1):  # a longer line for a larger load
+        assert np.argsort(lines[replica]).tolist() == np.argsort(drawn[replica]).tolist()
+
+
+def test_one_expert_rank_does_not_wait_for_another() -> None:
+    """With every expert cut over all chips there is nothing to be uneven."""
+    even, varied = (deployed("experts cut", expert_imbalance=cv) for cv in (0.0, 2.0))
+    times = [serve(alone(each), crowd()).requests["done_s"].tolist() for each in (even, varied)]
+    assert times[0] == times[1]
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -52,7 +52,7 @@ def test_a_broken_rule_comes_with_legal_splits() -> None:
         ("{tp: 8, ep: 8}", "llama_3_1_70b", "ep = 1"),
         ("{tp: 8, cp: 2}", "qwen3_5_397b_a17b", "cp = 1"),
         ("{tp: 4, attention_dp: 2}", "llama_3_1_70b", "attention_dp = 1"),
-        ("{tp: 1, pp: 100}", "llama_3_1_70b", "pp = 1, 2, 4, 8, 16, 32, 64"),
+        ("{tp: 1, pp: 100}", "llama_3_1_70b", "pp = 1 to 80"),
         ("{tp: 3, cp: 2, ep: 3}", "llama_3_1_70b", "nothing but tp = 1, 2, 4, 8"),
     ],
 )

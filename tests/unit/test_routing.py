@@ -1,12 +1,14 @@
 """Routers by the laws of probability, by drawing tokens, and against what others computed."""
 
 import itertools
+import math
+from statistics import NormalDist
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from pydantic import ValidationError
 
-from sim.errors import InputError
 from sim.routing import (
     BALANCED,
     LOAD_UNIT,
@@ -15,6 +17,7 @@ from sim.routing import (
     ExpertLayout,
     Imbalance,
     Routing,
+    fullest_loads,
     inclusion_probabilities,
     power_law_inclusion,
     rank_loads,
@@ -229,41 +232,118 @@ def test_two_laws_are_one_too_many() -> None:
         Routing(skew=0.5, power_law=1.2)
 
 
-class TestImbalance:
-    LAYOUT = ExpertLayout(experts=64, experts_per_token=4, ranks=8, layers=10)
+def layout(ranks: int, layers: int = 10) -> ExpertLayout:
+    return ExpertLayout(experts=64, experts_per_token=4, ranks=ranks, layers=layers)
 
+
+def middles(points: int) -> npt.NDArray[np.float64]:
+    """Standard normal scores in the middle of slices that are equally likely."""
+    normal = NormalDist()
+    return np.array([normal.inv_cdf((i + 0.5) / points) for i in range(points)])
+
+
+class TestFullestLoads:
+    """Log-normal loads of single experts, and what the fullest rank makes of them."""
+
+    @pytest.mark.parametrize("cv", [0.01, 0.3, 1.0, 3.0])
+    def test_two_experts_on_two_ranks(self, cv: float) -> None:
+        """The larger of two over their mean, by integration over one normal variable.
+
+        2 max(X, Y) / (X + Y) = 2 / (1 + exp(-|x - y|)) of the logarithms x and y, whose difference
+        is normal with the variance 2 log(1 + cv^2).
+        """
+        spread = math.sqrt(2 * math.log1p(cv**2))
+        expected = (2 / (1 + np.exp(-spread * np.abs(middles(20_000))))).mean()
+        loads = fullest_loads(cv, ExpertLayout(2, 1, 2, 40), BALANCED)
+        # 500 periods of 40 layers: between 1 and 2, so known to 0.3 / sqrt(20,000)
+        assert loads.mean() == pytest.approx(expected, abs=4 * 0.3 / 141)
+
+    def test_three_experts_on_three_ranks(self) -> None:
+        """Over two differences of logarithms: only they count in max / mean."""
+        cv = 0.6
+        x = np.exp(math.sqrt(math.log1p(cv**2)) * middles(150))
+        first, second, third = np.meshgrid(x, x, x)
+        largest = np.maximum(np.maximum(first, second), third)
+        expected = (3 * largest / (first + second + third)).mean()
+        loads = fullest_loads(cv, ExpertLayout(3, 1, 3, 40), BALANCED)
+        assert loads.mean() == pytest.approx(expected, abs=4 * 0.4 / 141)
+
+    def test_many_experts_on_a_rank_are_nearly_normal(self) -> None:
+        """The mean of 32 loads has a 32nd of their variance; the largest of 8 stands at 1.4236.
+
+        (Expected maximum of eight standard normals: H. L. Harter, Biometrika 48, 1961.)
+        """
+        loads = fullest_loads(0.2, ExpertLayout(256, 8, 8, 40), BALANCED)
+        spread = 0.2 / math.sqrt(32)
+        assert loads.mean() - 1 == pytest.approx(1.4236 * spread, rel=0.03)
+
+    def test_one_rank_is_never_slowed(self) -> None:
+        for routing in (BALANCED, Routing(skew=0.8)):
+            assert set(fullest_loads(3.0, layout(1), routing)) == {1.0}
+
+    def test_loads_are_never_below_the_expected_one_and_rise(self) -> None:
+        """With the spread of single experts, and with the ranks that they are dealt to."""
+        for routing in (BALANCED, Routing(skew=0.5), Routing(power_law=1.2)):
+            for ranks in (2, 8, 64):
+                loads = [fullest_loads(cv, layout(ranks), routing) for cv in (0.1, 0.5, 1.0, 3.0)]
+                assert min(each.min() for each in loads) >= 1.0
+                means = [each.mean() for each in loads]
+                assert means == sorted(means)
+                assert means[0] < means[-1]
+        few, some, many = (fullest_loads(0.5, layout(r), BALANCED).mean() for r in (2, 8, 64))
+        assert 1.0 < few < some < many
+
+    def test_a_skew_is_not_counted_twice(self) -> None:
+        """Held against draws of whole ranks: load of the fullest over the mean, skew and all."""
+        skewed, cv, ranks = Routing(skew=0.5), 0.8, 8
+        loads = fullest_loads(cv, layout(ranks), skewed)
+        fullest = loads.mean() * skewed.hottest_over_mean(64, 4, ranks)
+        # in many placements: `Routing` takes one whose hottest rank is as hot as on average
+        rng, sigma = np.random.default_rng(3), math.sqrt(math.log1p(cv**2))
+        chances, drawn = skewed.inclusion(64, 4), []
+        for _ in range(4000):
+            of_ranks = rank_loads(
+                rng.permutation(chances) * np.exp(sigma * rng.standard_normal(64)), ranks
+            )
+            drawn.append(of_ranks.max() / of_ranks.mean())
+        assert fullest == pytest.approx(np.mean(drawn), rel=0.03)
+
+    def test_no_spread_no_excess(self) -> None:
+        assert fullest_loads(1e-9, layout(8), BALANCED) == pytest.approx(1.0)
+
+    def test_layers_even_out(self) -> None:
+        """Each draws for itself: the spread of their mean falls with the root of their number."""
+        one, hundred = (fullest_loads(0.5, layout(8, layers=n), BALANCED).std() for n in (1, 100))
+        assert hundred == pytest.approx(one / 10, rel=0.15)
+
+
+class TestImbalance:
     def test_a_period_has_the_same_load_whenever_it_is_asked_for(self) -> None:
-        first, second = (Imbalance.log_normal(0.3, 10, seed=4) for _ in range(2))
+        first, second = (
+            Imbalance.of_experts(0.3, layout(8), BALANCED, 10, seed=4) for _ in range(2)
+        )
         periods = [0, 3, 7000, 3, 499, 500]
         forward = [first.sample(period) for period in periods]
         assert forward == [second.sample(period) for period in reversed(periods)][::-1]
         assert forward[1] == forward[3]
-        other = Imbalance.log_normal(0.3, 10, seed=5)
-        assert forward != [other.sample(period) for period in periods]
 
-    def test_a_log_normal_load_has_mean_one(self) -> None:
-        imbalance = Imbalance.log_normal(0.25, 10, seed=4)
-        loads = np.array([imbalance.sample(period) for period in range(20_000)]) / LOAD_UNIT
-        # 20,000 draws: the mean is known to 0.25 / sqrt(20,000), the spread to a percent
-        assert loads.mean() == pytest.approx(1.0, abs=4 * 0.25 / 141)
-        assert np.log(loads).std() == pytest.approx(0.25, rel=0.03)
+    def test_seeds_and_replicas_draw_for_themselves(self) -> None:
+        drawn = [
+            tuple(
+                Imbalance.of_experts(0.5, layout(8), BALANCED, 10, seed, ("serve", replica)).sample(
+                    i
+                )
+                for i in range(20)
+            )
+            for seed in (1, 2)
+            for replica in (0, 1)
+        ]
+        assert len(set(drawn)) == 4
 
-    def test_a_uniform_router_has_nothing_to_draw(self) -> None:
-        imbalance = Imbalance.of_placements(BALANCED, self.LAYOUT, 10, seed=1)
-        assert {imbalance.sample(period) for period in range(100)} == {LOAD_UNIT}
-
-    def test_placements_load_the_hottest_rank_as_expected_on_average(self) -> None:
-        """The typical placement of `Routing` is as hot as random ones are on average."""
-        skewed = Routing(skew=0.8)
-        imbalance = Imbalance.of_placements(skewed, self.LAYOUT, 10, seed=1)
-        loads = np.array([imbalance.sample(period) for period in range(5000)]) / LOAD_UNIT
-        assert loads.mean() == pytest.approx(1.0, abs=0.03)
-        chances = skewed.inclusion(64, 4)
-        rng = np.random.default_rng(11)
-        hottest = [rank_loads(rng.permutation(chances), 8).max() for _ in range(5000)]
-        spread = np.std(hottest) / np.mean(hottest) / np.sqrt(10)  # of a mean over ten layers
-        assert loads.std() == pytest.approx(spread, rel=0.15)
-
-    def test_replicas_follow_the_load(self) -> None:
-        with pytest.raises(InputError, match="redundant_experts follow"):
-            Imbalance.of_placements(Routing(redundant_experts=8), self.LAYOUT, 10, seed=1)
+    def test_loads_of_a_run_follow_the_law(self) -> None:
+        experts = Imbalance.of_experts(0.8, layout(8), BALANCED, 10, seed=4)
+        law = fullest_loads(0.8, layout(8), BALANCED)
+        loads = np.array([experts.sample(period) for period in range(20_000)]) / LOAD_UNIT
+        assert experts.mean == pytest.approx(law.mean(), abs=1 / LOAD_UNIT)
+        assert loads.mean() == pytest.approx(law.mean(), abs=4 * law.std() / 141)
+        assert loads.std() == pytest.approx(law.std(), rel=0.05)

@@ -38,7 +38,7 @@ WORDS: Mapping[Bound, str] = {
     "compute": "bound by arithmetic",
     "memory": "bound by memory",
     "network": "messages between chips",
-    "overhead": "overhead: launches, bubbles, the engine",
+    "overhead": "overhead: launches, waiting, the engine",
 }
 _MAIN: Mapping[Bound, str] = {
     "compute": "bound-compute",
