@@ -204,8 +204,10 @@ class Cluster:
             self._turn_away(request, "shed")
         elif self._first == "encode" and request.encode_tokens:
             self._begin_stage(request, "encode", request.encode_tokens)
+        elif self._serving is not None:
+            self._serving.submit(request)
         else:
-            self._begin_prompt(request)
+            self._begin_stage(request, "prefill", request.prefill_tokens)
 
     def _begin_prompt(self, request: Request) -> None:
         """Have the prompt computed, by whoever answers it or in a pool of its own."""

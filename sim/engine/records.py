@@ -164,7 +164,7 @@ class Table:
         """Add many rows, by column."""
         self._blocks.append(
             {
-                name: _seconds(values) if name in self._times else np.array(tuple(values), kind)
+                name: _seconds(values) if name in self._times else np.fromiter(values, kind)
                 for (name, kind), values in zip(self._columns.items(), columns, strict=True)
             }
         )
