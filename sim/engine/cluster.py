@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import simpy
@@ -15,7 +15,7 @@ from sim.engine.links import Link
 from sim.engine.plan import ReplicaPlan
 from sim.engine.pool import Pool
 from sim.engine.prefix import PrefixCache
-from sim.engine.records import Columns, Recorder, Work
+from sim.engine.records import PREEMPTION_COLUMNS, Columns, Recorder, Table, Work
 from sim.engine.replica import Replica, Surroundings
 from sim.engine.requests import Outcome, Request, Turn
 from sim.engine.router import RoundRobin, Router
@@ -88,6 +88,7 @@ class RunRecord:
     states: Columns
     transfers: Columns
     losses: Columns
+    preemptions: Columns = field(default_factory=lambda: Table(PREEMPTION_COLUMNS).columns())
 
 
 class Companion(Protocol):
@@ -254,6 +255,8 @@ class Cluster:
         elif request.pool.role == "encode":
             _add_work(whole, request)
             whole.stage = None
+            if whole.admit_tick < 0:  # else it is part of what has followed
+                whole.encode_ticks += request.done_tick - request.admit_tick
             self._begin_prompt(whole)
         else:
             self._hand_over(request, whole)
@@ -388,6 +391,7 @@ class Cluster:
             record.states.columns(),
             record.transfers.columns(),
             record.losses.columns(),
+            record.preemptions.columns(),
         )
 
     def _close(self) -> None:
@@ -405,6 +409,7 @@ class Cluster:
 
 def _add_work(request: Request, stage: Request) -> None:
     """Count what has been done for one part of a request."""
+    request.pauses += stage.pauses
     if stage.pool.role == "encode":
         request.encoded_tokens += stage.prefilled_tokens
         return

@@ -38,6 +38,8 @@ REQUEST_COLUMNS: Mapping[str, str] = {
     "replica": "i4",
     "preemptions": "i4",
     "attempts": "i4",
+    "encode_s": "f8",
+    "handover_wait_s": "f8",
     "transfer_s": "f8",
     "preempted_s": "f8",
     "outcome": "O",
@@ -87,10 +89,19 @@ TRANSFER_COLUMNS: Mapping[str, str] = {
 }
 """Keys and values on their way: asked for, under way (after those before it on the link), there."""
 
+PREEMPTION_COLUMNS: Mapping[str, str] = {
+    "replica": "i4",
+    "request_id": "i8",
+    "start_s": "f8",
+    "end_s": "f8",
+}
+"""Sequences that lost their place because others needed KV blocks, until they were back; those
+that never came back are not among them."""
+
 TIMES = frozenset(
     {
         *("arrival_s", "admit_s", "first_token_s", "done_s", "transfer_s", "preempted_s"),
-        *("asked_s", "start_s", "end_s", "time_s"),
+        *("encode_s", "handover_wait_s", "asked_s", "start_s", "end_s", "time_s"),
     }
 )
 """Columns that are recorded in ticks."""
@@ -128,7 +139,10 @@ class Work(NamedTuple):
         return Work(*(had - has for had, has in zip(self, kept, strict=True)))
 
 
-_TICKS_OF = {"transfer_s": "transfer_ticks", "preempted_s": "preempted_ticks"}
+_TICKS_OF = {
+    name: name.removesuffix("_s") + "_ticks"
+    for name in ("encode_s", "handover_wait_s", "transfer_s", "preempted_s")
+}
 _REQUEST_VALUES = tuple(
     attrgetter(_TICKS_OF.get(name, name.removesuffix("_s") + "_tick") if name in TIMES else name)
     for name in REQUEST_COLUMNS
@@ -207,6 +221,7 @@ class Recorder:
         self.states = Table(STATE_COLUMNS, TIMES)
         self.transfers = Table(TRANSFER_COLUMNS, TIMES)
         self.losses = Table(LOSS_COLUMNS, TIMES)
+        self.preemptions = Table(PREEMPTION_COLUMNS, TIMES)
         self._left = 0
         self._listener: Callable[[int], None] | None = None
 
@@ -227,6 +242,9 @@ class Recorder:
         if not left:
             return
         self._request_table.extend(map(value_of, left) for value_of in _REQUEST_VALUES)
+        for request in left:
+            for replica, start, end in request.pauses:
+                self.preemptions.append((replica, request.request_id, start, end))
         self._left += len(left)
         if self._listener is not None:
             self._listener(self._left)

@@ -73,9 +73,16 @@ class Request:
     """When it was preempted last, while it waits to come back."""
     preempted_ticks = 0
     """Time between preemptions and returns, summed."""
+    encode_ticks = 0
+    """Time that a pool of encoders took for its images before it was admitted, summed."""
+    handover_wait_ticks = 0
+    """Time from when its prompt was computed until the replica that decodes asked for its keys and
+    values, summed: until a step of its own had ended, and it had blocks."""
     transfer_ticks = 0
-    """Time from when its keys and values were ready elsewhere until they were here, summed; those
-    of preempted sequences apart."""
+    """Time from when its keys and values were asked for until they were here, summed, the wait for
+    the link included; those of preempted sequences apart."""
+    pauses: tuple[tuple[int, int, int], ...] = ()
+    """Replica, begin and end of each preemption after which it came back."""
     preemptions = 0
     attempts = 1
     computed_tokens = 0

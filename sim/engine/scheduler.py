@@ -472,6 +472,7 @@ class Scheduler:
             request.admit_tick = self._now
         elif request.left_batch_tick >= 0:
             request.preempted_ticks += self._now - request.left_batch_tick
+            request.pauses += ((request.replica, request.left_batch_tick, self._now),)
             request.left_batch_tick = -1
 
     # -- prompts --------------------------------------------------------------------------------

@@ -200,7 +200,8 @@ class Transport:
                 return  # the client has come again meanwhile
             request.remote = None
             if isinstance(remote, Handover):
-                request.transfer_ticks += ticks[2] - remote.since_tick
+                request.handover_wait_ticks += ticks[0] - remote.since_tick
+                request.transfer_ticks += ticks[2] - ticks[0]
             elif isinstance(remote, StoredKv):
                 request.transfer_ticks += ticks[2] - ticks[0]
             self.replica.fetched(request)

@@ -52,8 +52,8 @@ def request_table(
     """One row per request, in order of arrival, with its latencies; NaN where there is none.
 
     Times are those that a client sees: every token of a request comes later than it leaves the
-    engine by the time outside the engine. ``queue_s``, ``prefill_s`` and ``decode_s`` are the
-    engine's part of it and add up to ``e2e_s`` less that time.
+    engine by the time outside the engine. ``queue_s``, ``encode_s``, ``prefill_s`` and ``decode_s``
+    are the engine's part of it and add up to ``e2e_s`` less that time.
 
     Parameters
     ----------
@@ -74,7 +74,8 @@ def request_table(
     )
     completed = columns["outcome"][order] == "completed"
     data["recomputed_tokens"] = np.where(completed, columns["recomputed_tokens"][order], 0)
-    data["queue_s"] = admit_s - arrival_s
+    waited_s = admit_s - arrival_s - columns["encode_s"][order]
+    data["queue_s"] = np.maximum(waited_s, 0.0)  # not below it by rounding
     data["prefill_s"] = first_token_s - admit_s
     data["decode_s"] = done_s - first_token_s
     data["first_token_s"] = first_seen_s = first_token_s + frontend_s

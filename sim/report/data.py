@@ -114,8 +114,10 @@ REQUEST_COLUMNS: tuple[str, ...] = (
     "recomputed_tokens",
     "prefill_replica",
     "queue_s",
+    "encode_s",
     "prefill_s",
     "decode_s",
+    "handover_wait_s",
     "transfer_s",
     "preempted_s",
 )

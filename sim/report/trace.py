@@ -2,8 +2,9 @@
 
 One process per case. In it one track per replica shows its stretches, a track beside it what state
 it was in where it was not always up, a track for each replica that keys and values come to shows
-their transfers, a counter per replica its KV blocks and queue, and each request is a slice from
-arrival to completion with its first token marked. Times are microseconds, as the format wants
+their transfers, another the requests that it preempted, from then until they were back, a counter
+per replica its KV blocks and queue, and each request is a slice from arrival to completion with its
+first token marked. Times are microseconds, as the format wants
 (Trace Event Format, Google, 2016).
 """
 
@@ -28,6 +29,8 @@ STATE_TRACKS = 1_000_000
 """Numbers of the tracks of states start here, above those of all replicas."""
 TRANSFER_TRACKS = 2_000_000
 """Numbers of the tracks of transfers start here."""
+PREEMPTION_TRACKS = 3_000_000
+"""Numbers of the tracks of preempted requests start here."""
 
 
 def trace_events(
@@ -50,11 +53,14 @@ def trace_events(
     yield from _tracks(service, process, record)
     for block in blocks_of(record.stretches):
         for row in _rows(block):
-            yield from _stretch(process, row)
+            encodes = _role(service, int(row["replica"])) == "encode"
+            yield from _stretch(process, row, encodes=encodes)
     for row in _rows(_out_of_service(record)):
         yield _state(process, row)
     for row in _rows(record.transfers):
         yield from _transfer(process, row)
+    for row in _rows(record.preemptions):
+        yield from _preemption(process, row)
     for request in requests.to_dict("records"):
         yield from _request(process, {str(key): value for key, value in request.items()})
 
@@ -100,6 +106,7 @@ def _tracks(service: Service, process: int, record: RunRecord) -> Iterator[Event
         ("", 0, record.stretches["replica"]),
         (", state", STATE_TRACKS, _out_of_service(record)["replica"]),
         (", keys and values", TRANSFER_TRACKS, record.transfers["replica"]),
+        (", preempted", PREEMPTION_TRACKS, record.preemptions["replica"]),
     )
     for what, first, replicas in tables:
         for replica in np.unique(replicas).tolist():
@@ -116,15 +123,30 @@ def _called(service: Service, replica: int) -> str:
     """Name a replica: by its pool too, where there are several."""
     if len(service.pools) == 1:
         return f"replica {replica}"
+    return f"{_role(service, replica)} replica {replica}"
+
+
+def _role(service: Service, replica: int) -> str:
+    """Tell what the pool of a replica does."""
     place = int(np.searchsorted(service.first_replicas, replica, side="right")) - 1
-    return f"{service.pools[place].role} replica {replica}"
+    return service.pools[place].role
 
 
-def _stretch(process: int, row: Mapping[str, float]) -> Iterator[Event]:
-    """Yield a slice of a replica's track, and its counters at the end of it."""
+def _stretch(process: int, row: Mapping[str, float], *, encodes: bool) -> Iterator[Event]:
+    """Yield a slice of a replica's track, and its counters at the end of it.
+
+    What a pool of encoders takes in are images; elsewhere they are encoded in steps of prompts.
+    """
     replica = int(row["replica"])
     decoding, prompts = int(row["decode_sequences"]), int(row["prefill_sequences"])
-    parts = [f"decode {decoding}"] * (decoding > 0) + [f"prefill {prompts}"] * (prompts > 0)
+    tokens, image_tokens = int(row["prefill_tokens"]), int(row["encode_tokens"])
+    work = "encode" if encodes else "prefill"
+    parts = [f"decode {decoding}"] * (decoding > 0) + [f"{work} {prompts}"] * (prompts > 0)
+    args = {"steps": int(row["steps"]), "prefill_tokens": tokens}
+    if encodes:
+        args = {"steps": int(row["steps"]), "image_tokens": tokens}
+    elif image_tokens:
+        args["image_tokens"] = image_tokens
     yield {
         "ph": "X",
         "name": " + ".join(parts),
@@ -133,7 +155,7 @@ def _stretch(process: int, row: Mapping[str, float]) -> Iterator[Event]:
         "tid": replica,
         "ts": _us(row["start_s"]),
         "dur": _us(row["end_s"] - row["start_s"]),
-        "args": {"steps": int(row["steps"]), "prefill_tokens": int(row["prefill_tokens"])},
+        "args": args,
     }
     yield {
         "ph": "C",
@@ -173,6 +195,20 @@ def _transfer(process: int, row: Mapping[str, float]) -> Iterator[Event]:
     asked = {"request": int(row["request_id"]), "bytes": float(row["bytes"])}
     waited_us = _us(row["start_s"] - row["asked_s"])
     args = {**asked, "waited_us": waited_us}
+    yield {**common, "ph": "b", "ts": _us(row["start_s"]), "args": args}
+    yield {**common, "ph": "e", "ts": _us(row["end_s"])}
+
+
+def _preemption(process: int, row: Mapping[str, float]) -> Iterator[Event]:
+    """Yield the slice of a request's absence from the batch; several are away at a time."""
+    common: Event = {
+        "cat": "preemption",
+        "name": f"request {int(row['request_id'])} preempted",
+        "id": f"preempted {int(row['request_id'])} {_us(row['start_s'])}",
+        "pid": process,
+        "tid": PREEMPTION_TRACKS + int(row["replica"]),
+    }
+    args = {"request": int(row["request_id"]), "cause": "no free KV block"}
     yield {**common, "ph": "b", "ts": _us(row["start_s"]), "args": args}
     yield {**common, "ph": "e", "ts": _us(row["end_s"])}
 

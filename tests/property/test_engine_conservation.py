@@ -395,3 +395,41 @@ def test_tokens_add_up_in_fleets_that_break_and_scale() -> None:
         encodes = [False] * len(record.stretches["replica"])
         found += assert_tokens_add_up(record, encodes)
     assert min(found["recomputed"], found["failure"]) > 100
+
+
+def test_the_parts_of_a_request_fit_into_its_time() -> None:
+    """Encoding comes before admission; waits and ways between pools before the last token."""
+    found: Counter[str] = Counter()
+    for seed in CLUSTERS:
+        done = with_outcome(setup(seed).run(every_step=False), "completed")
+        ticks = {name: np.array(whole_ticks(done[name]), dtype=object) for name in PARTS}
+        queued = ticks["admit_s"] - ticks["arrival_s"]
+        assert (ticks["encode_s"] <= queued).all()
+        parts = ticks["handover_wait_s"] + ticks["transfer_s"] + ticks["encode_s"]
+        assert (parts <= ticks["done_s"] - ticks["arrival_s"]).all()
+        found.update({name: int(np.count_nonzero(ticks[name])) for name in PARTS})
+    assert all(found[name] for name in PARTS)
+
+
+PARTS = (*MILESTONES, "encode_s", "handover_wait_s", "transfer_s")
+
+
+def test_every_absence_from_a_batch_is_recorded() -> None:
+    """Absences of a request that was answered add up to the time for which it was preempted."""
+    found = 0
+    for seed in CLUSTERS:
+        record = setup(seed).run(every_step=False)
+        done, away = with_outcome(record, "completed"), record.preemptions
+        spent: Counter[int] = Counter()
+        absences = Counter(away["request_id"].tolist())
+        ends = zip(whole_ticks(away["start_s"]), whole_ticks(away["end_s"]), strict=True)
+        for number, (start, end) in zip(away["request_id"].tolist(), ends, strict=True):
+            spent[number] += end - start
+        preempted = whole_ticks(done["preempted_s"])
+        for number, ticks in zip(done["request_id"].tolist(), preempted, strict=True):
+            assert spent[number] == ticks
+        preemptions = zip(done["request_id"].tolist(), done["preemptions"].tolist(), strict=True)
+        for number, times in preemptions:
+            assert absences[number] == times  # who is answered has come back each time
+            found += times
+    assert found > 10

@@ -223,6 +223,8 @@ def _requests(case: str) -> pd.DataFrame:
             "queue_s": 0.3 * waits_s,
             "prefill_s": 0.7 * waits_s,
             "decode_s": gaps_s * (output - 1),
+            "encode_s": 0.0,
+            "handover_wait_s": 0.0,
             "transfer_s": 0.0,
             "preempted_s": 0.0,
         }

@@ -125,6 +125,8 @@ class TestHandOver:
         found = transfers(record)
         assert [row[1] for row in found] == [0, 1]
         assert [row[4:7] for row in found] == [(10, at, at + 20) for at in begun]
+        # the wait for the link is part of the way
+        assert events(record, "transfer_s") == {n: at + 10 for n, at in enumerate(begun)}
         # two steps each; the second comes when the first is just done, or both go on together
         assert events(record, "done_s") == {0: 50, 1: begun[1] + 40}
 
@@ -332,6 +334,7 @@ class TestEncoding:
         requests[0].encode_tokens = 7
         record = run_open(cluster, requests)
         assert events(record, "first_token_s") == {0: 20, 1: 110}
+        assert events(record, "encode_s") == {0: 10, 1: 0}
         assert events(record, "done_s") == {0: 60, 1: 150}
         columns = record.stretches
         steps = zip(columns["replica"].tolist(), columns["prefill_tokens"].tolist(), strict=True)
@@ -358,7 +361,8 @@ class TestEncoding:
         request.encode_tokens = 7
         actions = {15: lambda c: c.replicas[1].fail(), 20: lambda c: come_back(c, 1)}
         record = run_open(cluster, [request], [At(actions)])
-        # encoded again from 15 to 25, the prompt to 35, two steps
+        # encoded to 10, again from 15 to 25, the prompt to 35, two steps
+        assert events(record, "encode_s") == {0: 20}
         assert events(record, "first_token_s") == {0: 35}
         assert events(record, "done_s") == {0: 55}
         assert cluster.in_system == 0

@@ -10,6 +10,7 @@ from hand_made_run import pool, service, table
 from sim.engine.cluster import RunRecord
 from sim.engine.records import (
     LOSS_COLUMNS,
+    PREEMPTION_COLUMNS,
     REQUEST_COLUMNS,
     STATE_COLUMNS,
     STRETCH_COLUMNS,
@@ -50,6 +51,7 @@ RECORD = RunRecord(
         bytes=[1000.0],
     ),
     losses=table(LOSS_COLUMNS),
+    preemptions=table(PREEMPTION_COLUMNS, replica=[2], request_id=[0], start_s=[2.0], end_s=[3.0]),
 )
 REQUESTS = pd.DataFrame(
     {
@@ -92,12 +94,31 @@ def test_transfers_say_how_long_they_waited_for_the_link() -> None:
     assert begin["args"] == {"request": 0, "bytes": 1000.0, "waited_us": 0.25e6}
 
 
+def test_preempted_requests_are_away_until_they_are_back() -> None:
+    begin, end = of_kind("preemption")
+    assert (begin["ph"], begin["ts"], end["ph"], end["ts"]) == ("b", 2e6, "e", 3e6)
+    assert begin["id"] == end["id"]
+    assert begin["args"] == {"request": 0, "cause": "no free KV block"}
+
+
+def test_steps_of_encoders_are_named_so() -> None:
+    encoders = service(pool("encode"), pool("serve", replicas=1))
+    slices = [
+        event
+        for event in trace_events(encoders, 3, REQUESTS, RECORD)
+        if event.get("cat") == "stretch"
+    ]
+    assert slices[0]["name"] == "encode 2"
+    assert slices[0]["args"] == {"steps": 1, "image_tokens": 30}
+
+
 def test_tracks_are_named_after_replicas_and_their_pools() -> None:
     names = [event["args"] for event in events() if event["name"] == "thread_name"]
     assert names == [
         {"name": "prefill replica 0"},
         {"name": "prefill replica 1, state"},
         {"name": "decode replica 2, keys and values"},
+        {"name": "decode replica 2, preempted"},
     ]
 
 
