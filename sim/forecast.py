@@ -42,7 +42,9 @@ LONG_WINDOW = 10.0
 """Only in a window of so many times what a request takes does arriving faster than leaving show
 that a case falls behind, and not just that requests take time; or if most of it is waiting."""
 FALLING_BEHIND = 0.95
-"""A case that completes less than this share of the offered rate is called saturated."""
+"""A case that less than this share of the requests leaves, as they come, may be saturated."""
+ENOUGH_TO_TELL = 100
+"""With fewer requests in the window than this, arriving faster than leaving is chance."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def measure(run: CaseRun, terms: Sequence[Terms]) -> Measured:
     service, record = run.service, run.record
     requests = request_table(record.requests, service.frontend_s, run.tenants)
     window = measured_window(requests, service.case.measure.warmup_fraction, run.clients)
-    edges = timeline_edges(requests)
+    edges = timeline_edges(requests, record)
     inventory, over_time = inventories(service, record, window.edges, edges)
     books = accounts(service, window, requests, record, inventory, terms)
     summary = summary_row(service, requests, books)
@@ -275,23 +277,43 @@ def _case_notes(run: CaseRun, measured: Measured, ways: WaysToPay) -> Iterator[s
         )
     yield f"{counted}. {_prices(run.service, measured, ways)}"
     requests = measured.requests
-    served = requests[requests["outcome"] == "completed"]
-    arrive, leave = (
-        served[time].between(window.start_s, window.end_s).sum() / window.duration_s
-        for time in ("arrival_s", "done_s")
-    )
-    waits_s = float((served["admit_s"] - served["arrival_s"]).median())
-    runs_s = float((served["done_s"] - served["admit_s"]).median())
-    telling = window.duration_s > LONG_WINDOW * runs_s or waits_s > runs_s
-    if case.workload.kind != "closed_loop" and telling and leave < FALLING_BEHIND * arrive:
-        yield (
-            f"{case.name}: falls behind: {leave:.2f} requests/s leave while {arrive:.2f} arrive; "
-            "its latencies grow with the length of the run."
-        )
+    if case.workload.kind != "closed_loop":
+        yield from _falling_behind(case, requests, window)
     counted_requests = int(requests["measured"].sum())
     if counted_requests < FEW_REQUESTS:
         yield f"{case.name}: only {counted_requests} requests count; tails rest on a few of them."
     yield from _failures(case, measured.summary)
+
+
+def _falling_behind(case: Case, requests: pd.DataFrame, window: Window) -> Iterator[str]:
+    """Say where requests leave more slowly than they come, and more and more of them are there.
+
+    Who gives up, or is turned away, leaves too: what nobody waits for does not pile up.
+    """
+    came = requests[requests["measured"]]
+    if len(came) < ENOUGH_TO_TELL:
+        return
+    served = requests[requests["outcome"] == "completed"]
+    stay = came["outcome"].isin(("completed", "unfinished"))
+    done = served["done_s"].between(window.start_s, window.end_s).sum()
+    arrive, leave = len(came) / window.duration_s, (done + (~stay).sum()) / window.duration_s
+    waits_s = float((served["admit_s"] - served["arrival_s"]).median())
+    runs_s = float((served["done_s"] - served["admit_s"]).median())
+    telling = window.duration_s > LONG_WINDOW * runs_s or waits_s > runs_s or served.empty
+    middle_s = (window.start_s + window.end_s) / 2
+    grows = _present(requests, window.end_s) > _present(requests, middle_s)
+    if telling and grows and leave < FALLING_BEHIND * arrive:
+        yield (
+            f"{case.name}: falls behind: {leave:.2f} requests/s leave while {arrive:.2f} arrive; "
+            "its latencies grow with the length of the run."
+        )
+
+
+def _present(requests: pd.DataFrame, time_s: float) -> int:
+    """Count the requests in the system at some time, those that nobody answers not counted."""
+    stay = requests["outcome"].isin(("completed", "unfinished"))
+    here = (requests["arrival_s"] <= time_s) & ~(requests["done_s"] <= time_s)
+    return int((stay & here).sum())
 
 
 def _failures(case: Case, summary: Mapping[str, object]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from sim.engine.cluster import RunRecord
 from sim.engine.records import Columns
 from sim.metrics.activity import Tally, Totals, blocks_of, tally
 from sim.metrics.availability import Availability, availability
-from sim.metrics.requests import Window
+from sim.metrics.requests import Window, answers_inside
 from sim.pools import Role
 from sim.service import Fleet, Service
 
@@ -96,10 +96,14 @@ class Accounts:
     mbu_fraction: float
     power_w: float
     """Of everything that is charged, before PUE."""
+    chips_paid: float
+    """Mean number of chips of replicas that were not switched off."""
     output_tokens: float
+    """Delivered: of the answers of requests that were completed, sooner or later."""
     input_tokens: float
-    cached_tokens: float
-    """Input tokens that were found in a cache."""
+    """Of the prompts of those."""
+    cached_input_fraction: float
+    """Input tokens that were found in a cache, over all, answered or not."""
     bill: tuple[BillLine, ...]
     token_cost: TokenCost
     lost: LostWork
@@ -136,12 +140,15 @@ def accounts(
         for fleet, watts, paid in zip(service.fleets, power_w, terms, strict=True)
     ]
     pools = tuple(_pool_accounts(service, inventory, bills))
-    first = requests["first_token_s"].between(window.start_s, window.end_s, inclusive="right")
-    input_tokens = float(requests.loc[first, "input_tokens"].sum())
+    read = requests[
+        requests["first_token_s"].between(window.start_s, window.end_s, inclusive="right")
+    ]
+    answered = read["outcome"] == "completed"
+    input_tokens = float(read.loc[answered, "input_tokens"].sum())
     lines = _together(bills)
     usd = total_usd(lines)
     share = sum(pool.usd * pool.prefill_share for pool in pools) / usd if usd > 0 else 0.0
-    output_tokens = float(whole.output_tokens[0])
+    output_tokens = _delivered(float(whole.output_tokens[0]), requests, record.losses, window)
     cost = usd_per_mtok(usd, min(share, 1.0), input_tokens, output_tokens)
     return Accounts(
         window=window,
@@ -149,14 +156,41 @@ def accounts(
         mfu_fraction=_chip_weighted(service, inventory, _flop_s(service, inventory)),
         mbu_fraction=_chip_weighted(service, inventory, inventory.tally.pools.memory_s[:, 0]),
         power_w=math.fsum(power_w),
+        chips_paid=_chips_paid(service, inventory),
         output_tokens=output_tokens,
         input_tokens=input_tokens,
-        cached_tokens=float(requests.loc[first, "cached_tokens"].sum()),
+        cached_input_fraction=_of(read["cached_tokens"].sum(), read["input_tokens"].sum()),
         bill=lines,
         token_cost=cost,
         lost=_lost_work(record.losses, requests, window, cost, whole),
         kv_transfer_bytes=_moved_bytes(record.transfers, window),
         pools=pools,
+    )
+
+
+def _delivered(
+    produced_tokens: float, requests: pd.DataFrame, losses: Columns, window: Window
+) -> float:
+    """Count the output tokens of the window that belong to answers which were completed.
+
+    Where no answer of the run was thrown away they are those that were produced. Where some were,
+    the engine knows when they were thrown away and not when they were produced, and what it
+    produced is of no use to tell them apart at the edges of the window: then each completed answer
+    is spread evenly from its first token to its last.
+    """
+    if not losses["generated_tokens"].any():
+        return produced_tokens
+    return float(answers_inside(requests, window).sum())
+
+
+def _chips_paid(service: Service, inventory: Inventory) -> float:
+    """Mean number of chips whose replicas were not switched off; all of them, exactly, if none."""
+    there = inventory.there
+    return math.fsum(
+        pool.chips * _of(paid, installed)
+        for pool, paid, installed in zip(
+            service.pools, there.paid_s[:, 0], there.installed_s[:, 0], strict=True
+        )
     )
 
 

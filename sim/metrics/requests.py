@@ -49,7 +49,9 @@ class Window:
 def request_table(
     columns: Columns, frontend_s: float, tenants: Sequence[str] = ONE_TENANT
 ) -> pd.DataFrame:
-    """One row per request, in order of arrival, with its latencies; NaN where there is none.
+    """One row per request, in order of number, with its latencies; NaN where there is none.
+
+    Requests are numbered in order of arrival, those of sessions session by session.
 
     Times are those that a client sees: every token of a request comes later than it leaves the
     engine by the time outside the engine. ``queue_s``, ``encode_s``, ``prefill_s`` and ``decode_s``
@@ -101,15 +103,15 @@ def measured_window(requests: pd.DataFrame, warmup_fraction: float, clients: int
     Parameters
     ----------
     requests : DataFrame
-        In order of arrival.
+        In any order.
     warmup_fraction : float
         Leading share of the arrivals that does not count.
     clients : int
         Of a closed loop: they all start at once, so at least `WARMUP_ROUNDS` requests of each are
         left out too, if the run is long enough for that.
     """
-    arrivals = requests["arrival_s"].to_numpy()
-    end = last_event_s(requests)
+    arrivals = np.sort(requests["arrival_s"].to_numpy())
+    end = last_completion_s(requests)
     if end <= 0.0:  # nothing completed: any length will do, as long as rates are defined
         return Window(0.0, float(arrivals.max(initial=0.0)) + 1.0)
     warmup = int(warmup_fraction * arrivals.size)
@@ -121,7 +123,7 @@ def measured_window(requests: pd.DataFrame, warmup_fraction: float, clients: int
     return Window(float(arrivals[0]), end) if together else Window(start, last)
 
 
-def last_event_s(requests: pd.DataFrame) -> float:
+def last_completion_s(requests: pd.DataFrame) -> float:
     """Time of the last completion; 0 if there is none."""
     return float(np.nanmax(requests["done_s"].fillna(0.0).to_numpy(), initial=0.0))
 
@@ -138,6 +140,21 @@ def statistics(name: str, values: "pd.Series[float]", which: tuple[str, ...]) ->
 def meets_slo(completed: pd.DataFrame, ttft_s: float, tpot_s: float) -> "pd.Series[bool]":
     """Tell which requests met both targets; an answer of one token has no TPOT to miss."""
     return (completed["ttft_s"] <= ttft_s) & ~(completed["tpot_s"] > tpot_s)
+
+
+def answers_inside(requests: pd.DataFrame, window: Window) -> Floats:
+    """Output tokens of each request that fall into the window; none unless it was completed.
+
+    An answer is spread evenly from its first token to its last.
+    """
+    first_s, done_s = (requests[name].to_numpy() for name in ("first_token_s", "done_s"))
+    lasts_s = done_s - first_s
+    at_once = (first_s > window.start_s) & (first_s <= window.end_s)
+    inside_s = np.minimum(done_s, window.end_s) - np.maximum(first_s, window.start_s)
+    share = np.divide(inside_s, lasts_s, out=at_once.astype(float), where=lasts_s > 0)
+    completed = (requests["outcome"] == "completed").to_numpy()
+    share = np.where(completed, np.clip(np.nan_to_num(share), 0.0, 1.0), 0.0)
+    return np.asarray(requests["output_tokens"].to_numpy() * share)
 
 
 def count_outcome(requests: pd.DataFrame, outcome: str) -> int:

@@ -8,7 +8,14 @@ import pandas as pd
 
 from sim.economics import total_usd, usd_per_hour
 from sim.metrics.accounts import Accounts
-from sim.metrics.requests import OUTCOMES, Window, count_outcome, meets_slo, statistics
+from sim.metrics.requests import (
+    OUTCOMES,
+    Window,
+    answers_inside,
+    count_outcome,
+    meets_slo,
+    statistics,
+)
 from sim.routing_policy import Slo
 from sim.service import Service
 from sim.units import HOUR_S
@@ -43,8 +50,8 @@ def summary_row(service: Service, requests: pd.DataFrame, books: Accounts) -> di
         "failed_requests": len(requests) - done,
         "duration_s": span,
         "output_tokens_per_s": output_rate,
-        "output_tokens_per_s_per_chip": output_rate / service.chips,
-        "total_tokens_per_s_per_chip": total_rate / service.chips,
+        "output_tokens_per_s_per_chip": _per_chip(output_rate, books),
+        "total_tokens_per_s_per_chip": _per_chip(total_rate, books),
         **statistics("ttft_s", completed["ttft_s"], ("mean", *QUANTILES)),
         **statistics("tpot_s", tpot, ("mean", *QUANTILES)),
         **statistics("e2e_s", completed["e2e_s"], ("p50", "p99")),
@@ -66,15 +73,18 @@ def summary_row(service: Service, requests: pd.DataFrame, books: Accounts) -> di
     }
 
 
+def _per_chip(rate: float, books: Accounts) -> float:
+    """Divide by the chips that were there; not defined if there were none."""
+    return rate / books.chips_paid if books.chips_paid else np.nan
+
+
 def _losses(requests: pd.DataFrame, books: Accounts) -> dict[str, object]:
     """Tell what was saved by caches, and what was lost on the way."""
     lost, usd = books.lost, total_usd(books.bill)
     by_cause = {f"{name}_lost_tokens": lost.tokens_by_cause.get(name, 0) for name in LOSS_CAUSES}
     failed = {f"{name}_requests": count_outcome(requests, name) for name in OUTCOMES[1:]}
     return {
-        "cached_input_fraction": books.cached_tokens / books.input_tokens
-        if books.input_tokens
-        else 0.0,
+        "cached_input_fraction": books.cached_input_fraction,
         "preemptions": int(requests["preemptions"].sum()),
         **failed,
         "kv_transfer_bytes": books.kv_transfer_bytes,
@@ -125,7 +135,7 @@ def tenant_rows(
         Of each tenant, in the order of the categories.
     """
     window = books.window
-    prompts, answers = _tokens_in(requests, window)
+    prompts, answers = _prompts_in(requests, window), answers_inside(requests, window)
     tenants = requests["tenant"].cat
     codes, count = tenants.codes.to_numpy(), len(tenants.categories)
     read, written = (
@@ -170,19 +180,11 @@ def counted_requests(requests: pd.DataFrame, window: Window) -> pd.DataFrame:
     return requests[requests["arrival_s"].between(window.start_s, window.end_s)]
 
 
-def _tokens_in(requests: pd.DataFrame, window: Window) -> tuple[Floats, Floats]:
-    """Tokens of each request that fall into the window: prompt tokens computed, and answers.
-
-    An answer is spread evenly from its first token to its last.
-    """
-    first_s, done_s = (requests[name].to_numpy() for name in ("first_token_s", "done_s"))
-    in_time = (first_s > window.start_s) & (first_s <= window.end_s)
-    computed = requests["input_tokens"].to_numpy() - requests["cached_tokens"].to_numpy()
-    lasts_s = done_s - first_s
-    inside_s = np.minimum(done_s, window.end_s) - np.maximum(first_s, window.start_s)
-    share = np.divide(inside_s, lasts_s, out=in_time.astype(float), where=lasts_s > 0)
-    answers = requests["output_tokens"].to_numpy() * np.clip(np.nan_to_num(share), 0.0, 1.0)
-    return np.where(in_time, computed, 0).astype(float), answers
+def _prompts_in(requests: pd.DataFrame, window: Window) -> Floats:
+    """Prompt tokens of each request that were computed for a first token in the window."""
+    inside = requests["first_token_s"].between(window.start_s, window.end_s, inclusive="right")
+    computed = requests["input_tokens"] - requests["cached_tokens"]
+    return np.where(inside, computed, 0).astype(float)
 
 
 def _shares(amounts: Floats) -> Floats:

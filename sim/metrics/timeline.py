@@ -7,7 +7,7 @@ import pandas as pd
 from sim.engine.cluster import RunRecord
 from sim.metrics.accounts import HANDOVER, Inventory, fleet_power_w
 from sim.metrics.activity import Overlaps
-from sim.metrics.requests import last_event_s, request_seconds
+from sim.metrics.requests import last_completion_s, request_seconds
 from sim.service import Service
 
 Floats = npt.NDArray[np.float64]
@@ -15,9 +15,21 @@ Floats = npt.NDArray[np.float64]
 TIMELINE_BINS = 120
 
 
-def timeline_edges(requests: pd.DataFrame, bins: int = TIMELINE_BINS) -> Floats:
-    """Cut the time of a run into equal bins."""
-    return np.linspace(0.0, last_event_s(requests) or 1.0, bins + 1)
+def timeline_edges(requests: pd.DataFrame, record: RunRecord, bins: int = TIMELINE_BINS) -> Floats:
+    """Cut the time of a run, to its last event, into equal bins."""
+    return np.linspace(0.0, _last_event_s(requests, record) or 1.0, bins + 1)
+
+
+def _last_event_s(requests: pd.DataFrame, record: RunRecord) -> float:
+    """When the last request came or was answered, or a step, a transfer or an attempt ended."""
+    times = (
+        requests["arrival_s"].to_numpy(),
+        record.stretches["end_s"],
+        record.transfers["end_s"],
+        record.losses["time_s"],
+    )
+    latest = (float(np.nanmax(each, initial=0.0)) for each in times)
+    return max(last_completion_s(requests), *latest)
 
 
 def timeline(

@@ -26,6 +26,10 @@ TIE_FRACTION = 0.05
 """Forecasts closer than this are called level: few simulators are right to five percent, though
 what they are wrong about is partly the same in two cases of one run."""
 
+LOW_SLO_FRACTION = 0.9
+"""Tokens of a case in which fewer requests met the SLO are cheap since they come late: whoever
+names their cost names the share too."""
+
 UNCALIBRATED_TIE_FRACTION = 0.5
 """The same for times of which one rests on the laws of another chip: what such a forecast is worth
 stands in docs/explanation/uncalibrated-chips.md."""
@@ -183,7 +187,29 @@ def headline(summary: pd.DataFrame, measure: Measure) -> str:
         return f"No case has a defined {measure.what}"
     if max(len(ranking.best), len(ranking.second or "")) > HEADLINE_NAME_LETTERS:
         return f"{measure.what.capitalize()} by case"
-    return _lead(ranking, measure, measure.write(ranking.best_value))
+    lead = _lead(ranking, measure, measure.write(ranking.best_value))
+    return lead + _late(summary, ranking) if measure is COST else lead
+
+
+def low_slo(case: "pd.Series[float]") -> float | None:
+    """Share of requests that met the SLO, if it is too low for a cost to stand alone.
+
+    >>> low_slo(pd.Series({"slo_attainment_fraction": 0.23}))
+    0.23
+    """
+    share = float(case.get("slo_attainment_fraction", math.nan))
+    return share if share < LOW_SLO_FRACTION else None
+
+
+def _late(summary: pd.DataFrame, ranking: Ranking) -> str:
+    """Say of the cases that a ranking names how many of their requests met the SLO, if few."""
+    low = {str(row["case"]): low_slo(row) for _, row in summary.iterrows()}
+    shares = [
+        f"{percent(share)} of {case}"
+        for case in (ranking.best, ranking.second)
+        if case is not None and (share := low[case]) is not None
+    ]
+    return f"; the SLO is met by {' and '.join(shares)}" if shares else ""
 
 
 def answer(summary: pd.DataFrame) -> str:
@@ -261,9 +287,8 @@ def _leads(summary: pd.DataFrame, measures: tuple[Measure, ...]) -> Iterator[str
 
 def _unserved(summary: pd.DataFrame) -> Iterator[str]:
     """Say where the figures are those of the lucky requests only."""
-    for case, completed, failed in zip(
-        summary["case"], summary["completed_requests"], summary["failed_requests"], strict=True
-    ):
+    columns = ("case", "completed_requests", "failed_requests")
+    for case, completed, failed in zip(*(summary[name] for name in columns), strict=True):
         if completed == 0:
             yield f"{case} completed no request: its cost, times and energy are not defined."
         elif failed > 0:

@@ -170,6 +170,25 @@ class TestLoad:
         assert not [note for note in eased.notes if "falls behind" in note]
         assert [note for note in flooded.notes if note.startswith("small: falls behind: ")]
 
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            # too few to tell
+            [("workload.requests", "50"), ("measure.warmup_fraction", "0")],
+            # a queue of clients who give up does not grow
+            [
+                ("workload.requests", "2000"),
+                ("patience", "{timeout_s: 300 ms, until: completion}"),
+            ],
+        ],
+        ids=["few", "impatient"],
+    )
+    def test_what_does_not_grow_does_not_fall_behind(
+        self, tmp_path: Path, settings: list[tuple[str, str]]
+    ) -> None:
+        tables = run(write(tmp_path, ONE_CASE), ("workload.rate_requests_per_s", "2000"), *settings)
+        assert not [note for note in tables.notes if "falls behind" in note]
+
     def test_requests_that_do_not_fit_are_counted(self, tmp_path: Path) -> None:
         tables = run(write(tmp_path, ONE_CASE), ("engine.max_model_len", "109"))
         (row,) = tables.summary.to_dict("records")
@@ -226,7 +245,7 @@ def test_progress_is_told_by_case_and_curve(file: Path) -> None:
     settings = [("workload.requests", "2500"), ("workload.rate_requests_per_s", "500")]
     scenario = load_scenario(file, [*settings, ("cases", "[{name: a}]")])
     forecast(scenario, CATALOG, listen, manifest={})
-    assert told == {"a": [(1000, 2500), (2000, 2500)], "a, curve": [(1, 2), (2, 2)]}
+    assert told == {"a": [(1000, 2500), (2000, 2500), (2500, 2500)], "a, curve": [(1, 2), (2, 2)]}
 
 
 def test_raw_runs_are_kept_on_demand(file: Path) -> None:

@@ -3,6 +3,7 @@
 `hand_made_run` draws it.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,6 +72,12 @@ def test_the_window_goes_from_the_warm_up_to_the_last_arrival() -> None:
     assert (window.start_s, window.end_s, window.duration_s) == (1.0, 9.0, 8.0)
     assert window.edges.tolist() == [1.0, 9.0]
     assert measured_window(requests(), warmup_fraction=0.0) == Window(0.0, 9.0)
+
+
+def test_the_window_does_not_depend_on_the_order_of_the_requests() -> None:
+    """Those of sessions are numbered session by session."""
+    shuffled = requests().iloc[[3, 0, 4, 1, 2]]
+    assert measured_window(shuffled, warmup_fraction=0.25) == Window(1.0, 9.0)
 
 
 def test_a_burst_counts_as_a_whole() -> None:
@@ -150,7 +157,9 @@ def hand_made_timeline(bins: int) -> pd.DataFrame:
 
 def test_a_timeline_in_bins_of_two_seconds() -> None:
     table = hand_made_timeline(bins=5)
-    np.testing.assert_array_equal(timeline_edges(requests(), 5), np.linspace(0.0, 10.0, 6))
+    np.testing.assert_array_equal(
+        timeline_edges(requests(), record(), 5), np.linspace(0.0, 10.0, 6)
+    )
     assert table["start_s"].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
     assert table["end_s"].tolist() == [2.0, 4.0, 6.0, 8.0, 10.0]
     # arrivals at 0 and 1, none, 5, none, 8 and 9
@@ -212,7 +221,7 @@ def timeline_of(record: RunRecord, bins: int) -> pd.DataFrame:
     nothing = table_of()
     bare = service(pool(replicas=1, **priced(nothing, nothing, nothing, nothing)))
     frame = request_table(record.requests, frontend_s=0.0)
-    (found,) = inventories(bare, record, timeline_edges(frame, bins))
+    (found,) = inventories(bare, record, timeline_edges(frame, record, bins))
     return timeline(bare, frame, record, found)
 
 
@@ -544,6 +553,86 @@ def test_a_summary_says_what_was_cached_and_moved() -> None:
     # between the pools, and there before 9 s and after 1 s
     assert row["kv_transfer_bytes"] == 100.0
     assert (row["rejected_requests"], row["timed_out_requests"], row["preemptions"]) == (1, 0, 0)
+
+
+def losing(tokens: int, time_s: float = 9.0) -> RunRecord:
+    lost = table(LOSS_COLUMNS, time_s=[time_s], cause=["failure"], generated_tokens=[tokens])
+    return record(losses=lost)
+
+
+def books_in(window: Window, run: RunRecord, produced: float | None = None) -> Accounts:
+    """Accounts of the hand-made run in any window; ``produced``: tokens, if not as it says."""
+    found = inventory(window.edges)
+    if produced is not None:
+        did = found.tally.pools._replace(output_tokens=np.array([[produced]]))
+        found = replace(found, tally=replace(found.tally, pools=did))
+    return accounts(service(), window, requests(), run, found, [RENT])
+
+
+def test_of_what_is_produced_the_part_that_is_not_thrown_away_is_delivered() -> None:
+    """15 tokens come out, the answers have 7 + 5 + 1 + 1: one is of no use."""
+    whole = Window(-1.0, 11.0)
+    assert books_in(whole, record()).output_tokens == 15
+    assert books_in(whole, losing(1)).output_tokens == 15 - 1
+
+
+@given(st.integers(1, 10**6))
+def test_failures_do_not_make_tokens_cheaper(tokens: int) -> None:
+    """The same answers in the same time for the same money cost the same."""
+    whole = Window(-1.0, 11.0)
+    clean = books_in(whole, record(), produced=14.0)
+    failing = books_in(whole, losing(tokens), produced=14.0 + tokens)
+    assert failing.bill == clean.bill
+    assert failing.token_cost == clean.token_cost
+    rows = [summary_row(service(), requests(), found) for found in (clean, failing)]
+    for name in ("output_tokens_per_s", "total_tokens_per_s_per_chip", "energy_j_per_output_token"):
+        assert rows[0][name] == rows[1][name]
+
+
+def test_answers_at_the_edges_of_the_window_are_spread_over_their_time() -> None:
+    # from 5 to 9 s: 1 of 4 s of request 0's five, 2 of 3 s of request 1's seven, request 2's one
+    found = books_in(Window(5.0, 9.0), losing(1, time_s=20.0))
+    assert found.output_tokens == pytest.approx(5 / 4 + 14 / 3 + 1)
+    # of the first tokens that of request 2 alone
+    assert found.input_tokens == 200
+
+
+def test_tokens_that_nobody_gets_have_no_price() -> None:
+    frame = requests().assign(outcome="timed_out")
+    frame.loc[frame["request_id"] == 0, "done_s"] = 6.0  # the window goes on to the last arrival
+    window = window_of(frame)
+    found = accounts(service(), window, frame, losing(3), inventory(window.edges), [RENT])
+    assert (found.output_tokens, found.input_tokens) == (0.0, 0.0)
+    row = summary_row(service(), frame, found)
+    assert row["output_tokens_per_s"] == 0.0
+    for name in ("energy_j_per_output_token", "usd_per_mtok_input", "usd_per_mtok_output"):
+        assert np.isnan(row[name])
+    assert np.isnan(row["usd_per_mtok_total"])
+    # what was found in caches is counted all the same: 700 of 1600 tokens
+    assert row["cached_input_fraction"] == pytest.approx(700 / 1600)
+    assert row["usd_per_hour"] == pytest.approx(28.8)
+
+
+def test_throughput_per_chip_is_that_of_chips_that_are_on() -> None:
+    found = books(run=off_for_four_seconds())
+    # one of two replicas of two chips is off for 4 of 8 s
+    assert found.chips_paid == pytest.approx(2 + 2 / 2)
+    row = summary_row(service(), requests(), found)
+    assert row["chips"] == 4
+    assert row["output_tokens_per_s_per_chip"] == pytest.approx(12.5 / 8 / 3)
+    assert row["total_tokens_per_s_per_chip"] == pytest.approx(1612.5 / 8 / 3)
+    assert books().chips_paid == 4
+
+
+def test_a_timeline_goes_on_to_the_last_event() -> None:
+    """Whether the last to happen is an answer, an arrival, a step, a transfer or a loss."""
+    frame = requests().assign(done_s=NAN)
+    assert timeline_edges(frame, record(), 1).tolist() == [0.0, 10.0]  # e ends
+    late = frame.assign(arrival_s=frame["arrival_s"] + 4.0)
+    assert timeline_edges(late, record(), 1).tolist() == [0.0, 13.0]
+    assert timeline_edges(frame, losing(1, time_s=12.0), 1).tolist() == [0.0, 12.0]
+    moved = table(TRANSFER_COLUMNS, start_s=[0.0], end_s=[14.0])
+    assert timeline_edges(frame, record(transfers=moved), 1).tolist() == [0.0, 14.0]
 
 
 def test_lost_work_costs_its_share_of_all_work() -> None:

@@ -42,7 +42,16 @@ PAINTERS: dict[str, Callable[[RunTables], Drawing]] = {
     "timeline": timeline_chart,
     "energy": energy_chart,
 }
+
+
+def late() -> RunTables:
+    """Eight cases with intervals in which few requests met the SLO."""
+    tables = eight_cases()
+    return dataclasses.replace(tables, summary=tables.summary.assign(slo_attainment_fraction=0.23))
+
+
 RUNS: dict[str, Callable[[], RunTables]] = {
+    "late": late,
     "four": four_cases,
     "one": one_case,
     "nothing": nothing_completed,
@@ -147,6 +156,27 @@ def test_a_case_without_a_cost_says_so_and_has_no_bar() -> None:
     assert "not defined: no request completed" in words
     assert len(bars(drawing)) == len(OWNED)
     assert "8x H100 not defined: no request completed" in drawing.alt
+
+
+def test_a_cost_says_beside_its_bar_where_few_requests_met_the_slo() -> None:
+    tables = four_cases()
+    shares = tables.summary.assign(slo_attainment_fraction=[0.23, 0.9, 0.95, math.nan])
+    late = dataclasses.replace(tables, summary=shares)
+    drawing = drawn("cost", late)
+    said = [text.get_text() for text in texts(drawing) if "SLO met" in text.get_text()]
+    assert said == ["SLO met by 23.0 %"]
+    assert "(SLO met by 23.0 %)" in drawing.alt
+    words = [text.get_text() for text in texts(drawn("energy", late))]
+    assert not any("SLO" in word for word in words)
+
+
+def test_a_case_that_answered_only_in_its_warm_up_has_no_bar() -> None:
+    tables = four_cases()
+    costs = tables.summary["usd_per_mtok_total"].where(tables.summary.index > 0)
+    bare = dataclasses.replace(tables, summary=tables.summary.assign(usd_per_mtok_total=costs))
+    drawing = drawn("cost", bare)
+    assert len(bars(drawing)) == (len(tables.cases) - 1) * len(OWNED)
+    assert "8x H100 not defined: no answer in the time that counts" in drawing.alt
 
 
 def test_nothing_at_all_is_still_a_chart() -> None:

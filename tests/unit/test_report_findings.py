@@ -80,6 +80,18 @@ def test_a_long_name_does_not_go_into_a_title() -> None:
     assert headline(summary, ENERGY) == "Energy per output token by case"
 
 
+def test_a_title_says_who_is_cheap_since_he_is_late() -> None:
+    late = costs(a=2.0, b=2.0, c=3.0).assign(slo_attainment_fraction=[0.233, 0.58, 0.1])
+    assert headline(late, COST) == (
+        "a ($2.00 per million) and b ($2.00) are too close to call on cost of tokens; "
+        "the SLO is met by 23.3 % of a and 58.0 % of b"
+    )
+    half = late.assign(slo_attainment_fraction=[0.9, 0.899, math.nan])
+    assert headline(half, COST).endswith("; the SLO is met by 89.9 % of b")
+    fine = late.assign(slo_attainment_fraction=[0.9, 1.0, 0.1])
+    assert "SLO" not in headline(fine, COST)
+
+
 def test_the_answer_names_leader_cost_interval_and_slo() -> None:
     text = answer(four_cases().summary)
     assert text.startswith("All 4 cases were offered 4 requests per second.")

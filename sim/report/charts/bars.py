@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -11,8 +11,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from sim.report.charts.drawing import Drawing, case_name, heading_of, styles_of
 from sim.report.data import BILL_LINES, RunTables, rows_of
-from sim.report.findings import COST, ENERGY, Measure, headline, interval
-from sim.report.formats import plain, tick_usd
+from sim.report.findings import COST, ENERGY, Measure, headline, interval, low_slo
+from sim.report.formats import percent, plain, tick_usd
 from sim.report.style import (
     LABEL_PT,
     MARGIN_IN,
@@ -61,6 +61,8 @@ class Bar:
     segments: tuple[Segment, ...]
     undefined: str
     """What is written in the place of a bar that has no value."""
+    remark: str = ""
+    """What is said beside its value."""
 
 
 def cost_chart(tables: RunTables) -> Drawing:
@@ -103,7 +105,9 @@ def _cost_bar(tables: RunTables, row: "pd.Series[float]") -> Bar:
         if share > 0
     )
     plain_bar = (Segment(1.0, colour("axis"), colour("on-light")),)
-    return _measure_bar(tables, row, COST, lambda _: segments or plain_bar)
+    bar = _measure_bar(tables, row, COST, lambda _: segments or plain_bar)
+    share = low_slo(row)
+    return bar if share is None else replace(bar, remark=f"SLO met by {percent(share)}")
 
 
 def _measure_bar(
@@ -114,7 +118,8 @@ def _measure_bar(
 ) -> Bar:
     case = str(row["case"])
     style = styles_of(tables)[case]
-    why = "no request completed" if row["completed_requests"] == 0 else "no value"
+    nobody = row["completed_requests"] == 0
+    why = "no request completed" if nobody else "no answer in the time that counts"
     return Bar(
         case=case,
         style=style,
@@ -127,7 +132,9 @@ def _measure_bar(
 
 def _in_words(what: str, bars: Sequence[Bar], scale: Scale) -> str:
     parts = [
-        f"{bar.case} {scale.value(bar.value) if math.isfinite(bar.value) else bar.undefined}"
+        f"{bar.case} {scale.value(bar.value)}{f' ({bar.remark})' if bar.remark else ''}"
+        if math.isfinite(bar.value)
+        else f"{bar.case} {bar.undefined}"
         for bar in bars
     ]
     return f"Bar chart. {what}: {'; '.join(parts)}."
@@ -222,10 +229,13 @@ def _bar_value(axes: Axes, bar: Bar, place: int, write: Callable[[float], str]) 
         return
     end = (_reach(bar), place)
     strong = {"fontsize": LABEL_PT, "weight": "bold", "color": colour("ink")}
-    _beside(axes, end, (7, 6.0 if bar.interval else 0.0), write(bar.value), strong)
-    if bar.interval:
-        within = f"{write(bar.interval[0])} to {write(bar.interval[1])}"
-        _beside(axes, end, (7, -7), within, {"fontsize": SMALL_PT, **quiet})
+    within = f"{write(bar.interval[0])} to {write(bar.interval[1])}" if bar.interval else ""
+    below = [text for text in (within, bar.remark) if text]
+    lift_pt = 6.0 * len(below)
+    _beside(axes, end, (7, lift_pt), write(bar.value), strong)
+    for line, text in enumerate(below, 1):
+        look = {"fontsize": SMALL_PT, **quiet}
+        _beside(axes, end, (7, lift_pt - (13.0 if len(below) == 1 else 12.0) * line), text, look)
 
 
 def _beside(
