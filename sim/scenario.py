@@ -203,9 +203,9 @@ def scenario_of(located: Located, folder: Path) -> Scenario:
 
 def scenario_json_schema() -> dict[str, Any]:
     """JSON Schema of a scenario file: every key of a case may stand at the top or in the case."""
-    case, header = json_schema(Case), json_schema(Header)
-    partial = {key: value for key, value in case.items() if key not in ("$defs", "required")}
-    override = {"CaseOverride": {**partial, "title": "CaseOverride", "required": ["name"]}}
+    case, header = _partial(json_schema(Case)), json_schema(Header)
+    entry = {key: value for key, value in case.items() if key != "$defs"}
+    override = {"CaseOverride": {**entry, "title": "CaseOverride", "required": ["name"]}}
     shared = {key: value for key, value in case["properties"].items() if key != "name"}
     cases = {
         "type": "array",
@@ -220,15 +220,21 @@ def scenario_json_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {**header["properties"], **shared, "cases": cases},
         "required": header["required"],
-        "$defs": {**{name: _partial(part) for name, part in case["$defs"].items()}, **override},
+        "$defs": {**case["$defs"], **override},
     }
 
 
-def _partial(part: dict[str, Any]) -> dict[str, Any]:
-    """Let a mapping leave out what the shared keys or a case add; not so where ``kind`` chooses."""
-    if "kind" in part.get("properties", {}):
+def _partial(part: Any) -> Any:
+    """Let a mapping leave out what the shared keys or a case add, the kind that chooses too."""
+    if isinstance(part, list):
+        return [_partial(each) for each in part]
+    if not isinstance(part, dict):
         return part
-    return {key: value for key, value in part.items() if key != "required"}
+    # without what is required, a mapping may be of several kinds: any of them will do
+    kept = {key: _partial(value) for key, value in part.items() if key != "required"}
+    if "oneOf" in kept:
+        kept["anyOf"] = kept.pop("oneOf")
+    return kept
 
 
 def _merged_cases(located: Located, base: Located) -> list[Located]:

@@ -342,7 +342,8 @@ def test_chunks_and_alternating_experts_of_llama_4() -> None:
         },
     }
     found = imported(maverick)
-    assert shape(read(found)) == shape(CATALOG.model("llama_4_maverick"))
+    known = shape(CATALOG.model("llama_4_maverick"))
+    assert shape(read(found)) == known | {"encoder": None}
     assert found.doubts == (
         "vision_config is left out: the entry is the language model alone.",
         "1 shared expert is assumed, as the architecture has it.",

@@ -235,11 +235,11 @@ def test_a_load_of_the_experts_takes_what_the_timer_says(
     assert holds is not None
     assert 1 <= holds <= 4
     said = timer.seconds(shape, imbalance.sample(period) / LOAD_UNIT)
-    # what a unit of load, a key or a pair adds is rounded to a tick, wrong by half of one at most
+    # what a unit of load, a key or a pair adds is rounded to a tick in the table, and again where
+    # it is dealt out to several runs or filled up: less than two ticks each
     units = abs(imbalance.sample(period) - LOAD_UNIT) + shape.decode_context_tokens
     units += shape.decode_window_tokens + shape.prefill_pairs + shape.prefill_window_pairs
-    units *= 1 + len(table.drafts)  # the passes of a drafter have slopes of their own
-    rounding_s = (units / 2 + 1_000) / TICKS_PER_S
+    rounding_s = (2 * units * (1 + len(table.drafts)) + 1_000) / TICKS_PER_S
     assert (start + growth) / TICKS_PER_S == pytest.approx(said, rel=1e-12, abs=rounding_s)
 
 
