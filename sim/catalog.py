@@ -40,6 +40,7 @@ Kind = Literal[
     "lengths",
     "sessions",
     "speculation",
+    "strategies",
     "reliability",
     "measured",
     "scenarios",
@@ -48,6 +49,8 @@ Kind = Literal[
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ENVIRONMENT_VARIABLE = "RACKCAST_CATALOG"
+FEW_NAMES = 12
+"""So many names of a kind, and fewer, are listed in a message about an unknown one."""
 
 _FOLDERS: Mapping[Kind, str] = {
     "accelerators": "hardware/accelerators",
@@ -61,6 +64,7 @@ _FOLDERS: Mapping[Kind, str] = {
     "lengths": "workloads/lengths",
     "sessions": "workloads/sessions",
     "speculation": "workloads/speculation",
+    "strategies": "workloads/strategies",
     "reliability": "hardware/reliability",
     "measured": "hardware/measured",
     "scenarios": "scenarios",
@@ -111,7 +115,7 @@ class Catalog:
         Raises
         ------
         InputError
-            No such id; the message suggests the nearest one and lists them all.
+            No such id; the message suggests the nearest ones and says how to list them all.
         """
         try:
             return self.files[kind][entry_id]
@@ -316,10 +320,12 @@ def _files(roots: Sequence[Path], folder: str) -> dict[str, Path]:
 
 
 def _unknown(kind: Kind, entry_id: str, names: Sequence[str]) -> str:
-    listed = ", ".join(names) or "none"
-    hint = did_you_mean(entry_id, names) or "."
+    """Say that a name leads nowhere, which ones are near, and how to see them all."""
+    hint = did_you_mean(entry_id, names, most=3) or "."
     noun = kind if kind in ("prices", "lengths", "measured") else kind.removesuffix("s")
-    return f"unknown {noun} {entry_id!r}{hint} There are: {listed}"
+    few = f"There are: {', '.join(names) or 'none'}"
+    many = f"'rackcast list {kind}' shows all {len(names)}"
+    return f"unknown {noun} {entry_id!r}{hint} {few if len(names) <= FEW_NAMES else many}"
 
 
 # --- What a valid entry may still get wrong.

@@ -1,6 +1,6 @@
 """Find what is wrong before anything runs: with a scenario, or with any file of the project."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 from sim.catalog import Catalog, Kind
 from sim.economics import PriceBook, Terms, purchase, rental
 from sim.efficiency import Calibration
-from sim.errors import InfeasibleError, InputError, RackcastError
+from sim.errors import Findings, InfeasibleError, InputError, RackcastError, under
 from sim.hardware import Accelerator, System
 from sim.kv_places import host_link, tiers_of
 from sim.measured import Published
@@ -20,16 +20,17 @@ from sim.priors import FamilyPrior
 from sim.reliability import Reliability
 from sim.scenario import (
     Case,
+    Recorded,
     Scenario,
     load_scenario,
     scenario_json_schema,
 )
-from sim.schema import StrictModel, did_you_mean, json_schema, load_yaml, validate
+from sim.schema import KeyPath, StrictModel, did_you_mean, json_schema, load_yaml, validate
 from sim.service import Fleet, Service, service_of
 from sim.speculation import MeasuredAcceptance
 from sim.tenancy import check_tenants
 from sim.upkeep_plans import upkeep_plans
-from sim.workload.kinds import MixWorkload, TraceWorkload, Workload
+from sim.workload.kinds import MixWorkload, Workload
 from sim.workload.sessions import SessionTraffic
 from sim.workload.traffic import TrafficLaw
 
@@ -118,48 +119,111 @@ def resolve(scenario: Scenario, catalog: Catalog) -> list[ResolvedCase]:
     Raises
     ------
     InputError, InfeasibleError
-        With the problems of all cases, each once; a wrong name outranks what does not fit.
+        With the problems of all cases, each with its file, line and key; a wrong name outranks
+        what does not fit.
     """
     found: list[ResolvedCase] = []
-    problems: list[InputError | InfeasibleError] = []
+    problems: list[tuple[Case, InputError | InfeasibleError]] = []
     for case in scenario.cases:
         try:
             found.append(_resolved(case, catalog))
         except (InputError, InfeasibleError) as error:
-            problems.append(error)
+            problems.append((case, error))
     if problems:
-        worst = min(problems, key=lambda problem: problem.exit_code)
-        raise type(worst)("\n".join(dict.fromkeys(str(problem) for problem in problems)))
+        raise scenario.error_of(problems)
     return found
 
 
-def _check_traffic(workload: Workload, catalog: Catalog) -> None:
-    """Look up the fitted laws that a workload names."""
-    if isinstance(workload, MixWorkload):
-        for part in workload.parts.values():
-            _check_traffic(part, catalog)
-    elif not isinstance(workload, TraceWorkload) and workload.traffic is not None:
-        kind: Kind = "sessions" if workload.kind == "sessions" else "lengths"
-        catalog.path(kind, workload.traffic)
-
-
 def _resolved(case: Case, catalog: Catalog) -> ResolvedCase:
-    _check_traffic(case.workload, catalog)
-    check_tenants(case)
+    """Look up what a case names, then check that it can be served so, then all that rests on it."""
+    names = Findings()
+    for key, look_up in _names(case, catalog):
+        with names.noting(), under(*key):
+            look_up()
+    with names.noting():
+        check_tenants(case)
+    names.complain()
     service = service_of(case, catalog)
-    upkeep_plans(service, catalog)
+    rest = Findings()
+    with rest.noting():
+        upkeep_plans(service, catalog)
     for pool in service.pools:
-        host_link(pool)
-        tiers_of(pool)
-    return ResolvedCase(service, tuple(_terms(case, fleet, catalog) for fleet in service.fleets))
+        with rest.noting(), under(*case.place_of(pool.role)):
+            host_link(pool)
+            tiers_of(pool)
+    terms: list[Terms] = []
+    for fleet in service.fleets:
+        with rest.noting():
+            terms.append(_terms(case, fleet, catalog))
+    rest.complain()
+    return ResolvedCase(service, tuple(terms))
+
+
+_LookUp = Callable[[], object]
+
+
+def _names(case: Case, catalog: Catalog) -> Iterator[tuple[KeyPath, _LookUp]]:
+    """List the names in a case, each with its key and what finds out whether it leads somewhere."""
+    yield ("prices", "book"), partial(catalog.prices, case.prices.book)
+    for key, look_up in _names_of_traffic(case.workload, catalog):
+        yield ("workload", *key), look_up
+    for role in case.roles:
+        for key, look_up in _names_of_pool(case.of_pool(role), catalog):
+            yield (*case.place_of(role), *key), look_up
+
+
+def _names_of_pool(pool: Case, catalog: Catalog) -> Iterator[tuple[KeyPath, _LookUp]]:
+    yield ("system",), partial(_chip_of, pool.system, catalog)
+    yield ("model",), partial(catalog.model, pool.model)
+    yield ("engine", "name"), partial(catalog.engine, pool.engine.name)
+    for key, part in (("faults", pool.faults), ("boot", pool.boot)):
+        if part is not None and part.rates is not None:
+            yield (key, "rates"), partial(catalog.reliability, part.rates)
+    drafts = pool.engine.speculation
+    if drafts is not None and drafts.acceptance is not None:
+        at: KeyPath = ("engine", "speculation", "acceptance")
+        yield at, partial(catalog.speculation, drafts.acceptance)
+    if drafts is not None and drafts.draft_model is not None:
+        at = ("engine", "speculation", "draft_model")
+        yield at, partial(catalog.model, drafts.draft_model)
+
+
+def _chip_of(system_id: str, catalog: Catalog) -> Accelerator:
+    return catalog.accelerator(catalog.system(system_id).accelerator)
+
+
+def _names_of_traffic(workload: Workload, catalog: Catalog) -> Iterator[tuple[KeyPath, _LookUp]]:
+    """List the fitted laws and the files that a workload names."""
+    if isinstance(workload, MixWorkload):
+        for name, part in workload.parts.items():
+            for key, look_up in _names_of_traffic(part, catalog):
+                yield ("parts", name, *key), look_up
+        return
+    if isinstance(workload, Recorded) and workload.path is not None:
+        yield ("path",), partial(_check_trace, workload.path)
+    traffic = getattr(workload, "traffic", None)
+    if traffic is not None:
+        kind: Kind = "sessions" if workload.kind == "sessions" else "lengths"
+        yield ("traffic",), partial(catalog.path, kind, traffic)
+
+
+def _check_trace(path: Path) -> None:
+    """Find out whether a trace is there; what it holds is read when it is replayed."""
+    if not path.is_file():
+        what = "it is a folder, not a file" if path.is_dir() else "no such file"
+        raise InputError(
+            f"{path}: {what}; paths in a scenario start from its folder, those of --set from the "
+            "working directory"
+        )
 
 
 def _terms(case: Case, fleet: Fleet, catalog: Catalog) -> Terms:
     """Look up what the systems of a fleet cost."""
     book = catalog.prices(case.prices.book)
-    if case.prices.mode == "rent":
-        return rental(book, fleet.system.accelerator, case.prices.rent)
-    return purchase(book, fleet.system_id, fleet.system)
+    with under("prices"):
+        if case.prices.mode == "rent":
+            return rental(book, fleet.system.accelerator, case.prices.rent, fleet.system_id)
+        return purchase(book, fleet.system_id, fleet.system)
 
 
 def check_catalog(catalog: Catalog) -> int:

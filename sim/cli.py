@@ -102,6 +102,7 @@ def run(
     """Simulate a scenario, print its summary and write tables, charts and report.html."""
     from sim.forecast import forecast  # noqa: PLC0415 - pandas and pydantic take half a second
     from sim.report.document import summary_document  # noqa: PLC0415
+    from sim.report.notes import remarks  # noqa: PLC0415
     from sim.report.tables import console_table  # noqa: PLC0415
 
     if trace and out is None:
@@ -120,7 +121,7 @@ def run(
         typer.echo(json.dumps(summary_document(tables), indent=2))
     else:
         _stdout().print(console_table(tables.summary))
-        for note in () if quiet else tables.notes:
+        for note in () if quiet else remarks(tables):
             typer.echo(f"note: {note}", err=True)
     if out is not None:
         report = _write(tables, runs, out)
@@ -148,9 +149,10 @@ def explain(
     from sim.service import service_of  # noqa: PLC0415
 
     _refuse_a_file(out)
-    chosen = _case(_scenario(scenario, settings, None), case)
+    question = _scenario(scenario, settings, None)
+    chosen = _case(question, case)
     known = _catalog(catalog)
-    with _naming(scenario):
+    with _naming(scenario), question.locating(chosen):
         steps = explanation(service_of(chosen, known), batch, context, prompt)
     if as_json:
         typer.echo(json.dumps([asdict(step) for step in steps], indent=2))

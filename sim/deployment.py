@@ -27,7 +27,7 @@ from sim.engine.plan import ReplicaPlan
 from sim.engine.rules import SchedulerRules
 from sim.engine.speculative import GRAIN
 from sim.engine.ticks import LockstepPace, Pace, SteadyPace, pace, steady_pace, varied
-from sim.errors import InputError
+from sim.errors import InputError, under
 from sim.feasibility import check_split, count_replicas, fitted_memory
 from sim.hardware import Accelerator, System
 from sim.image_encoding import ImageEncoding, encoding_of, encoding_of_pool
@@ -435,10 +435,9 @@ def _encoder_timer(encoding: ImageEncoding, law: EngineOverhead, timer_of: Timer
 def _with_preset(case: Case, catalog: Catalog, system: System, accelerator: Accelerator) -> Case:
     """Fill in what the scenario does not say about its engine."""
     place = place_of(system.accelerator, accelerator, case.parallelism)
-    try:
-        engine = resolved(case.engine, catalog.engine(case.engine.name), place)
-    except InputError as error:
-        raise InputError(f"case {case.name!r}: {error}") from None
+    preset = catalog.engine(case.engine.name)
+    with under("engine"):
+        engine = resolved(case.engine, preset, place)
     return case.model_copy(update={"engine": engine})
 
 
@@ -506,7 +505,8 @@ def _power(
     if prior is None:
         raise InputError(
             f"{accelerator_id} has no calibration, and hardware/priors nothing for the family "
-            f"{accelerator.family!r}: add a file for either"
+            f"{accelerator.family!r}: add a file for either",
+            key="system",
         )
     return prior.stand_in(accelerator, accelerator_id).power
 

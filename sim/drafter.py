@@ -7,7 +7,7 @@ from sim.cost.drafting import EagleHead, eagle, mtp
 from sim.cost.layers import operators, weight_bytes_per_chip
 from sim.cost.memory import CacheUse, MemoryUse, cache_use
 from sim.cost.operators import Operator
-from sim.errors import InputError
+from sim.errors import InputError, under
 from sim.model import Model
 from sim.parallelism import Parallelism
 from sim.scenario import Case
@@ -53,11 +53,9 @@ def drafter_of(case: Case, model: Model, catalog: Catalog) -> Drafter | None:
     if choice is None:
         return None
     measured = None if choice.acceptance is None else catalog.speculation(choice.acceptance)
-    try:
+    with under("engine", "speculation"):
         law = acceptance_law(choice, measured, case.model)
         return _drafter(case, choice, law, model, catalog)
-    except InputError as error:
-        raise InputError(f"case {case.name!r}: engine.speculation: {error}") from None
 
 
 def _drafter(
@@ -71,7 +69,8 @@ def _drafter(
     if choice.method == "medusa":
         raise InputError(
             "the heads of Medusa are in the catalogue for their acceptance, but not priced: "
-            "choose eagle, mtp, ngram or draft_model"
+            "choose eagle, mtp, ngram or draft_model",
+            key="method",
         )
     layer = (
         mtp(model, split, case.precision, case.routing)
@@ -89,7 +88,11 @@ def _draft_model(
     split = choice.draft_parallelism or case.parallelism
     precision = choice.draft_precision or case.precision
     if split.pp > 1:
-        raise InputError("a draft model has no pipeline stages: give draft_parallelism with pp 1")
+        raise InputError(
+            f"a draft model has no pipeline stages, and pp is {split.pp}: give draft_parallelism "
+            "with pp 1",
+            key=["draft_parallelism.pp", "draft_model"],
+        )
     return Drafter(
         law,
         split,

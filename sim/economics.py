@@ -175,7 +175,10 @@ class TokenCost:
     """Over input and output tokens together."""
 
 
-def rental(book: PriceBook, accelerator_id: str, kind: str) -> Rental:
+_OWN_BOOK = "write a price book that has one, and name its folder with --catalog"
+
+
+def rental(book: PriceBook, accelerator_id: str, kind: str, system_id: str | None = None) -> Rental:
     """Terms of renting an accelerator, as a price book has them.
 
     Parameters
@@ -185,14 +188,30 @@ def rental(book: PriceBook, accelerator_id: str, kind: str) -> Rental:
         File stem under ``hardware/accelerators``.
     kind : str
         Which of the book's rents, such as ``on_demand``.
+    system_id : str, optional
+        The system that is rented, to say whether it could be owned instead.
 
     Raises
     ------
     InputError
-        The book has no such rent; the message lists those that it has.
+        The book has no such rent; the message says which it has, or whether it can be owned. Its
+        keys are those of ``prices``.
     """
-    kinds = _listed(book.rent_usd_per_chip_hour, accelerator_id, f"rent in {book.name!r} for")
-    figure = _listed(kinds, kind, f"rent of {accelerator_id} in {book.name!r} called")
+    kinds = book.rent_usd_per_chip_hour.get(accelerator_id, {})
+    if not kinds:
+        sold = system_id in book.purchase_usd_per_system
+        instead = "set prices.mode: own, which it has a price for" if sold else _OWN_BOOK
+        raise InputError(
+            f"there is no rent in {book.name!r} for {accelerator_id!r}: {instead}",
+            key=["mode", "book"],
+        )
+    if kind not in kinds:
+        raise InputError(
+            f"there is no rent of {accelerator_id} in {book.name!r} called {kind!r}: set "
+            f"prices.rent to one of those that there are: {', '.join(sorted(kinds))}",
+            key=["rent", "mode", "book"],
+        )
+    figure = kinds[kind]
     return Rental(
         usd_per_chip_hour=figure.value,
         source=_cite(f"{figure.value:g} USD per chip and hour, {kind}, power included", figure),
@@ -213,9 +232,19 @@ def purchase(book: PriceBook, system_id: str, system: System) -> Purchase:
     Raises
     ------
     InputError
-        The book has no price for the system; the message lists those that it has.
+        The book has no price for the system; the message says whether it can be rented. Its keys
+        are those of ``prices``.
     """
-    price = _listed(book.purchase_usd_per_system, system_id, f"price in {book.name!r} for")
+    price = book.purchase_usd_per_system.get(system_id)
+    if price is None:
+        kinds = sorted(book.rent_usd_per_chip_hour.get(system.accelerator, {}))
+        rent = f", rent: {kinds[0]}" if kinds and "on_demand" not in kinds else ""
+        known = f"set prices.mode: rent{rent}, which it has a price for"
+        raise InputError(
+            f"there is no price in {book.name!r} for owning {system_id!r}: "
+            f"{known if kinds else _OWN_BOOK}",
+            key=["mode", "book"],
+        )
     own = book.ownership
     return Purchase(
         usd_per_system=price.value,
@@ -509,11 +538,3 @@ def _lines(
 
 def _cite(text: str, figure: Figure[float]) -> str:
     return f"{text} [{figure.confidence}: {figure.source}]"
-
-
-def _listed(entries: Mapping[str, T], name: str, what: str) -> T:
-    """Return an entry of a price book, or say which ones there are."""
-    if name not in entries:
-        listed = ", ".join(sorted(entries)) or "nothing"
-        raise InputError(f"there is no {what} {name!r}; it has: {listed}")
-    return entries[name]

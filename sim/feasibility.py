@@ -6,10 +6,10 @@ from itertools import groupby
 from pydantic import ValidationError
 
 from sim.cost.memory import MemoryUse, engine_share, memory_use, slower_tiers
-from sim.errors import InfeasibleError
+from sim.errors import InfeasibleError, Problem, with_problems
 from sim.hardware import Accelerator, System
 from sim.model import Model
-from sim.parallelism import Parallelism, problems
+from sim.parallelism import Parallelism, broken_rules, problems
 from sim.precision import Precision
 from sim.scenario import Case
 from sim.serving import ServingEngine
@@ -29,11 +29,12 @@ def check_split(case: Case, model: Model, system: System) -> None:
     InfeasibleError
         With every rule that is broken, and the changes of one key that make the split legal.
     """
-    broken = problems(case.parallelism, model, system, case.routing.redundant_experts)
+    broken = broken_rules(case.parallelism, model, system, case.routing.redundant_experts)
     if broken:
         legal = " or ".join(_legal_changes(case, model, system))
         way_out = f"; legal: {legal}" if legal else ""
-        raise InfeasibleError(f"case {case.name!r}: " + "; ".join(broken) + way_out)
+        said = [Problem(f"{message}{way_out}", keys) for message, keys in broken]
+        raise with_problems(InfeasibleError, [each.under(("parallelism",)) for each in said])
 
 
 def _legal_changes(case: Case, model: Model, system: System) -> Iterator[str]:
@@ -98,15 +99,39 @@ def count_replicas(case: Case, system: System) -> int:
     fitting = chips // case.parallelism.chips
     wanted = fitting if case.built_replicas is None else case.built_replicas
     if wanted > fitting or fitting == 0:
-        asked, each = wanted or 1, case.parallelism.chips
-        many = f"{asked} replicas of {each} chips need"
-        who = f"1 replica of {each} chips needs" if asked == 1 else many
-        less = f"replicas <= {fitting}" if fitting else "fewer chips per replica"
-        raise InfeasibleError(
-            f"case {case.name!r}: {who} {asked * each} chips, {case.systems} x {case.system} has "
-            f"{chips}: systems >= {-(-asked * each // system.chips)} or {less}"
-        )
+        raise _too_few_chips(case, system, fitting)
     return wanted
+
+
+def _too_few_chips(case: Case, system: System, fitting: int) -> InfeasibleError:
+    """Say how many chips the replicas need, and how to do with those that there are."""
+    asked, each = case.built_replicas or 1, case.parallelism.chips
+    spares = case.spares if case.built_replicas else 0
+    serving = asked - spares
+    who = f"{serving} replica{'s' if serving > 1 else ''}"
+    who += f" and {spares} spare{'s' if spares > 1 else ''}" if spares else ""
+    who += f" of {each} chips need{'s' if asked == 1 else ''}"
+    most = max(case.replicas or 0, 0)
+    scales = case.autoscaling is not None and case.autoscaling.max_replicas >= most
+    count = "autoscaling.max_replicas" if scales else "replicas"
+    ways = [f"systems >= {-(-asked * each // system.chips)}"]
+    split = case.parallelism
+    widest = max(("tp", "pp", "attention_dp", "cp"), key=lambda axis: int(getattr(split, axis)))
+    key = [f"parallelism.{widest}"]
+    if fitting:
+        key = [count, "faults.spares", "systems"]
+        if spares and fitting >= serving:
+            ways.append(f"faults.spares <= {fitting - serving}")
+            key.insert(0, "faults.spares")
+        if fitting > spares:
+            ways.append(f"{count} <= {fitting - spares}")
+    else:
+        ways.append("fewer chips per replica")
+    return InfeasibleError(
+        f"{who} {asked * each} chips, {case.systems} x {case.system} has "
+        f"{system.chips * case.systems}: {' or '.join(ways)}",
+        key=key,
+    )
 
 
 Beside = Callable[[MemoryUse], MemoryUse]
@@ -138,10 +163,11 @@ def fitted_memory(
     if offloaded > room:
         known = f"{int(room / GIB)} GiB" if room else "no slower memory that is known"
         raise InfeasibleError(
-            f"case {case.name!r}: {offloaded / GIB:.0f} GiB are to be offloaded "
+            f"{offloaded / GIB:.0f} GiB are to be offloaded "
             f"(engine.offload_weights_bytes, offload_kv_bytes) but each {system.accelerator} of "
             f"{case.system} has {known} beside its fastest; "
-            + (f"offload at most {known}, together" if room else "offload nothing")
+            + (f"offload at most {known}, together" if room else "offload nothing"),
+            key=["engine.offload_weights_bytes", "engine.offload_kv_bytes"],
         )
     if not _holds_a_sequence(case, memory):
         raise _does_not_fit(case, system, model, accelerator)
@@ -170,9 +196,10 @@ def _does_not_fit(
     weights = memory.weights_bytes - memory.offloaded_weights_bytes
     weights_gib, usable_gib = weights * chips / GIB, max(0.0, chips * usable / GIB)
     return InfeasibleError(
-        f"case {case.name!r}: {model.name} needs {weights_gib:.0f} GiB of weights per replica and "
+        f"{model.name} needs {weights_gib:.0f} GiB of weights per replica and "
         f"room for KV cache, {chips} x {system.accelerator} has {usable_gib:.0f} GiB usable: "
-        + " or ".join(_ways_to_fit(case, system, model, accelerator))
+        + " or ".join(_ways_to_fit(case, system, model, accelerator)),
+        key="model",
     )
 
 

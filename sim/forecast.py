@@ -17,6 +17,7 @@ from sim.economics import Terms, purchase, rental
 from sim.engine.cluster import RunRecord
 from sim.errors import InputError
 from sim.metrics.accounts import Accounts, Inventory, accounts, inventories
+from sim.metrics.programs import against_baseline, measured_tasks, task_summary, tasks_in
 from sim.metrics.requests import Window, measured_window, request_table
 from sim.metrics.summary import pool_rows, summary_row, tenant_rows
 from sim.metrics.timeline import timeline, timeline_edges
@@ -27,8 +28,15 @@ from sim.scenario import Case, Scenario
 from sim.service import Service
 from sim.simulate import CaseRun, Progress, draw_traffic, serve, simulate
 from sim.tenancy import tenancy_of
-from sim.workload.kinds import ClosedLoopWorkload, MixWorkload, OpenLoopWorkload, Workload
+from sim.workload.kinds import (
+    ClosedLoopWorkload,
+    MixWorkload,
+    OpenLoopWorkload,
+    ProgramsWorkload,
+    Workload,
+)
 from sim.workload.requests import Traffic
+from sim.workload.tasks import strategy_name
 
 WaysToPay = Mapping[str, tuple[Terms, ...]]
 """Terms of each fleet, by what people call them."""
@@ -57,6 +65,8 @@ class CaseTables:
     bill: pd.DataFrame
     pools: pd.DataFrame
     tenants: pd.DataFrame
+    tasks: pd.DataFrame | None
+    calls: pd.DataFrame | None
     curve: pd.DataFrame | None
     provenance: pd.DataFrame
     notes: tuple[str, ...]
@@ -98,24 +108,29 @@ def forecast(
         service, terms = resolved.service, resolved.terms
         ways = ways_to_pay(service, catalog, terms)
         progress = watch(service.case.name)
-        run = simulate(service, catalog, seed, every_step=every_step, progress=progress)
+        with scenario.locating(service.case):
+            run = simulate(service, catalog, seed, every_step=every_step, progress=progress)
+            curve = _curve(service, catalog, terms, seed, watch)
         if keep is not None:
             keep(run)
-        curve = _curve(service, catalog, terms, seed, watch)
         results.append(case_tables(run, ways, curve))
     curves = [result.curve for result in results if result.curve is not None]
+    tasks = [result.tasks for result in results if result.tasks is not None]
+    calls = [result.calls for result in results if result.calls is not None]
     return RunTables(
         scenario=scenario.header.name,
         question=scenario.header.question.strip(),
         seed=seed,
         version=version("rackcast"),
-        summary=pd.DataFrame([result.summary for result in results]),
+        summary=against_baseline(pd.DataFrame([result.summary for result in results])),
         requests=_stacked([result.requests for result in results]),
         timeline=_stacked([result.timeline for result in results]),
         bill=_stacked([result.bill for result in results]),
         pools=_stacked([result.pools for result in results]),
         tenants=_stacked([result.tenants for result in results]),
         curve=_stacked(curves) if curves else None,
+        tasks=_stacked(tasks) if tasks else None,
+        calls=_stacked(calls) if calls else None,
         provenance=_stacked([result.provenance for result in results]),
         notes=_notes(results),
         manifest={
@@ -141,18 +156,34 @@ class Measured:
     """Of the bins of the timeline."""
     books: Accounts
     summary: dict[str, object]
+    tasks: pd.DataFrame | None = None
+    calls: pd.DataFrame | None = None
 
 
 def measure(run: CaseRun, terms: Sequence[Terms]) -> Measured:
     """Measure a simulated case in its window, and over time."""
     service, record = run.service, run.record
     requests = request_table(record.requests, service.frontend_s, run.tenants)
-    window = measured_window(requests, service.case.measure.warmup_fraction, run.clients)
+    asked = pd.DataFrame(record.programs) if len(record.programs["task"]) else requests
+    window = measured_window(asked, service.case.measure.warmup_fraction, run.clients)
     edges = timeline_edges(requests, record)
     inventory, over_time = inventories(service, record, window.edges, edges)
     books = accounts(service, window, requests, record, inventory, terms)
     summary = summary_row(service, requests, books)
-    return Measured(record, requests, window, inventory, over_time, books, summary)
+    found = Measured(record, requests, window, inventory, over_time, books, summary)
+    if asked is requests:
+        return found
+    tasks, calls = measured_tasks(service, record, requests, books, inventory)
+    told = {**_strategy(service.case), **task_summary(tasks_in(tasks, window))}
+    return replace(found, tasks=tasks, calls=calls, summary=summary | told)
+
+
+def _strategy(case: Case) -> dict[str, object]:
+    """Name the strategy and the benchmark of a case."""
+    workload = case.workload
+    if not isinstance(workload, ProgramsWorkload):
+        return {}
+    return {"strategy": strategy_name(workload.strategy), "benchmark": workload.benchmark or ""}
 
 
 def case_tables(run: CaseRun, ways: WaysToPay, curve: pd.DataFrame | None) -> CaseTables:
@@ -180,6 +211,8 @@ def case_tables(run: CaseRun, ways: WaysToPay, curve: pd.DataFrame | None) -> Ca
         bill=_named(pd.DataFrame(books.bill), case),
         pools=_named(pd.DataFrame(pool_rows(service, books)), case),
         tenants=_named(pd.DataFrame(tenants), case),
+        tasks=None if measured.tasks is None else _named(measured.tasks, case),
+        calls=None if measured.calls is None else _named(measured.calls, case),
         curve=curve,
         provenance=_named(pd.DataFrame(provenance(service, books)), case),
         notes=(*service.notes, *run.notes, *_case_notes(run, measured, ways)),
@@ -246,12 +279,12 @@ def _closed_traffic(case: Case, clients: int, catalog: Catalog, seed: int) -> Tr
             requests=requests,
             concurrency=clients,
         )
-        return draw_traffic(case, closed, catalog, seed)
-    recorded = draw_traffic(case, workload, catalog, seed)
+        return draw_traffic(closed, catalog, seed)
+    recorded = draw_traffic(workload, catalog, seed)
     if not len(recorded):
         raise InputError(
-            f"case {case.name!r}: a curve needs requests of their own; sessions have none: leave "
-            "curve out"
+            "a curve needs requests of their own; sessions have none: leave curve out",
+            key="curve",
         )
     again = recorded.take(np.resize(np.arange(len(recorded)), requests))
     return replace(again, arrival_s=None, clients=clients, sessions=None)
@@ -281,7 +314,8 @@ def _case_notes(run: CaseRun, measured: Measured, ways: WaysToPay) -> Iterator[s
         yield from _falling_behind(case, requests, window)
     counted_requests = int(requests["measured"].sum())
     if counted_requests < FEW_REQUESTS:
-        yield f"{case.name}: only {counted_requests} requests count; tails rest on a few of them."
+        few = "1 request counts" if counted_requests == 1 else f"{counted_requests} requests count"
+        yield f"{case.name}: only {few}; tails rest on a few of them."
     yield from _failures(case, measured.summary)
 
 
@@ -319,16 +353,17 @@ def _present(requests: pd.DataFrame, time_s: float) -> int:
 def _failures(case: Case, summary: Mapping[str, object]) -> Iterator[str]:
     """Say how many requests failed, and of what."""
     said = {
-        "rejected": "are longer than the KV cache or the model allows",
-        "timed_out": "were given up by their clients",
-        "shed": "were turned away at the door",
-        "lost": "were broken off by failures",
-        "unfinished": "were not finished when the run ended",
+        "rejected": ("is", "are", "longer than the KV cache or the model allows"),
+        "timed_out": ("was", "were", "given up by their clients"),
+        "shed": ("was", "were", "turned away at the door"),
+        "lost": ("was", "were", "broken off by failures"),
+        "unfinished": ("was", "were", "not finished when the run ended"),
     }
-    for outcome, words in said.items():
+    for outcome, (one, several, words) in said.items():
         count = int(str(summary[f"{outcome}_requests"]))
         if count:
-            yield f"{case.name}: {count} requests {words}."
+            what = f"1 request {one}" if count == 1 else f"{count} requests {several}"
+            yield f"{case.name}: {what} {words}."
 
 
 def _prices(service: Service, measured: Measured, ways: WaysToPay) -> str:

@@ -57,9 +57,10 @@ class ImageEncoding:
         memory = encoder_memory(self.encoder, self.case.parallelism.tp, accelerator, share)
         if memory.kv_blocks(self.case.engine.block_tokens) < 1:
             raise InfeasibleError(
-                f"case {self.case.name!r}: the image encoder leaves no room for embeddings on "
-                f"{accelerator.name}: a smaller engine.max_num_batched_tokens, or a larger "
-                "parallelism.tp"
+                f"the image encoder leaves no room for embeddings on {accelerator.name}: a smaller "
+                f"engine.max_num_batched_tokens (it is {self.case.engine.max_num_batched_tokens}), "
+                "or a larger parallelism.tp",
+                key=["engine.max_num_batched_tokens", "parallelism.tp"],
             )
         return memory
 
@@ -90,14 +91,15 @@ def encoding_of(case: Case, model: Model) -> ImageEncoding | None:
     if len(counts) > 1 and encoder.sees_whole_images:
         said = " and ".join(str(count) for count in sorted(counts))
         raise InputError(
-            f"case {case.name!r}: requests come with {said} images, but the encoder of "
-            f"{model.name} can be priced for one such number: give all parts of the workload the "
-            "same images.per_request"
+            f"requests come with {said} images, but the encoder of {model.name} can be priced for "
+            "one such number: give all parts of the workload the same images.per_request",
+            key="workload",
         )
     if encoder.heads % tp:
         raise InfeasibleError(
-            f"case {case.name!r}: the {encoder.heads} heads of the image encoder cannot be cut "
-            f"over tp = {tp} ranks: choose a divisor of {encoder.heads}"
+            f"the {encoder.heads} heads of the image encoder cannot be cut over tp = {tp} ranks: "
+            f"choose a divisor of {encoder.heads}",
+            key="parallelism.tp",
         )
     return ImageEncoding(case, encoder, max(counts))
 
@@ -114,20 +116,22 @@ def encoding_of_pool(case: Case, model: Model, system: System) -> ImageEncoding:
     """
     if model.encoder is None:
         raise InputError(
-            f"case {case.name!r}: {model.name} has no image encoder: name a model whose file "
-            "has one, or leave the encode pool out"
+            f"{model.name} has no image encoder: name a model whose file has one, or leave the "
+            "encode pool out",
+            key="model",
         )
     split = case.parallelism
     if split.chips != split.tp or split.tp > system.domain_chips:
         raise InfeasibleError(
-            f"case {case.name!r}: an image encoder is cut over tensor ranks of one scale-up domain "
-            f"({system.domain_chips} chips) and nothing else: give the encode pool a parallelism "
-            "with tp alone"
+            f"an image encoder is cut over tensor ranks of one scale-up domain "
+            f"({system.domain_chips} chips) and nothing else, not over {split.chips} chips with tp "
+            f"= {split.tp}: give the encode pool a parallelism with tp alone",
+            key="parallelism",
         )
     encoding = encoding_of(case, model)
     if encoding is None:
         raise InputError(
-            f"case {case.name!r}: no request has images: give the workload images, or leave the "
-            "encode pool out"
+            "no request has images: give the workload images, or leave the encode pool out",
+            key="workload",
         )
     return encoding

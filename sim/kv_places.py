@@ -23,9 +23,10 @@ def host_link(pool: Deployment) -> LinkPlan | None:
         return LinkPlan(engine.swap_bytes_per_s)
     if memory is None:
         raise InputError(
-            f"case {pool.case.name!r}: engine.preemption is swap, and nothing is known of the link "
-            f"from {pool.case.system} to the memory of its hosts: give engine.swap_bytes_per_s, or "
-            "set preemption: recompute"
+            f"engine.preemption is swap, and nothing is known of the link from {pool.case.system} "
+            "to the memory of its hosts: give engine.swap_bytes_per_s, or set preemption: "
+            "recompute",
+            key="engine.preemption",
         )
     return LinkPlan(memory.bandwidth_bytes_per_s.value * pool.chips_per_replica)
 
@@ -50,21 +51,23 @@ def tiers_of(pool: Deployment) -> tuple[TierPlan, ...]:
     case = pool.case
     if case.engine.kv_tiers and not pool.finds_prefixes:
         raise InputError(
-            f"case {case.name!r}: engine.kv_tiers needs a prefix cache, which is not modelled for "
-            f"{case.model} (layers with a window or a state): leave kv_tiers out"
+            f"engine.kv_tiers needs a prefix cache, which is not modelled for {case.model} (layers "
+            "with a window or a state): leave kv_tiers out",
+            key="engine.kv_tiers",
         )
     plans = tier_plans(case.engine, pool.kv_bytes_per_token)
-    for upper, lower in pairwise(plans):
+    for index, (upper, lower) in enumerate(pairwise(plans)):
         if upper.shared and not lower.through:
             raise InputError(
-                f"case {case.name!r}: engine.kv_tiers: {lower.name} would be written with what "
-                f"{upper.name} drops, which all replicas share: put {upper.name} after it, or "
-                f"give {lower.name} write: through"
+                f"{lower.name} would be written with what {upper.name} drops, which all replicas "
+                f"share: put {upper.name} after it, or give {lower.name} write: through",
+                key=("engine", "kv_tiers", index + 1),
             )
-    for plan in plans:
+    for index, plan in enumerate(plans):
         if not plan.capacity_blocks:
             raise InputError(
-                f"case {case.name!r}: engine.kv_tiers: {plan.name} is smaller than one KV block "
-                f"({plan.block_bytes:.0f} bytes): raise capacity_bytes"
+                f"{case.engine.kv_tiers[index].capacity_bytes:.0f} bytes of {plan.name} are less "
+                f"than one KV block ({plan.block_bytes:.0f} bytes): raise capacity_bytes",
+                key=("engine", "kv_tiers", index, "capacity_bytes"),
             )
     return plans

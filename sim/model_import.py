@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
+from sim.encoder_import import LEFT_OUT, read_encoder
 from sim.errors import InputError
 from sim.model import Model
 from sim.schema import load_yaml, validate
@@ -82,6 +83,7 @@ _STRUCTURAL = (
 )  # fmt: skip
 _WITHOUT_WEIGHT = frozenset(
     {
+        "_attn_implementation_autoset",
         "attention_bias",
         "attention_dropout",
         "attention_layernorm",
@@ -187,6 +189,8 @@ class _Family:
     learned_positions: bool = False
     max_positions: int | None = None
     """Longest context where the config does not say."""
+    heads: int | None = None
+    """Query heads where the config does not say."""
     kv_heads: Callable[[_Config, int], int] | None = None
     """KV heads from config and query heads, where no key states them."""
 
@@ -206,10 +210,11 @@ _OLD = _Family(gated_mlp=False, mlp_multiple=4)
 _FAMILIES: Mapping[str, _Family] = MappingProxyType(
     {
         "llama": _LLAMA,
-        "mistral": _Family(windowed=True),
+        "mistral": _Family(windowed=True, heads=32),
         "ministral3": _LLAMA,
         "mixtral": _Family(windowed=True, mlp_is_expert=True),
         "qwen2": _LLAMA,
+        "qwen2_5_vl": _LLAMA,
         "qwen3": _LLAMA,
         "qwen3_moe": _LLAMA,
         "qwen3_next": _Family(full_every=4, other_layers="linear", output_gate=True),
@@ -292,6 +297,7 @@ def import_config(config: Mapping[str, Any], *, name: str, source: str) -> Impor
         part.doubts.append(f"model_type {stated} is not known; it was read like a Llama.")
         family = _LLAMA
     entry = _entry(part, family, name, model_type)
+    entry |= _encoder(config, part, entry["hidden"])
     part.doubts += _not_understood(part, entry["hidden"])
     text = _written(entry, source, part.doubts)
     try:
@@ -307,13 +313,25 @@ def _text_part(config: Mapping[str, Any], source: str) -> _Config:
     if inner is None:
         return _Config(config, source)
     around = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
-    part = _Config({**around, **inner}, source)
-    part.doubts += [
-        f"{key} is left out: the entry is the language model alone."
-        for key in ("vision_config", "audio_config")
-        if config.get(key)
-    ]
-    return part
+    return _Config({**around, **inner}, source)
+
+
+def _encoder(config: Mapping[str, Any], part: _Config, hidden: int) -> dict[str, Any]:
+    """Read the encoder of images, where there is one that is known."""
+    if config.get("audio_config"):
+        part.doubts.append(f"audio_config is left out: {LEFT_OUT}")
+    stated = config.get("vision_config")
+    if not isinstance(stated, Mapping) or not stated:
+        return {}
+    vision = _Config(stated, f"{part.source}: vision_config")
+    model_type = str(config.get("model_type"))
+    found = read_encoder(vision, part, model_type=model_type, hidden=hidden, source=part.source)
+    part.doubts += found.doubts
+    if found.section is None:
+        return {}
+    left = _not_understood(vision, found.section["hidden"])
+    part.doubts += [f"vision_config: {each}" for each in left]
+    return {"encoder": found.section}
 
 
 def _entry(config: _Config, family: _Family, name: str, model_type: str) -> dict[str, Any]:
@@ -427,7 +445,7 @@ def _window(config: _Config) -> int:
 
 def _grouped(config: _Config, family: _Family, hidden: int) -> dict[str, Any]:
     """Read multi-head or grouped-query attention."""
-    heads = config.needed("heads")
+    heads = _heads(config, family)
     stated = family.kv_heads(config, heads) if family.kv_heads else config.whole("kv_heads")
     config.read.update(_NAMES["kv_heads"])
     group = {
@@ -440,6 +458,17 @@ def _grouped(config: _Config, family: _Family, hidden: int) -> dict[str, Any]:
     return (
         group | {"output_gate": True} if (family.output_gate if gate is None else gate) else group
     )
+
+
+def _heads(config: _Config, family: _Family) -> int:
+    stated = config.whole("heads")
+    if stated or family.heads is None:
+        return config.needed("heads")
+    config.doubts.append(
+        f"num_attention_heads is not stated; {family.heads} is assumed, the default of the "
+        "architecture."
+    )
+    return family.heads
 
 
 def _full_attention(config: _Config, family: _Family, hidden: int) -> dict[str, Any]:

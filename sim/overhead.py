@@ -113,7 +113,8 @@ class EngineOverheads(StrictModel):
         if not fitted:
             raise InputError(
                 f"engine {self.engine} does not run on chips of family {family}: it is known on "
-                f"{', '.join(self.families)}; take vllm, sglang or trtllm"
+                f"{', '.join(self.families)}; take vllm, sglang or trtllm",
+                key=["engine.kernels", "engine.name"],
             )
         laws = [known.law.model_dump() for known in fitted.values()]
         mean = EngineOverhead(
@@ -156,8 +157,7 @@ class ChosenOverhead:
         if max_num_seqs > self.max_sequences:
             yield (
                 f"{case}: the engine's overhead was fitted at up to {self.max_sequences:.0f} "
-                f"sequences per replica; beyond, to the {max_num_seqs} that may run here, it is "
-                "extrapolated."
+                "sequences per replica, and more may run here: beyond, it is extrapolated."
             )
 
 

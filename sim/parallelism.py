@@ -4,6 +4,7 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import model_validator
 
+from sim.errors import Problem
 from sim.hardware import System
 from sim.model import (
     Attention,
@@ -141,7 +142,16 @@ def problems(
     >>> problems(Parallelism(tp=3), llama, host)[0]
     '64 query heads cannot be cut over tp = 3 ranks'
     """
-    uneven = (line for group in model.attention for line in _uneven_heads(group, parallelism.tp))
+    return [
+        problem.message for problem in broken_rules(parallelism, model, system, redundant_experts)
+    ]
+
+
+def broken_rules(
+    parallelism: Parallelism, model: Model, system: System, redundant_experts: int = 0
+) -> list[Problem]:
+    """Say which rules a split breaks, as `problems` does, each with the key that breaks it."""
+    uneven = (rule for group in model.attention for rule in _uneven_heads(group, parallelism.tp))
     return [
         *_unjoined_chips(parallelism, system),
         *dict.fromkeys(uneven),  # groups of layers often have the same heads
@@ -151,17 +161,18 @@ def problems(
     ]
 
 
-def _unjoined_chips(parallelism: Parallelism, system: System) -> list[str]:
+def _unjoined_chips(parallelism: Parallelism, system: System) -> list[Problem]:
     """Say where chips would have to work together that no network joins."""
     chips, domain = parallelism.chips, system.domain_chips
     if chips <= domain or system.scale_out is not None:
         return []
     what = f"tp is {chips}" if parallelism.tp == chips else f"a replica has {chips} chips"
     joined = f"the scale-up domain joins {domain} chip{'s' if domain > 1 else ''}"
-    return [f"{what} but {joined} and {system.name} has no scale-out network"]
+    said = f"{what} but {joined} and {system.name} has no scale-out network"
+    return [Problem.of(said, "tp" if parallelism.tp == chips else ())]
 
 
-def _uneven_heads(group: Attention, tp: int) -> list[str]:
+def _uneven_heads(group: Attention, tp: int) -> list[Problem]:
     """Say which heads of a group of layers cannot be cut over the tensor ranks."""
     heads = group.value_heads if isinstance(group, LinearAttention) else group.heads
     found = []
@@ -173,55 +184,63 @@ def _uneven_heads(group: Attention, tp: int) -> list[str]:
         kv_heads = group.kv_heads
         if max(kv_heads, tp) % min(kv_heads, tp):
             found.append(f"{kv_heads} KV heads and tp = {tp}: one must divide the other")
-    return found
+    return [Problem.of(said, "tp") for said in found]
 
 
-def _uneven_experts(parallelism: Parallelism, model: Model, redundant_experts: int) -> list[str]:
+def _uneven_experts(
+    parallelism: Parallelism, model: Model, redundant_experts: int
+) -> list[Problem]:
     """Say why experts cannot be dealt out as asked."""
     ep, found = parallelism.ep, []
     if ep > 1 and model.moe is None:
-        found.append(f"ep is {ep} but the model has no experts")
+        found.append(Problem.of(f"ep is {ep} but the model has no experts", "ep"))
     if model.moe is not None and (model.moe.experts + redundant_experts) % ep:
         copies = f" and {redundant_experts} redundant ones" if redundant_experts else ""
-        found.append(f"{model.moe.experts} experts{copies} cannot be dealt to ep = {ep} ranks")
+        said = f"{model.moe.experts} experts{copies} cannot be dealt to ep = {ep} ranks"
+        found.append(Problem.of(said, "ep"))
     if parallelism.expert_exchange == "all_to_all" and ep == 1:
-        found.append("expert_exchange is all_to_all but ep is 1: no expert is dealt out")
+        said = "expert_exchange is all_to_all but ep is 1: no expert is dealt out"
+        found.append(Problem.of(said, "expert_exchange"))
     if not parallelism.exchanges_tokens:
         found += [
-            f"{name} is given but expert_exchange is {parallelism.expert_exchange}: there is no "
-            "all-to-all"
+            Problem.of(
+                f"{name} is given but expert_exchange is {parallelism.expert_exchange}: there is "
+                "no all-to-all",
+                name,
+            )
             for name in ("exchange_mode", "exchange_overlap_fraction")
             if getattr(parallelism, name) != Parallelism.model_fields[name].default
         ]
     return found
 
 
-def _broken_pipeline(parallelism: Parallelism, model: Model) -> list[str]:
+def _broken_pipeline(parallelism: Parallelism, model: Model) -> list[Problem]:
     """Say why layers cannot be cut into the stages asked for."""
     found = []
     if parallelism.pp > model.layers:
-        found.append(f"pp is {parallelism.pp} but the model has {model.layers} layers")
+        said = f"pp is {parallelism.pp} but the model has {model.layers} layers"
+        found.append(Problem.of(said, "pp"))
     if parallelism.micro_batches is not None and parallelism.pp == 1:
-        found.append(
-            f"micro_batches is {parallelism.micro_batches} but pp is 1: there is no pipeline"
-        )
+        said = f"micro_batches is {parallelism.micro_batches} but pp is 1: there is no pipeline"
+        found.append(Problem.of(said, "micro_batches"))
     return found
 
 
-def _idle_ranks(parallelism: Parallelism, model: Model) -> list[str]:
+def _idle_ranks(parallelism: Parallelism, model: Model) -> list[Problem]:
     """Say which axes have nothing to cut, or cannot cut what there is."""
     found = []
     if parallelism.attention_dp > 1 and model.moe is None:
-        found.append(
+        said = (
             f"attention_dp is {parallelism.attention_dp} but the model has no experts to share: "
             "these ranks are replicas of their own, so leave it at 1 and run more replicas"
         )
+        found.append(Problem.of(said, "attention_dp"))
     if parallelism.cp > 1 and any(isinstance(g, LinearAttention) for g in model.attention):
-        found.append(
-            f"cp is {parallelism.cp} but the states of linear attention are not cut by tokens"
-        )
+        said = f"cp is {parallelism.cp} but the states of linear attention are not cut by tokens"
+        found.append(Problem.of(said, "cp"))
     if parallelism.sequence_parallel and parallelism.tp == 1:
-        found.append("sequence_parallel cuts tokens over the tensor ranks, but tp is 1")
+        said = "sequence_parallel cuts tokens over the tensor ranks, but tp is 1"
+        found.append(Problem.of(said, "sequence_parallel"))
     return found
 
 

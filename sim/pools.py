@@ -19,8 +19,10 @@ from sim.schema import KeyPath, Located, StrictModel, merge
 from sim.serving import ServingEngine
 from sim.units import BytesPerSecond, PositiveInt, Seconds
 
-Role = Literal["serve", "encode", "prefill", "decode"]
-"""What the replicas of a pool do: everything, or one part of it."""
+Role = str
+"""What the replicas of a pool do: for the model that a case is about, everything (``serve``) or one
+part of it (``encode``, ``prefill``, ``decode``); or everything for another model, whose name in the
+case is the role."""
 
 
 class Pool(StrictModel):
@@ -143,14 +145,15 @@ def lay_out_pools(case: Located) -> Located:
     >>> lay_out_pools(load_yaml(text)).data["pools"]
     {'decode': {'engine': {'y': 2, 'x': 1}, 'system': 'a'}}
     """
-    pools = case.data.get("pools")
-    if not isinstance(pools, dict):
-        return case
-    shared = _only(case, INHERITED & set(case.data))
+    pools, shared = case.data.get("pools"), _only(case, INHERITED & set(case.data))
     whole = case
-    for role, part in pools.items():
-        if isinstance(part, dict):
-            whole = merge(whole, _laid_over(shared, case, role))
+    for key in ("other_models", "pools"):
+        parts = case.data.get(key)
+        for role, part in parts.items() if isinstance(parts, dict) else ():
+            if isinstance(part, dict):
+                whole = merge(whole, _laid_over(shared, case, key, role))
+    if not isinstance(pools, dict):
+        return Located(whole.data, {**whole.positions, (): case.position(())})
     role = "serve" if "serve" in pools else "decode"
     last = whole.data["pools"].get(role)
     if isinstance(last, dict):
@@ -159,15 +162,14 @@ def lay_out_pools(case: Located) -> Located:
     return Located(whole.data, {**whole.positions, (): case.position(())})
 
 
-def _laid_over(shared: Located, case: Located, role: str) -> Located:
+def _laid_over(shared: Located, case: Located, key: str, role: str) -> Located:
     """Lay one pool over the shared keys; what it lacks is reported where it stands."""
-    part = case.at(("pools", role))
-    pool = merge(shared, part)
-    path: KeyPath = ("pools", role)
+    path: KeyPath = (key, role)
+    pool = merge(shared, case.at(path))
     positions = {(*path, *below): where for below, where in pool.positions.items()}
-    prefixes: tuple[KeyPath, ...] = ((), ("pools",), path)
+    prefixes: tuple[KeyPath, ...] = ((), (key,), path)
     above = {prefix: case.position(prefix) for prefix in prefixes}
-    return Located({"pools": {role: pool.data}}, {**positions, **above})
+    return Located({key: {role: pool.data}}, {**positions, **above})
 
 
 def _only(located: Located, keys: Collection[str]) -> Located:

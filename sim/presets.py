@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from sim.errors import InfeasibleError, InputError
+from sim.errors import InfeasibleError, InputError, Problem, with_problems
 from sim.figures import Confidence
 from sim.hardware import Accelerator
 from sim.parallelism import Parallelism
@@ -217,7 +217,7 @@ def resolved(engine: ServingEngine, preset: EnginePreset, place: Place) -> Servi
     filled = filled.model_copy(update=every)  # marks all as set
     problems = list(engine_problems(filled))
     if problems:
-        raise InputError("engine: " + "; ".join(problems))
+        raise with_problems(InputError, problems)
     return filled
 
 
@@ -275,49 +275,81 @@ def sglang_static_fraction(engine: ServingEngine, place: Place) -> float:
     fraction = round((memory_mib - reserved) / memory_mib, 3)
     if fraction <= 0:
         raise InfeasibleError(
-            f"engine: SGLang sets {reserved:,.0f} MiB aside, of {memory_mib:,.0f} that a chip has: "
-            "lower max_num_batched_tokens or give memory_fraction"
+            f"SGLang sets {reserved:,.0f} MiB aside, of {memory_mib:,.0f} that a chip has: "
+            "lower max_num_batched_tokens or give memory_fraction",
+            key=["max_num_batched_tokens", "name"],
         )
     return fraction
 
 
-def engine_problems(engine: ServingEngine) -> Iterator[str]:
+def engine_problems(engine: ServingEngine) -> Iterator[Problem]:
     """Say which settings contradict each other, each with a way out."""
     hungry = starved(engine)
     if hungry is not None:
-        yield f"{hungry}; lower max_num_seqs or raise max_num_batched_tokens"
+        yield Problem.of(
+            f"{hungry}; lower max_num_seqs or raise max_num_batched_tokens",
+            ["max_num_batched_tokens", "max_num_seqs"],
+        )
     if engine.admission == "no_evict" and engine.preemption == "swap":
-        yield (
+        yield Problem.of(
             "admission: no_evict never preempts, so there is nothing to swap; set preemption: "
-            "recompute, or admission: as_needed"
+            "recompute, or admission: as_needed",
+            ["preemption", "admission"],
         )
     if engine.admission == "estimated" and engine.answer_estimate is None:
-        yield (
+        yield Problem.of(
             "admission: estimated needs answer_estimate, the share of the answers that is "
-            "expected; the preset sglang has one, or take admission: as_needed"
+            "expected; the preset sglang has one, or take admission: as_needed",
+            "admission",
         )
     if engine.preemption == "swap" and not engine.swap_bytes:
-        yield "preemption: swap needs swap_bytes > 0, or set preemption: recompute"
+        yield Problem.of(
+            "preemption: swap needs swap_bytes > 0, or set preemption: recompute",
+            ["swap_bytes", "preemption"],
+        )
     yield from _chunk_problems(engine)
     yield from _bucket_problems(engine)
+    yield from _cache_problems(engine)
+
+
+def _cache_problems(engine: ServingEngine) -> Iterator[Problem]:
     names = [tier.name for tier in engine.kv_tiers]
     if len(set(names)) < len(names):
-        yield f"two of kv_tiers have the same name ({', '.join(names)}): give each its own"
+        yield Problem.of(
+            f"two of kv_tiers have the same name ({', '.join(names)}): give each its own",
+            "kv_tiers",
+        )
     if engine.kv_tiers and not engine.prefix_caching:
-        yield "kv_tiers keep blocks for later requests, which prefix_caching: false never finds"
+        yield Problem.of(
+            "kv_tiers keep blocks for later requests, which prefix_caching: false never finds; "
+            "set it to true, or leave kv_tiers out",
+            ["prefix_caching", "kv_tiers"],
+        )
     if engine.kv_blocks is not None and not engine.usable_kv_blocks:
-        yield f"kv_blocks is {engine.kv_blocks}, of which {engine.null_blocks} are never given out"
+        yield Problem.of(
+            f"kv_blocks is {engine.kv_blocks}, of which {engine.null_blocks} are never given out: "
+            "raise it",
+            "kv_blocks",
+        )
 
 
-def _chunk_problems(engine: ServingEngine) -> Iterator[str]:
+def _chunk_problems(engine: ServingEngine) -> Iterator[Problem]:
     if engine.max_chunk_tokens is not None and not engine.chunked_prefill:
-        yield "max_chunk_tokens cuts prompts, which chunked_prefill: false forbids; drop one"
+        yield Problem.of(
+            f"max_chunk_tokens ({engine.max_chunk_tokens}) cuts prompts, which chunked_prefill: "
+            "false forbids; drop one",
+            ["max_chunk_tokens", "chunked_prefill"],
+        )
     shared = engine.composition == "mixed"
     if shared and not engine.chunked_prefill and engine.max_num_batched_tokens < 2:
-        yield "max_num_batched_tokens leaves no room for prompts that may not be cut"
+        yield Problem.of(
+            f"max_num_batched_tokens ({engine.max_num_batched_tokens}) leaves no room for prompts "
+            "that may not be cut: raise it",
+            "max_num_batched_tokens",
+        )
 
 
-def _bucket_problems(engine: ServingEngine) -> Iterator[str]:
+def _bucket_problems(engine: ServingEngine) -> Iterator[Problem]:
     needed = (
         ("decode_buckets", engine.decode_buckets, "max_num_seqs", engine.max_num_seqs),
         (
@@ -329,9 +361,13 @@ def _bucket_problems(engine: ServingEngine) -> Iterator[str]:
     )
     for key, sizes, limit_key, limit in needed:
         if sizes and sizes[-1] < limit:
-            yield (
+            yield Problem.of(
                 f"{key} end at {sizes[-1]}, below {limit_key} ({limit}): add {limit} to them or "
-                f"set {limit_key}: {sizes[-1]}"
+                f"set {limit_key}: {sizes[-1]}",
+                [key, limit_key],
             )
     if engine.graph_sizes and engine.decode_buckets:
-        yield "give graph_sizes or decode_buckets, not both; set the other to []"
+        yield Problem.of(
+            "give graph_sizes or decode_buckets, not both; set the other to []",
+            ["decode_buckets", "graph_sizes"],
+        )

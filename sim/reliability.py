@@ -295,10 +295,15 @@ def fault_laws(faults: Faults, rates: Reliability | None) -> FaultLaws:
         elif faults.parts is not None:
             raise InputError(
                 f"faults.parts names {kind}, whose rate is not known; give faults.{kind} with "
-                f"mtbf_s and repair_s, or rates that have it"
+                f"mtbf_s and repair_s, or rates that have it",
+                key="faults.parts",
             )
     if not laws:
-        raise InputError(f"faults: {faults.rates} has no rate of failure; name another or give one")
+        raise InputError(
+            f"{faults.rates} has no rate of failure; name another file in faults.rates, or give a "
+            "rate",
+            key="faults.rates",
+        )
     steady = ", ".join(kind for kind in PARTS if kind not in laws)
     notes = [f"Failures of these parts are not modelled: {steady}."] if steady else []
     if faults.rate_factor != 1:
@@ -332,8 +337,9 @@ def chips_per_host(faults: Faults, system: System) -> int:
         return faults.chips_per_host
     if system.chips > MAX_HOST_CHIPS:
         raise InputError(
-            f"faults: {system.name} has {system.chips} chips on several hosts; say with "
-            f"chips_per_host how many go down with one"
+            f"{system.name} has {system.chips} chips on several hosts; say with "
+            f"faults.chips_per_host how many go down with one",
+            key="faults.chips_per_host",
         )
     return system.chips
 
@@ -370,7 +376,8 @@ def degraded(system: System, faults: Faults) -> System:
     else:
         raise InputError(
             f"faults.link_network is {faults.link_network}, but {system.name} has no such links; "
-            f"leave link out of faults.parts, or set link_effect: down"
+            f"leave link out of faults.parts, or set link_effect: down",
+            key=["faults.link_network", "faults.link_effect", "faults.parts", "faults"],
         )
     return system.model_copy(update={faults.link_network: slower})
 
@@ -441,7 +448,10 @@ def boot_time(boot: Boot, facts: BootFacts, rates: Reliability | None = None) ->
     """
     listed = None if rates is None else rates.boot
     if boot.rates is not None and listed is None:
-        raise InputError(f"boot.rates: {boot.rates} says nothing about booting; name another file")
+        raise InputError(
+            f"{boot.rates} says nothing about booting; name another file in boot.rates",
+            key="boot.rates",
+        )
     legs, notes = _legs(boot, facts, listed)
     return BootTime(
         provisioning_s=_known("provisioning_s", boot, listed),
@@ -469,7 +479,8 @@ def _legs(
         if not link:
             raise InputError(
                 f"boot.weights_from is host, but {facts.system.name} has no host_memory; give "
-                f"boot.chip_link_bytes_per_s"
+                f"boot.chip_link_bytes_per_s",
+                key="boot.weights_from",
             )
         return legs, tuple(notes)
     store = _known("store_bytes_per_s", boot, listed)
@@ -492,5 +503,7 @@ def _known(key: str, boot: Boot, listed: BootRates | None) -> float:
     if own is not None:
         return own
     if listed is None:
-        raise InputError(f"boot.{key} is not known; give it, or name rates that have boot")
+        raise InputError(
+            f"boot.{key} is not known; give it, or name boot.rates that have it", key=f"boot.{key}"
+        )
     return cast("Figure[float]", getattr(listed, key)).value

@@ -109,7 +109,7 @@ def _by_name(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-RouterPolicy = Annotated[
+_Router = Annotated[
     RoundRobinPolicy
     | RandomPolicy
     | LeastOutstandingPolicy
@@ -119,8 +119,22 @@ RouterPolicy = Annotated[
     | SessionStickyPolicy
     | PredictedLengthPolicy,
     Field(discriminator="kind"),
-    BeforeValidator(_by_name, json_schema_input_type=Any),
 ]
+_NameOrRouter = (
+    Literal[
+        "round_robin",
+        "random",
+        "least_outstanding",
+        "power_of_two",
+        "prefix_aware",
+        "kv_aware",
+        "session_sticky",
+    ]
+    | _Router
+)
+"""What people may write. ``predicted_length`` has no default error, and no bare name."""
+
+RouterPolicy = Annotated[_Router, BeforeValidator(_by_name, json_schema_input_type=_NameOrRouter)]
 """Any router, told apart by ``kind``; a bare name stands for one with its defaults."""
 
 LEAST_OUTSTANDING = LeastOutstandingPolicy()

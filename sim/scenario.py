@@ -4,24 +4,27 @@ The keys at the top of the file are shared by all cases; each entry of ``cases``
 overrides what differs. A file without ``cases`` has one case.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from sim.economics import Charge
-from sim.errors import InputError
+from sim.errors import InfeasibleError, InputError, Problem, RackcastError, worst
 from sim.pools import KvTransfer, Pool, Pools, Role, lay_out_pools
 from sim.routing_policy import ClientPatience, ServiceClass, Slo
 from sim.schema import (
     KeyPath,
     Located,
+    Position,
     StrictModel,
     json_schema,
     load_yaml,
     merge,
+    problem_line,
     set_path,
     validate,
 )
@@ -71,6 +74,10 @@ class Case(Pool):
     """Parts of the work in pools of their own; one pool that does everything unless given."""
     kv_transfer: KvTransfer = KvTransfer()
     """How keys and values get from pool to pool."""
+    other_models: Mapping[str, Pool] = {}
+    """Models beside the one that the case is about, by the names that strategies of test-time
+    compute give them (``verifier``); each has a pool of its own, in the keys in which it differs
+    from the case."""
     workload: Workload
     slo: Slo
     tenants: Mapping[str, ServiceClass] = {}
@@ -105,30 +112,50 @@ class Case(Pool):
             raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _other_models_are_not_taken_for_parts(self) -> Self:
+        taken = sorted(set(self.other_models) & set(Pools.model_fields))
+        if taken:
+            raise ValueError(
+                f"other_models cannot have the name {taken[0]!r}: it is that of a pool"
+            )
+        return self
+
+    def place_of(self, role: Role) -> KeyPath:
+        """Say where the keys of a pool stand in the case: at its top where one pool does all."""
+        if role in self.other_models:
+            return ("other_models", role)
+        return () if self.pools is None else ("pools", role)
+
     def of_pool(self, role: Role) -> "Case":
         """Give the case of one pool: that pool alone, named after its role."""
-        if self.pools is None:
+        if self.pools is None and not self.other_models:
             return self
-        pool = self.pools.by_role()[role]
+        pool = self._pools[role]
         own: dict[str, object] = {key: getattr(pool, key) for key in Pool.model_fields}
         if pool.systems is None:
             own["systems"] = self.systems if pool.system == self.system else 1
-        return self.model_copy(update={**own, "pools": None, "name": f"{self.name}, {role}"})
+        alone: dict[str, object] = {"pools": None, "other_models": {}, "name": f"{self.name}, {role}"}
+        return self.model_copy(update=own | alone)
 
     @property
     def roles(self) -> tuple[Role, ...]:
         """Roles of its pools, in the order in which a request meets them."""
-        return ("serve",) if self.pools is None else tuple(self.pools.by_role())
+        return tuple(self._pools)
+
+    @property
+    def _pools(self) -> Mapping[Role, Pool]:
+        """All pools by role; of one that does everything for the model, the case itself."""
+        parts: Mapping[Role, Pool] = {"serve": self} if self.pools is None else self.pools.by_role()
+        return {**parts, **self.other_models}
 
     @property
     def sharing_roles(self) -> tuple[Role, ...]:
         """Roles of the pools that stand on the systems of the case, together."""
-        if self.pools is None:
-            return ("serve",)
         return tuple(
             role
-            for role, pool in self.pools.by_role().items()
-            if pool.systems is None and pool.system == self.system
+            for role, pool in self._pools.items()
+            if pool is self or (pool.systems is None and pool.system == self.system)
         )
 
 
@@ -149,6 +176,79 @@ class Scenario:
 
     header: Header
     cases: tuple[Case, ...]
+    written: Mapping[str, Located] = field(default_factory=dict, repr=False, compare=False)
+    """Where each key of a case, by its name, was written: in the case, or above all cases."""
+
+    def error_of(self, found: Sequence[tuple[Case, InputError | InfeasibleError]]) -> RackcastError:
+        """Make one error of those of some cases, a line for each problem.
+
+        Each says where it is: file, line and key; and which cases have it, unless all do. They
+        stand in the order of the file. Bad input outranks what cannot be done.
+        """
+        cases_of: dict[tuple[Position | None, KeyPath, str], dict[str, None]] = {}
+        for case, error in found:
+            for problem in error.problems:
+                where, key = self._place(case, problem)
+                who = cases_of.setdefault((where, key, problem.message), {})
+                who[case.name] = None
+        placed = sorted(cases_of.items(), key=lambda item: _order(item[0][0]))
+        lines = [
+            line
+            for (where, key, message), names in placed
+            for line in _lines(where, key, message, self._who(tuple(names)))
+        ]
+        return worst([error for _, error in found])("\n".join(dict.fromkeys(lines)))
+
+    @contextmanager
+    def locating(self, case: Case) -> Iterator[None]:
+        """Say of errors that are raised inside, of a case, where what is wrong was written."""
+        try:
+            yield
+        except (InputError, InfeasibleError) as error:
+            raise self.error_of([(case, error)]) from error
+
+    def _place(self, case: Case, problem: Problem) -> tuple[Position | None, KeyPath]:
+        """Find where the first key of a problem that is written down stands."""
+        located = self.written.get(case.name)
+        if located is None:
+            return None, problem.keys[0]
+        keys = [_as_written(located, key) for key in problem.keys]
+        key = next((key for key in keys if key in located.positions), keys[0])
+        return located.position(key), key
+
+    def _who(self, names: Sequence[str]) -> str:
+        """Name the cases that have a problem; nobody where all have it."""
+        if len(names) == len(self.cases):
+            return ""
+        *others, last = [repr(name) for name in names]
+        if len(others) > 3:
+            others, last = others[:3], f"{len(names) - 3} more"
+        return f"cases {', '.join(others)} and {last}: " if others else f"case {last}: "
+
+
+def _order(where: Position | None) -> tuple[str, int]:
+    return ("", 0) if where is None else (where.source, where.line or 0)
+
+
+def _lines(where: Position | None, key: KeyPath, message: str, who: str) -> Iterator[str]:
+    """Write a problem; what it says of another file, a line for each problem there."""
+    for line in message.splitlines():
+        yield f"{who}{line}" if where is None else problem_line(where, key, f"{who}{line}")
+
+
+def _as_written(located: Located, key: KeyPath) -> KeyPath:
+    """Say which key of a case gives that of a pool its value, if the pool does not."""
+    if len(key) < 2 or key[0] not in ("pools", "other_models"):
+        return key
+    shared = key[2:]
+    own_depth = _depth(located, key) - 2
+    return shared if _depth(located, shared) > own_depth else key
+
+
+def _depth(located: Located, key: KeyPath) -> int:
+    """Count the keys of a path that are written down."""
+    lengths: Iterable[int] = range(len(key), 0, -1)
+    return next((length for length in lengths if key[:length] in located.positions), 0)
 
 
 _HEADER_KEYS = frozenset(Header.model_fields)
@@ -188,17 +288,19 @@ def scenario_of(located: Located, folder: Path) -> Scenario:
     header_part = _only(located, _HEADER_KEYS)
     base = _only(located, set(located.data) - _HEADER_KEYS - {"cases"})
     header = _collect(Header, header_part, problems)
-    cases = [_collect(Case, merged, problems) for merged in _merged_cases(located, base)]
+    written = _cases_over(located, base)
+    laid_out = [lay_out_pools(case) for case in written]
+    cases = [_collect(Case, merged, problems) for merged in laid_out]
     names = [case.name for case in cases if case is not None]
     problems.update(dict.fromkeys(_repeated(names, located)))
     if problems or header is None:
         raise InputError("\n".join(problems))
     placed = [
         _place(case, merged, folder)
-        for case, merged in zip(cases, _merged_cases(located, base), strict=True)
+        for case, merged in zip(cases, laid_out, strict=True)
         if case is not None
     ]
-    return Scenario(header, tuple(placed))
+    return Scenario(header, tuple(placed), dict(zip(names, written, strict=True)))
 
 
 def scenario_json_schema() -> dict[str, Any]:
@@ -237,12 +339,8 @@ def _partial(part: Any) -> Any:
     return kept
 
 
-def _merged_cases(located: Located, base: Located) -> list[Located]:
-    """Lay each case over the shared keys, and its pools over the case."""
-    return [lay_out_pools(case) for case in _cases_over(located, base)]
-
-
 def _cases_over(located: Located, base: Located) -> list[Located]:
+    """Lay each case over the shared keys."""
     entries = located.data.get("cases")
     if entries is None:
         where = located.position(("name",))

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationErro
 from pydantic_core import CoreSchema, ErrorDetails
 from yaml.reader import Reader
 
-from sim.errors import InputError
+from sim.errors import InputError, KeyPath
 
 __all__ = [
     "KeyPath",
@@ -39,12 +39,10 @@ __all__ = [
     "json_schema",
     "load_yaml",
     "merge",
+    "problem_line",
     "set_path",
     "validate",
 ]
-
-KeyPath = tuple[str | int, ...]
-"""Where a value stands in the data: mapping keys and list indices from the root."""
 
 _TAG = "kind"
 _TAGS = (_TAG, "topology")
@@ -484,7 +482,7 @@ class _Builder:
 
     def refuse(self, path: KeyPath, message: str) -> None:
         """Note one problem."""
-        self.problems.append(_problem(self.positions[path], path, message))
+        self.problems.append(problem_line(self.positions[path], path, message))
 
 
 def _scalar(event: yaml.ScalarEvent) -> Any:
@@ -502,11 +500,12 @@ def _dotted(path: KeyPath) -> str:
     return ".".join(str(key) for key in path)
 
 
-def _problem(position: Position, path: KeyPath, message: str) -> str:
+def problem_line(position: Position, path: KeyPath, message: str) -> str:
     """Return one line of an `InputError`: where, what, and the way out."""
     dotted = _dotted(path)
-    # '--set engine.tp' says the path already.
-    if not dotted or (position.line is None and position.source.endswith(f" {dotted}")):
+    # '--set engine.tp' says the path already, and so does '--set cases.0.engine.tp'.
+    said = position.line is None and position.source.endswith((f" {dotted}", f".{dotted}"))
+    if not dotted or said:
         return f"{position}: {message}"
     return f"{position}: {dotted}: {message}"
 
@@ -546,8 +545,8 @@ def validate(model_cls: type[ModelT], located: Located) -> ModelT:
     raise InputError("\n".join(_problems(details, located, _Shapes(json_schema(model_cls)))))
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the known name nearest to an unknown one, as the tail of a message, or ``""``.
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+    """Return the known names nearest to an unknown one, as the tail of a message, or ``""``.
 
     Examples
     --------
@@ -557,11 +556,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     ''
     >>> did_you_mean("h200", ["gh200_x1", "h200_sxm_x8"])
     '; did you mean h200_sxm_x8?'
+    >>> did_you_mean("h100_sxmx8", ["h100_sxm_x8", "h200_sxm_x8", "b200"], most=3)
+    '; did you mean h100_sxm_x8 or h200_sxm_x8?'
     """
     by_lower = {option.lower(): option for option in known}
     begun = [option for option in by_lower if name and option.startswith(f"{name.lower()}_")]
-    near = sorted(begun, key=len) or difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[near[0]]}?" if near else ""
+    near = sorted(begun, key=len) or difflib.get_close_matches(name.lower(), by_lower, n=most)
+    *others, last = [by_lower[each] for each in near[:most]] or [""]
+    listed = f"{', '.join(others)} or {last}" if others else last
+    return f"; did you mean {listed}?" if listed else ""
 
 
 def _problems(details: Iterable[ErrorDetails], located: Located, shapes: _Shapes) -> list[str]:
@@ -577,7 +580,7 @@ def _problems(details: Iterable[ErrorDetails], located: Located, shapes: _Shapes
         key=lambda item: (item[0].source, item[0].line or 0),
     )
     # A value that fits no branch of a union has one message per branch.
-    return [_problem(where, path, "; or ".join(messages[path])) for where, path in placed]
+    return [problem_line(where, path, "; or ".join(messages[path])) for where, path in placed]
 
 
 def _is_long_enough(detail: ErrorDetails, path: KeyPath, data: Any) -> bool:
@@ -588,6 +591,7 @@ def _is_long_enough(detail: ErrorDetails, path: KeyPath, data: Any) -> bool:
 
 _TAG_ERRORS = ("union_tag_invalid", "union_tag_not_found")
 _CHOICE_ERRORS = ("literal_error", "enum", "union_tag_invalid")
+_NO_MAPPING = ("model_type", "model_attributes_type", "dict_type", "union_tag_not_found")
 
 
 def _data_path(detail: ErrorDetails, data: Any) -> KeyPath:
@@ -637,7 +641,7 @@ _MESSAGES: Mapping[str, str] = {
         ("tuple_type", "list_type", "set_type", "frozen_set_type"), "{shown} is not a list"
     ),
     **dict.fromkeys(
-        ("model_type", "model_attributes_type", "dict_type", *_TAG_ERRORS),
+        (*_NO_MAPPING, *_TAG_ERRORS),
         "{shown} is not a mapping",
     ),
 }
@@ -656,7 +660,8 @@ def _message(detail: ErrorDetails, path: KeyPath, located: Located, shapes: _Sha
     if path not in located.positions:
         return f"missing key; {one_of}" if choices else "missing key"
     value = _value_at(located.data, path)
-    if choices and kind in _CHOICE_ERRORS:
+    is_whole = isinstance(value, dict | list)
+    if choices and (kind in _CHOICE_ERRORS or (kind in _NO_MAPPING and not is_whole)):
         return f"{_shown(value)} is not {one_of}{did_you_mean(str(value), choices)}"
     if kind in _MESSAGES:
         return _MESSAGES[kind].format(shown=_shown(value), **detail.get("ctx", {}))

@@ -10,7 +10,7 @@ import numpy as np
 from sim.catalog import Catalog
 from sim.cost.fabric import Fabric
 from sim.deployment import Deployment, deploy
-from sim.errors import InfeasibleError, InputError
+from sim.errors import InfeasibleError, InputError, under
 from sim.hardware import System
 from sim.image_encoding import encoding_of_pool
 from sim.parallelism import ChipGroup
@@ -115,6 +115,8 @@ class Service:
     pools: tuple[Deployment, ...]
     kv_path: KvPath | None = None
     """From the prefill to the decode pool; none where one pool does everything."""
+    other_models: int = 0
+    """Pools at the end that serve other models than the one that the case is about."""
 
     @property
     def chips(self) -> int:
@@ -134,7 +136,7 @@ class Service:
     @property
     def answer_pool(self) -> Deployment:
         """The pool that computes answers."""
-        return self.pools[-1]
+        return self.pools[len(self.pools) - self.other_models - 1]
 
     @property
     def places(self) -> int:
@@ -183,17 +185,24 @@ def service_of(case: Case, catalog: Catalog) -> Service:
     """
     encodes = "encode" not in case.roles
     pools = tuple(
-        deploy(part, catalog, role, encodes=encodes) for role, part in _pool_cases(case, catalog)
+        _deployed(case, role, part, catalog, encodes=encodes)
+        for role, part in _pool_cases(case, catalog)
     )
-    if len(pools) == 1:
-        return Service(case, pools)
+    others = len(case.other_models)
+    main = pools[: len(pools) - others]
     path = None
-    if pools[-1].role == "decode":
-        together = _in_one_domain(case, pools, pools[-2:])
-        path = kv_path(case.kv_transfer, *pools[-2:], together=together)
+    if main[-1].role == "decode":
+        together = _in_one_domain(case, pools, main[-2:])
+        path = kv_path(case.kv_transfer, *main[-2:], together=together)
     if not encodes:
         pools = (_handing_over(case, pools), *pools[1:])
-    return Service(case, pools, path)
+    return Service(case, pools, path, others)
+
+
+def _deployed(case: Case, role: Role, part: Case, catalog: Catalog, *, encodes: bool) -> Deployment:
+    """Resolve one pool; what is wrong with it is wrong with its keys."""
+    with under(*case.place_of(role)):
+        return deploy(part, catalog, role, encodes=encodes)
 
 
 def _pool_cases(case: Case, catalog: Catalog) -> Iterator[tuple[Role, Case]]:
@@ -216,9 +225,9 @@ def _dealt_out(case: Case, parts: dict[Role, Case], catalog: Catalog) -> dict[Ro
     unsaid = [role for role, part in parts.items() if part.built_replicas is None]
     if len(unsaid) > 1:
         raise InputError(
-            f"case {case.name!r}: the pools {' and '.join(unsaid)} share {case.systems} x "
-            f"{case.system}, and none says how many replicas it has: give all but one of them "
-            "replicas, or systems of their own"
+            f"the pools {' and '.join(unsaid)} share {case.systems} x {case.system}, and none says "
+            "how many replicas it has: give all but one of them replicas, or systems of their own",
+            key="pools",
         )
     taken = {
         role: part.built_replicas * part.parallelism.chips
@@ -229,8 +238,9 @@ def _dealt_out(case: Case, parts: dict[Role, Case], catalog: Catalog) -> dict[Ro
     more = -(-sum(taken.values()) // system.chips)
     if sum(taken.values()) > total:
         raise InfeasibleError(
-            f"case {case.name!r}: its pools need {sum(taken.values())} chips ({said}), {has}: "
-            f"systems >= {more} or fewer replicas"
+            f"the pools need {sum(taken.values())} chips ({said}), {has}: systems >= {more} or "
+            "fewer replicas",
+            key=["systems", "pools"],
         )
     if not unsaid:
         return parts
@@ -240,9 +250,10 @@ def _dealt_out(case: Case, parts: dict[Role, Case], catalog: Catalog) -> dict[Ro
         each = rest.parallelism.chips * (1 + rest.spares)
         more = -(-(sum(taken.values()) + each) // system.chips)
         raise InfeasibleError(
-            f"case {case.name!r}: a replica of the {unsaid[0]} pool{_and_spares(rest)} needs "
-            f"{each} chips, {has} and the other pools take {sum(taken.values())} ({said}): "
-            f"systems >= {more} or fewer replicas"
+            f"a replica of the {unsaid[0]} pool{_and_spares(rest)} needs {each} chips, {has} and "
+            f"the other pools take {sum(taken.values())} ({said}): systems >= {more} or fewer "
+            "replicas",
+            key=["systems", "pools"],
         )
     return parts | {unsaid[0]: rest.model_copy(update={"replicas": replicas})}
 
@@ -254,9 +265,10 @@ def _and_spares(part: Case) -> str:
 
 def _in_one_domain(case: Case, pools: Sequence[Deployment], joined: Sequence[Deployment]) -> bool:
     """Tell whether all chips of some of the pools are joined by one scale-up network."""
-    together = {pool.role for pool in joined} <= set(case.sharing_roles)
-    chips = sum(pool.chips for pool in pools)
-    return together and case.systems == 1 and chips <= pools[-1].system.domain_chips
+    sharing = case.sharing_roles
+    together = {pool.role for pool in joined} <= set(sharing)
+    chips = sum(pool.chips for pool in pools if pool.role in sharing)
+    return together and case.systems == 1 and chips <= joined[-1].system.domain_chips
 
 
 def kv_path(
@@ -279,8 +291,9 @@ def kv_path(
     link = transfer.link or ("scale_up" if together else "scale_out")
     if link == "scale_up" and not together:
         raise InputError(
-            f"{prefill.case.name}: the prefill and the decode pool do not stand in one scale-up "
-            "domain; set kv_transfer.link to scale_out, or let them share one system"
+            "the link is scale_up, but the prefill and the decode pool do not stand in one "
+            "scale-up domain; set kv_transfer.link to scale_out, or let them share one system",
+            key="kv_transfer.link",
         )
     cut, cache = decode.case.parallelism, decode.memory.cache
     copies = cut.tp * cut.pp  # of the shares that the chips of an attention rank keep
@@ -323,8 +336,9 @@ def _port(transfer: KvTransfer, pool: Deployment, link: Literal["scale_up", "sca
     system = pool.system
     if (system.scale_up if link == "scale_up" else system.scale_out) is None:
         raise InputError(
-            f"{pool.case.name}: nothing is known of the {link} network of {pool.case.system}; "
-            "give kv_transfer.bandwidth_bytes_per_s and kv_transfer.latency_s"
+            f"nothing is known of the {link} network of {pool.case.system}, between the pools; "
+            "give kv_transfer.bandwidth_bytes_per_s and kv_transfer.latency_s",
+            key=["kv_transfer.link", "kv_transfer", "pools"],
         )
     domain = system.domain_chips
     group, span = (ChipGroup(2, domain), 2 * domain) if link == "scale_out" else (_TWINS, domain)

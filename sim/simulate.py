@@ -11,18 +11,19 @@ from sim.catalog import Catalog
 from sim.engine.clients import ClosedLoop, OpenLoop, Source
 from sim.engine.clock import TICKS_PER_S, to_ticks
 from sim.engine.cluster import Cluster, Companion, LinkPlan, PoolPlan, RunRecord
+from sim.engine.programs import Programs
 from sim.engine.requests import Request
 from sim.engine.router_choice import router_of
 from sim.engine.sessions import Sessions, Together
 from sim.engine.upkeep import Upkeep
-from sim.errors import InputError
+from sim.errors import InputError, under
+from sim.idle_settings import idle_settings
 from sim.kv_places import host_link, swap_tokens, tiers_of
-from sim.scenario import Case
 from sim.service import Port, Service
 from sim.tenancy import Tenancy, tenancy_of
 from sim.upkeep_plans import UpkeepPlans, failure_notes, spares_aside, upkeep_plans
 from sim.workload.draw import draw, pilot
-from sim.workload.kinds import OpenLoopWorkload, Workload
+from sim.workload.kinds import OpenLoopWorkload, ProgramsWorkload, Workload
 from sim.workload.requests import RequestRow, Traffic
 
 Progress = Callable[[int, int], None]
@@ -31,6 +32,8 @@ Progress = Callable[[int, int], None]
 PILOT_REQUESTS = 16_000
 """Requests of a pilot run at least: with fewer its capacity moves by several percent with the
 lengths that happen to be drawn."""
+PILOT_TASKS = 3
+"""Tasks per place in the batch that a pilot run of programs works on."""
 PILOT_ROUNDS = 8
 """Requests per place in the batch that a pilot run serves to find the capacity."""
 
@@ -90,7 +93,10 @@ def simulate(
         capacity = capacity_requests_per_s(service, catalog, seed)
         rate = capacity * workload.load_fraction / workload.samples
         workload = workload.model_copy(update={"rate_requests_per_s": rate, "load_fraction": None})
-    traffic = draw_traffic(case, workload, catalog, seed)
+    if isinstance(workload, ProgramsWorkload) and workload.load_fraction is not None:
+        capacity = capacity_tasks_per_s(service, workload, catalog, seed)
+        workload = workload.at_rate(capacity * workload.load_fraction)
+    traffic = draw_traffic(workload, catalog, seed)
     plans = upkeep_plans(service, catalog)
     upkeep = plans.companion(seed)
     record = serve(
@@ -108,6 +114,8 @@ def simulate(
 def _run_notes(
     service: Service, traffic: Traffic, plans: UpkeepPlans, upkeep: Upkeep | None
 ) -> Iterator[str]:
+    yield from (f"{service.case.name}: {note}" for note in traffic.notes)
+    yield from idle_settings(service, traffic)
     yield from plans.notes
     if upkeep is not None:
         yield from failure_notes(upkeep, service.case.name)
@@ -169,7 +177,10 @@ def serve(
         companions += [] if patience is None else [patience]
     priorities = () if tenancy is None else tenancy.priorities
     source = _source(traffic, to_ticks(service.frontend_s), priorities)
-    return cluster.run(source, companions)
+    record = cluster.run(source, companions)
+    if isinstance(source, Programs):
+        record = replace(record, programs=source.programs, calls=source.calls)
+    return record
 
 
 Priorities = Sequence[int | None]
@@ -181,6 +192,10 @@ def _source(traffic: Traffic, answer_ticks: int, priorities: Priorities) -> Sour
     if traffic.arrival_s is None:
         return ClosedLoop(list(_requests(traffic, priorities)), traffic.clients, answer_ticks)
     requests = OpenLoop(_requests(traffic, priorities))
+    if traffic.programs is not None:
+        return Programs(
+            traffic.programs, 0, answer_ticks, (priorities[0] if priorities else 0) or 0
+        )
     if traffic.sessions is None:
         return requests
     of_sessions = tuple(priority or 0 for priority in priorities)
@@ -215,6 +230,7 @@ def pool_plans(service: Service, seed: int, tenancy: Tenancy | None = None) -> l
                 swap_tokens=swap_tokens(pool),
                 tiers=tiers_of(pool),
                 fetches=fetches,
+                other_model=pool.role in service.case.other_models,
             )
         )
     return plans
@@ -224,20 +240,16 @@ def _link(port: Port | None) -> LinkPlan | None:
     return None if port is None else LinkPlan(port.bytes_per_s, port.latency_s)
 
 
-def draw_traffic(case: Case, workload: Workload, catalog: Catalog, seed: int) -> Traffic:
+def draw_traffic(workload: Workload, catalog: Catalog, seed: int) -> Traffic:
     """Draw the requests of a workload, or read them from its trace.
 
     Raises
     ------
     InputError
-        A trace without a path, or one that cannot be read; it names the case.
+        A trace without a path, or one that cannot be read.
     """
-    try:
+    with under("workload"):
         return draw(workload, catalog, seed)
-    except InputError as error:
-        if getattr(workload, "path", None) is not None:
-            raise  # it names its file
-        raise InputError(f"case {case.name!r}: {error}") from None
 
 
 def capacity_requests_per_s(service: Service, catalog: Catalog, seed: int) -> float:
@@ -247,15 +259,44 @@ def capacity_requests_per_s(service: Service, catalog: Catalog, seed: int) -> fl
     """
     case = service.case
     if not isinstance(case.workload, OpenLoopWorkload):
-        raise InputError(f"case {case.name!r}: load_fraction needs an open loop")
+        raise InputError(
+            f"load_fraction needs an open loop, not {case.workload.kind}",
+            key=["workload.load_fraction", "workload.kind"],
+        )
     places = service.places
     count = max(PILOT_ROUNDS * places, PILOT_REQUESTS)
     record = serve(service, pilot(case.workload, catalog, seed, count, places), seed=seed)
     done = np.sort(record.requests["done_s"].astype(float))
     done = done[~np.isnan(done)]
     if done.size < PILOT_ROUNDS:
-        raise InputError(f"case {case.name!r}: no request of this traffic fits into a replica")
+        longest = service.answer_pool.max_model_len
+        raise InputError(
+            f"no request of this traffic fits into a replica, which takes {longest} tokens at "
+            "most, prompt and answer: give shorter requests, or raise engine.max_model_len or the "
+            "memory for its KV cache",
+            key=["workload.load_fraction", "workload"],
+        )
     first, last = done.size // 4, 3 * done.size // 4
+    return float((last - first) / (done[last] - done[first]))
+
+
+def capacity_tasks_per_s(
+    service: Service, workload: ProgramsWorkload, catalog: Catalog, seed: int
+) -> float:
+    """Find the most tasks that a service can do: a closed loop with a task for every place.
+
+    The middle half of the completions is counted, when the batch is full and mixed.
+    """
+    places = service.places
+    asked = workload.asked_by(places, PILOT_TASKS * places)
+    record = serve(service, draw(asked, catalog, seed, "pilot"), seed=seed)
+    done = np.sort(record.programs["done_s"][record.programs["outcome"] == "completed"])
+    first, last = done.size // 4, 3 * done.size // 4
+    if last == first or done[last] <= done[first]:
+        raise InputError(
+            "no task of this workload is ever finished: its calls are longer than a replica takes",
+            key=["workload.load_fraction", "workload"],
+        )
     return float((last - first) / (done[last] - done[first]))
 
 

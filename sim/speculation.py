@@ -342,7 +342,8 @@ def acceptance_law(
         raise InputError(
             f"speculation.spread is {choice.spread:g}, which no distribution between 0 and 1 with "
             f"a mean of {acceptance[0]:.3f} can have; lower it below "
-            f"{(acceptance[0] * (1 - acceptance[0])) ** 0.5:.3f}"
+            f"{(acceptance[0] * (1 - acceptance[0])) ** 0.5:.3f}",
+            key="spread",
         )
     return AcceptanceLaw(acceptance, verify_tokens, choice.spread, source, tuple(notes))
 
@@ -353,26 +354,32 @@ def _task(choice: SpeculationChoice, measured: MeasuredAcceptance) -> TaskAccept
     if choice.method != measured.method:
         raise InputError(
             f"{where}: those figures are for method {measured.method}, not {choice.method}; "
-            f"set speculation.method to {measured.method} or name another file"
+            f"set speculation.method to {measured.method} or name another file",
+            key=["method", "acceptance"],
         )
     if choice.task is None:
-        raise InputError(f"{where}: acceptance depends on the task; set speculation.task: {tasks}")
+        raise InputError(
+            f"{where}: acceptance depends on the task; set speculation.task: {tasks}", key="task"
+        )
     if choice.task not in measured.tasks:
         raise InputError(
             f"{where}: nothing is known of task {choice.task!r}"
             f"{did_you_mean(choice.task, measured.tasks)}; there are: {tasks}; or write "
-            "speculation.acceptance_per_position"
+            "speculation.acceptance_per_position",
+            key="task",
         )
     task = measured.tasks[choice.task]
     longest = task.longest_draft
     if choice.draft_tokens > longest:
         raise InputError(
             f"{where}: task {choice.task} is known up to {longest} draft tokens, not "
-            f"{choice.draft_tokens}; draft fewer or write speculation.acceptance_per_position"
+            f"{choice.draft_tokens}; draft fewer or write speculation.acceptance_per_position",
+            key="draft_tokens",
         )
     if measured.verify_tokens is not None and choice.draft_tokens != longest:
         raise InputError(
             f"{where}: it was measured with a tree of depth {longest}, which says nothing of "
-            f"other trees; set speculation.draft_tokens to {longest}"
+            f"other trees; set speculation.draft_tokens to {longest}, not {choice.draft_tokens}",
+            key="draft_tokens",
         )
     return task

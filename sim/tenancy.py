@@ -8,7 +8,7 @@ from sim.engine.door import Door, TenantDoor, TokenBucket
 from sim.engine.patience import Patience, PatiencePlan
 from sim.engine.requests import Request
 from sim.engine.waiting import FairLine, FcfsLine, PriorityLine, WaitingLine
-from sim.errors import InputError
+from sim.errors import InputError, Problem, with_problems
 from sim.routing_policy import Backoff, ClientPatience, ServiceClass, Slo
 from sim.scenario import Case
 from sim.schema import did_you_mean
@@ -80,7 +80,7 @@ def tenancy_of(case: Case, names: Sequence[str]) -> Tenancy:
     """
     unknown = [name for name in case.tenants if name not in names]
     if unknown:
-        raise InputError(_unknown(case, unknown[0], names))
+        raise with_problems(InputError, [_unknown(name, names) for name in unknown])
     return Tenancy(case, tuple(names))
 
 
@@ -92,17 +92,19 @@ def check_tenants(case: Case) -> None:
     InputError
     """
     known = list(_names_of(case.workload))
-    for name in case.tenants:
-        open_ended = (each[:-1] for each in known if each.endswith("*"))
-        if name not in known and not any(name.startswith(start) for start in open_ended):
-            raise InputError(_unknown(case, name, known))
+    open_ended = tuple(each[:-1] for each in known if each.endswith("*"))
+    unknown = [name for name in case.tenants if name not in known]
+    unknown = [name for name in unknown if not name.startswith(open_ended)]
+    if unknown:
+        raise with_problems(InputError, [_unknown(name, known) for name in unknown])
 
 
-def _unknown(case: Case, name: str, names: Sequence[str]) -> str:
+def _unknown(name: str, names: Sequence[str]) -> Problem:
     hint = did_you_mean(name, names) or "."
-    return (
-        f"case {case.name!r}: tenants names {name!r}, which the workload does not have{hint} Its "
-        f"tenants: {', '.join(names)}"
+    return Problem(
+        f"tenants names {name!r}, which the workload does not have{hint} Its tenants: "
+        f"{', '.join(names)}",
+        (("tenants", name),),
     )
 
 

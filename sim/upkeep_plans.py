@@ -1,6 +1,6 @@
 """From a scenario's failures, maintenance and scaling to what acts on the pools of a run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from sim.catalog import Catalog
@@ -9,9 +9,8 @@ from sim.deployment import Deployment
 from sim.engine.cluster import LinkPlan
 from sim.engine.elasticity import BootTicks
 from sim.engine.faults import Part, Placement
-from sim.engine.ticks import Pace
-from sim.engine.upkeep import Upkeep, UpkeepPlan
-from sim.errors import InputError
+from sim.engine.upkeep import PaceOf, Upkeep, UpkeepPlan
+from sim.errors import InputError, under
 from sim.pools import Role
 from sim.reliability import (
     MAX_HOST_CHIPS,
@@ -85,10 +84,8 @@ def upkeep_plans(service: Service, catalog: Catalog) -> UpkeepPlans:
     for pool in service.pools:
         if not pool.case.changes:
             continue
-        try:
+        with under(*service.case.place_of(pool.role)):
             plans[pool.role], said = _pool_plan(pool, catalog)
-        except InputError as error:
-            raise InputError(f"case {pool.case.name!r}: {error}") from None
         notes += [f"{pool.case.name}: {note}" for note in said]
     rules = _rules(service) if plans else None
     return UpkeepPlans(plans, rules, service, _kv_store(service, rules), tuple(notes))
@@ -103,7 +100,7 @@ def _pool_plan(pool: Deployment, catalog: Catalog) -> tuple[UpkeepPlan, list[str
     if case.faults is None and pool.system.chips > MAX_HOST_CHIPS:
         notes.append(f"{_chips_per_host(pool)} chips of {case.system} are taken to share a host.")
     parts: tuple[tuple[Part, PartLaw], ...] = ()
-    slow_pace, kind = None, COLD
+    slow_paces, kind = None, COLD
     if case.faults is not None:
         faults = case.faults
         kind = faults.spare
@@ -111,14 +108,14 @@ def _pool_plan(pool: Deployment, catalog: Catalog) -> tuple[UpkeepPlan, list[str
         laws = fault_laws(faults, rates)
         notes += laws.notes
         parts = tuple(_placement(pool, faults).failing(laws.laws))
-        slow_pace = _slow_pace(pool, faults, laws)
+        slow_paces = _slow_paces(pool, faults, laws)
     plan = UpkeepPlan(
         wanted=wanted,
         times=BootTicks.of(boot, kind),
         spares=case.spares,
         autoscaling=case.autoscaling,
         parts=parts,
-        slow_pace=slow_pace,
+        slow_paces=slow_paces,
         maintenance=case.maintenance,
     )
     return plan, notes
@@ -130,7 +127,8 @@ def _wanted(pool: Deployment) -> int:
     if most < 1:
         raise InputError(
             f"faults.spares is {case.spares}, and only {pool.replicas} replicas fit: give more "
-            "systems or fewer spares"
+            "systems or fewer spares",
+            key="faults.spares",
         )
     scaling = case.autoscaling
     if scaling is None:
@@ -139,7 +137,8 @@ def _wanted(pool: Deployment) -> int:
     if not scaling.min_replicas <= start <= scaling.max_replicas:
         raise InputError(
             f"replicas is {start}, outside min_replicas to max_replicas of autoscaling "
-            f"({scaling.min_replicas} to {scaling.max_replicas}): start inside"
+            f"({scaling.min_replicas} to {scaling.max_replicas}): start inside",
+            key="replicas",
         )
     return start
 
@@ -150,7 +149,8 @@ def _boot(pool: Deployment, catalog: Catalog) -> BootTime:
     if boot is None:
         raise InputError(
             "its replicas come and go, and nothing says how long one takes to come up: give boot, "
-            "such as boot: {rates: vllm_cloud_boot}"
+            "such as boot: {rates: vllm_cloud_boot}",
+            key=["boot", "faults", "autoscaling", "maintenance"],
         )
     rates = None if boot.rates is None else catalog.reliability(boot.rates)
     facts = BootFacts(
@@ -181,27 +181,35 @@ def _placement(pool: Deployment, faults: Faults) -> Placement:
     return Placement(pool.replicas, pool.chips_per_replica, host, faults.hosts_per_rack)
 
 
-def _slow_pace(pool: Deployment, faults: Faults, laws: FaultLaws) -> Pace | None:
-    """Price steps over the links that a failure leaves; none where it stops the replica."""
+def _slow_paces(
+    pool: Deployment, faults: Faults, laws: FaultLaws
+) -> Callable[[int], PaceOf] | None:
+    """Price steps over the links that a failure leaves; none where it stops the replica.
+
+    Experts have the load that they would have had over sound links.
+    """
     if "link" not in laws.laws or faults.link_effect == "down":
         return None
     degraded(pool.system, faults)  # says so where there is no such network
     left = Left()._replace(**{faults.link_network: faults.link_bandwidth_fraction})
     network = pool.timer.network.degraded(left)
     encoder = None if pool.encoder is None else pool.encoder.with_network(network)
-    return replace(pool, timer=pool.timer.with_network(network), encoder=encoder).plan.pace
+    slow = replace(pool, timer=pool.timer.with_network(network), encoder=encoder)
+    return lambda seed: slow.plan_for(seed).replica_pace
 
 
 def _rules(service: Service) -> Faults:
     """Find what becomes of requests that are broken off, in whichever pool."""
-    given = [pool.case.faults for pool in service.pools if pool.case.faults is not None]
+    pools = [pool for pool in service.pools if pool.case.faults is not None]
+    given = [pool.case.faults for pool in pools if pool.case.faults is not None]
     if not given:  # maintenance may lose its patience: then the defaults hold
         return Faults.model_construct()
     for key in _AFTER_A_LOSS:
         if len({getattr(faults, key) for faults in given}) > 1:
             raise InputError(
-                f"case {service.case.name!r}: its pools differ in faults.{key}, but a request that "
-                "is broken off is treated alike wherever that happens: give it in the case"
+                f"the pools differ in faults.{key}, but a request that is broken off is treated "
+                "alike wherever that happens: give it in the case",
+                key=[(*service.case.place_of(pool.role), "faults", key) for pool in pools],
             )
     return given[0]
 
@@ -214,8 +222,12 @@ def _kv_store(service: Service, rules: Faults | None) -> LinkPlan | None:
     shared = next((tier for tier in tiers if tier.shared), None)
     if shared is None:
         raise InputError(
-            f"case {service.case.name!r}: faults.retry_keeps is kv, but no store outlives a "
-            "replica: give engine.kv_tiers one that is shared, or set retry_keeps: answer"
+            "faults.retry_keeps is kv, but no store outlives a replica: give engine.kv_tiers one "
+            "that is shared, or set retry_keeps: answer",
+            key=[
+                (*service.case.place_of(pool.role), "faults", "retry_keeps")
+                for pool in reversed(service.pools)
+            ],
         )
     return LinkPlan(shared.read_bytes_per_s, shared.latency_s)
 
@@ -236,7 +248,16 @@ def failure_notes(upkeep: Upkeep, case_name: str) -> Iterator[str]:
         answers = sum(loss.answer_tokens for loss in losses)
         kept = sum(loss.kept_tokens for loss in losses)
         yield (
-            f"{case_name}: requests were broken off {len(losses)} times, and {again} times tried "
-            f"again; keys and values of {context} tokens were lost, {answers} tokens of answers "
-            f"thrown away, and those of {kept} tokens loaded from a store."
+            f"{case_name}: requests were broken off {_times(len(losses))}, and tried again "
+            f"{_times(again)}; keys and values of {context} tokens were lost, {answers} tokens of "
+            f"answers thrown away, and those of {kept} tokens loaded from a store."
         )
+
+
+def _times(count: int) -> str:
+    """Say how often something happened.
+
+    >>> [_times(count) for count in (0, 1, 2)]
+    ['never', 'once', '2 times']
+    """
+    return {0: "never", 1: "once"}.get(count, f"{count} times")

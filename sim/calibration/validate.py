@@ -73,7 +73,7 @@ def validate_runs(
             try:
                 rows += _compare(run, replay(run.case, catalog, seed))
             except (InfeasibleError, InputError) as error:
-                reasons.append(str(error).split(": ", 1)[-1])
+                reasons.append(str(error))
         if progress is not None:
             progress(index + 1, len(runs))
     skipped = pd.Series(reasons, dtype=str).value_counts()

@@ -75,7 +75,8 @@ def eagle(
     if width is None:
         raise InputError(
             f"{model.name} has no dense layers that an EAGLE head could be like: give the inner "
-            "width of the head's MLP"
+            "width of the head's MLP, or take another method",
+            key="method",
         )
     attention = head.attention or _lasting(model)
     layer = _one_layer(model, attention).model_copy(
@@ -117,7 +118,8 @@ def mtp(
     if not model.mtp_layers:
         raise InputError(
             f"{model.name} has no MTP module (mtp_layers is 0): speculate with an EAGLE head, a "
-            "draft model or n-grams"
+            "draft model or n-grams",
+            key="method",
         )
     split = _on_one_stage(parallelism, dense=model.moe is None)
     layer = _one_layer(model, _lasting(model))

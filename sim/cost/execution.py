@@ -46,7 +46,9 @@ class Padding:
         """Refuse sizes that are not positive and rising."""
         for sizes in (self.decode_sizes, self.prefill_sizes):
             if list(sizes) != sorted(set(sizes)) or (sizes and sizes[0] < 1):
-                raise InputError(f"padded sizes {list(sizes)} must be positive and rise")
+                raise InputError(
+                    f"padded sizes {list(sizes)} must be positive and rise", key="engine"
+                )
 
     @property
     def active(self) -> bool:
@@ -106,7 +108,8 @@ class Padding:
             if sizes and most > sizes[-1]:
                 raise InputError(
                     f"a {what} step may have {most} tokens but the largest bucket has "
-                    f"{sizes[-1]}: add a bucket of {most} tokens, or lower the limit of the engine"
+                    f"{sizes[-1]}: add a bucket of {most} tokens, or lower the limit of the engine",
+                    key=f"engine.{what}_buckets",
                 )
 
 

@@ -60,7 +60,8 @@ def _routed(stage: Stage, moe: MixtureOfExperts) -> ExpertGemm:
     if slots % parallelism.ep:
         raise InputError(
             f"redundant_experts is {routing.redundant_experts}: {slots} experts and replicas "
-            f"cannot be dealt to ep = {parallelism.ep} ranks"
+            f"cannot be dealt to ep = {parallelism.ep} ranks",
+            key=["routing.redundant_experts", "parallelism.ep"],
         )
     weights = stage.precision.expert_weights
     return ExpertGemm(

@@ -341,7 +341,8 @@ class Fabric:
         name, domain = self.system.name, self.system.domain_chips
         return InputError(
             f"{name}: a group of chips reaches beyond its domain of {domain}, and the system has "
-            f"no scale_out; keep the replica within {domain} chips or give the system a scale_out"
+            f"no scale_out; keep the replica within {domain} chips or give the system a scale_out",
+            key="parallelism",
         )
 
 

@@ -187,7 +187,11 @@ class KernelShelf:
         peaks = self._accelerator.peak_flop_per_s
         if dtype not in peaks:
             known = ", ".join(sorted(peaks))
-            raise InputError(f"{self.accelerator_id} does not compute in {dtype}; it has {known}")
+            raise InputError(
+                f"{self.accelerator_id} does not compute in {dtype}; it has {known}: choose one of "
+                "them",
+                key="precision",
+            )
         return peaks[dtype].value
 
     def gemm(self, operator: DenseGemm) -> tuple[GemmKernel, str]:
@@ -343,7 +347,8 @@ class KernelShelf:
             f"no calibration of {what} on {self.accelerator_id} for {self._engine}, and nothing "
             f"that stands in: choose another precision, or add a law to hardware/calibrations/"
             f"{self.accelerator_id}.yaml or a prior of {self._accelerator.family} to "
-            "hardware/priors"
+            "hardware/priors",
+            key="precision",
         )
 
 

@@ -171,7 +171,8 @@ class StepTimer:
             if self.shares.parallelism.pp > 1:
                 raise InputError(
                     "speculative decoding on a pipeline is not modelled: set parallelism.pp to 1 "
-                    "or leave the speculation out"
+                    "or leave the speculation out",
+                    key="parallelism.pp",
                 )
             self.shares = replace(self.shares, queries=self.execution.queries)
         self._bandwidth = accelerator.local_memory.bandwidth_bytes_per_s.value

@@ -187,5 +187,6 @@ class TorusDomain:
         apart = "" if group.stride == 1 else f", {group.stride} apart,"
         return InfeasibleError(
             f"a group of {group.ranks} chips{apart} is no box of a {self.shape} torus; choose "
-            "ranks that fill its axes one after the other"
+            "ranks that fill its axes one after the other",
+            key="parallelism",
         )

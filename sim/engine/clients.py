@@ -7,9 +7,27 @@ from typing import Protocol
 import simpy
 
 from sim.engine.clock import Alarm, Clock
-from sim.engine.requests import Request, Turn
+from sim.engine.requests import Request
 
 Submit = Callable[[Request], None]
+
+
+class Desk(Protocol):
+    """What the senders of requests need of a cluster."""
+
+    env: Clock
+
+    def submit(self, request: Request) -> None:
+        """Take in a request."""
+        ...
+
+    def cancel(self, request: Request) -> None:
+        """Drop a request whose answer is not wanted any more."""
+        ...
+
+    def rest(self) -> None:
+        """Take note that a source has come to its end without a request that leaves."""
+        ...
 
 
 class Source(Protocol):
@@ -20,7 +38,7 @@ class Source(Protocol):
         """Whether it will send no more, whatever happens."""
         ...
 
-    def start(self, env: Clock, submit: Submit, turn: Turn) -> None:
+    def start(self, desk: Desk) -> None:
         """Begin to send."""
         ...
 
@@ -38,10 +56,10 @@ class OpenLoop:
         self.requests = requests
         self.exhausted = False
 
-    def start(self, env: Clock, submit: Submit, turn: Turn) -> None:
+    def start(self, desk: Desk) -> None:
         """Begin to send."""
-        del turn
-        self._env, self._submit = env, submit
+        env = desk.env
+        self._env, self._submit = env, desk.submit
         self._upcoming = iter(self.requests)
         self._next = next(self._upcoming, None)
         self.exhausted = self._next is None
@@ -92,11 +110,10 @@ class ClosedLoop:
         """Whether the supply has ended."""
         return not self._supply
 
-    def start(self, env: simpy.Environment, submit: Submit, turn: Turn) -> None:
+    def start(self, desk: Desk) -> None:
         """Begin to send."""
-        del turn
-        self._env, self._submit = env, submit
-        env.process(self._start())
+        self._env, self._submit = desk.env, desk.submit
+        self._env.process(self._start())
 
     def _start(self) -> Generator[simpy.Event, None, None]:
         yield self._env.timeout(0)

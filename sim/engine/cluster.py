@@ -15,13 +15,22 @@ from sim.engine.links import Link
 from sim.engine.plan import ReplicaPlan
 from sim.engine.pool import Pool
 from sim.engine.prefix import PrefixCache
-from sim.engine.records import PREEMPTION_COLUMNS, Columns, Recorder, Table, Work
+from sim.engine.records import (
+    CALL_COLUMNS,
+    PREEMPTION_COLUMNS,
+    PROGRAM_COLUMNS,
+    Columns,
+    Recorder,
+    Table,
+    Work,
+)
 from sim.engine.replica import Replica, Surroundings
 from sim.engine.requests import Outcome, Request, Turn
 from sim.engine.router import RoundRobin, Router
 from sim.engine.tiers import Tier, Tiers
 from sim.engine.transport import Elsewhere, Handover, Ports, SwapSpace, Transport, release
 from sim.pools import Role
+from sim.workload.programs import MAIN
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,8 @@ class PoolPlan:
     """Where prefixes are kept outside the chips, the nearest first."""
     fetches: bool = False
     """Requests may come with keys and values elsewhere, though no prefill pool sends any."""
+    other_model: bool = False
+    """It serves another model than the first pools do: that which requests name like its role."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,8 @@ class RunRecord:
     transfers: Columns
     losses: Columns
     preemptions: Columns = field(default_factory=lambda: Table(PREEMPTION_COLUMNS).columns())
+    programs: Columns = field(default_factory=lambda: Table(PROGRAM_COLUMNS).columns())
+    calls: Columns = field(default_factory=lambda: Table(CALL_COLUMNS).columns())
 
 
 class Companion(Protocol):
@@ -138,7 +151,10 @@ class Cluster:
             self._add_pool(plan)
         self._first: Role = plans[0].role
         self._serving = self.pools.get("serve")
-        self._longest = min(plan.plan.max_model_len for plan in plans if plan.role != "encode")
+        self._longest = {plan.role: plan.plan.max_model_len for plan in plans if plan.other_model}
+        """Longest prompt and answer of each model."""
+        parts = (plan for plan in plans if plan.role != "encode" and not plan.other_model)
+        self._longest[MAIN] = min(plan.plan.max_model_len for plan in parts)
 
     def _add_pool(self, plan: PoolPlan) -> None:
         first = len(self.replicas)
@@ -197,12 +213,17 @@ class Cluster:
 
     def send(self, request: Request) -> None:
         """Send a request on its way, or on its way again."""
+        if request.given_up is not None:
+            self._turn_away(request, request.given_up)
+            return
         if self.when_sent is not None:
             self.when_sent(request)
-        if request.input_tokens + request.output_tokens > self._longest:
+        if request.input_tokens + request.output_tokens > self._longest[request.model]:
             self._turn_away(request, "rejected")
         elif self.door is not None and not self.door.admits(request, int(self.env.now)):
             self._turn_away(request, "shed")
+        elif request.model:
+            self.pools[request.model].submit(request)
         elif self._first == "encode" and request.encode_tokens:
             self._begin_stage(request, "encode", request.encode_tokens)
         elif self._serving is not None:
@@ -223,6 +244,18 @@ class Cluster:
         if part is not request:
             request.given_up = outcome  # in case that the part is done before it can be dropped
         part.pool.abort(part, outcome)
+
+    def cancel(self, request: Request) -> None:
+        """Drop a request whose answer is not wanted any more, wherever it is."""
+        if (request.stage or request).pool is None:  # between two attempts
+            request.given_up = "cancelled"
+        else:
+            self.abort(request, "cancelled")
+
+    def rest(self) -> None:
+        """End the run if there is nothing more to come."""
+        if self._over is not None and not self.active and not self._over.triggered:
+            self._over.succeed()
 
     def _begin_stage(self, request: Request, role: Role, tokens: int) -> None:
         """Have one part of a request done by a pool of its own."""
@@ -328,6 +361,7 @@ class Cluster:
         if chance is None:
             return False
         replica, had = request.replica, Work.on(request)
+        request.pool = None
         if not chance(request):
             return False
         now, kept = self._now(), Work.on(request)
@@ -349,7 +383,8 @@ class Cluster:
             _let_go(request)
         if request.outcome != "completed":
             cause = "failure" if request.outcome == "lost" else request.outcome
-            if self._comes_back(request, cause, self.second_chance):
+            wanted = request.outcome != "cancelled"
+            if wanted and self._comes_back(request, cause, self.second_chance):
                 return
             self._record_loss(request, cause)
         self.in_system -= 1
@@ -358,8 +393,7 @@ class Cluster:
             self.when_left(request)
         if request.on_done is not None:
             request.on_done.request_done(request)
-        if self._over is not None and not self.active and not self._over.triggered:
-            self._over.succeed()
+        self.rest()
 
     def _record_loss(self, request: Request, cause: str) -> None:
         """Record that all work on a request was for nothing."""
@@ -377,7 +411,7 @@ class Cluster:
         self.source = source
         for companion in companions:
             companion.attach(self)
-        source.start(self.env, self.submit, self.turn)
+        source.start(self)
         if companions:
             self._over = self.env.event()
             self._over.callbacks = [simpy.core.StopSimulation.callback]

@@ -82,7 +82,10 @@ class Placement:
                 yield from range(replica * hosts, (replica + 1) * hosts)
         else:
             if self.hosts_per_rack is None:
-                raise InputError("faults: racks fail, but hosts_per_rack is not given")
+                raise InputError(
+                    "racks fail, but faults.hosts_per_rack is not given: give it",
+                    key="faults.hosts_per_rack",
+                )
             hosts_of = self._numbers("host", replica)
             yield from sorted({number // self.hosts_per_rack for number in hosts_of})
 

@@ -98,10 +98,37 @@ PREEMPTION_COLUMNS: Mapping[str, str] = {
 """Sequences that lost their place because others needed KV blocks, until they were back; those
 that never came back are not among them."""
 
+PROGRAM_COLUMNS: Mapping[str, str] = {
+    "task": "i8",
+    "arrival_s": "f8",
+    "done_s": "f8",
+    "outcome": "O",
+    "answer": "i8",
+    "calls": "i8",
+    "cancelled_calls": "i8",
+    "critical_calls": "i8",
+    "critical_s": "f8",
+}
+"""Programs that are over. ``answer`` is its class, 0 the right one, -1 where there is none.
+``critical_calls`` are those that waited for one another, ``critical_s`` the time that they took
+together; the rest of its time a program waited for tools."""
+
+CALL_COLUMNS: Mapping[str, str] = {
+    "request_id": "i8",
+    "task": "i8",
+    "call": "i4",
+    "label": "O",
+    "model": "O",
+    "after": "i8",
+}
+"""What the requests of programs are for. ``call`` counts those of a task, ``after`` is the request
+upon whose answer it was sent, -1 if upon none."""
+
 TIMES = frozenset(
     {
         *("arrival_s", "admit_s", "first_token_s", "done_s", "transfer_s", "preempted_s"),
         *("encode_s", "handover_wait_s", "asked_s", "start_s", "end_s", "time_s"),
+        *("critical_s",),
     }
 )
 """Columns that are recorded in ticks."""

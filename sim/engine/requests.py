@@ -4,9 +4,10 @@ from typing import Any, Literal, Protocol
 
 from sim.workload.content import PRIVATE_STREAM, Content, joined
 
-Outcome = Literal["completed", "rejected", "timed_out", "lost", "shed", "unfinished"]
+Outcome = Literal["completed", "rejected", "timed_out", "lost", "shed", "cancelled", "unfinished"]
 """How a request has left: answered; longer than the cache or the model allows; given up by its
-client; broken off by a failure and not tried again; turned away at the door; or not at all."""
+client; broken off by a failure and not tried again; turned away at the door; no longer needed by
+the program that asked; or not at all."""
 
 NEVER = -1
 """Tick of what has not happened."""
@@ -53,8 +54,11 @@ class Request:
     priority = 0
     """Smaller ones are served first, by engines that look at it."""
     session = -1
+    """Session or program that it is part of."""
     turn = 0
-    """Place in the session."""
+    """Place in it."""
+    model = ""
+    """Which of the case's models answers; empty: the one that the case is about."""
     content: Content | None = None
     """What the prompt consists of; none: nothing that any other prompt has."""
     answer: tuple[int, int] | None = None

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import simpy
 
-from sim.engine.clients import Source, Submit
-from sim.engine.clock import Clock, to_ticks
-from sim.engine.requests import Request, Turn
+from sim.engine.clients import Desk, Source
+from sim.engine.clock import to_ticks
+from sim.engine.requests import Request
 from sim.workload.sessions import SessionPlans
 
 
@@ -64,11 +64,10 @@ class Sessions:
         """Whether every turn has been sent, or will never be."""
         return self._left == 0
 
-    def start(self, env: Clock, submit: Submit, turn: Turn) -> None:
+    def start(self, desk: Desk) -> None:
         """Begin to send."""
-        del turn
-        self._env, self._submit = env, submit
-        env.process(self._run())
+        self._env, self._submit = desk.env, desk.submit
+        self._env.process(self._run())
 
     def _run(self) -> Generator[simpy.Event, None, None]:
         plans, env = self.plans, self._env
@@ -128,7 +127,7 @@ class Together:
         """Whether all of them are."""
         return all(source.exhausted for source in self._sources)
 
-    def start(self, env: Clock, submit: Submit, turn: Turn) -> None:
+    def start(self, desk: Desk) -> None:
         """Begin to send, in order."""
         for source in self._sources:
-            source.start(env, submit, turn)
+            source.start(desk)

@@ -1,6 +1,6 @@
 """Puts failures, maintenance and autoscaling to work on the pools of a cluster."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sim.engine.clock import TICKS_PER_S
@@ -15,6 +15,9 @@ from sim.engine.ticks import Pace
 from sim.pools import Role
 from sim.reliability import Autoscaling, Faults, Maintenance, PartLaw
 
+PaceOf = Callable[[int], Pace]
+"""Gives the pace of a replica, counted from 0 in its pool."""
+
 
 @dataclass(frozen=True)
 class UpkeepPlan:
@@ -27,8 +30,8 @@ class UpkeepPlan:
     autoscaling: Autoscaling | None = None
     parts: Sequence[tuple[Part, PartLaw]] = ()
     """What fails."""
-    slow_pace: Pace | None = None
-    """Steps while a link is broken; none: the replica is down meanwhile."""
+    slow_paces: Callable[[int], PaceOf] | None = None
+    """Steps while a link is broken, in a run with a seed; none: the replica is down meanwhile."""
     maintenance: Sequence[Maintenance] = ()
 
 
@@ -106,13 +109,14 @@ class Upkeep:
             )
             self._scalers.append(scaler)
         if plan.parts:
+            slow = None if plan.slow_paces is None else _Paces(pool, plan.slow_paces(self._seed))
             self.breakdowns[role] = Breakdowns(
                 env,
                 replica_set,
                 plan.parts,
                 streams=(self._seed, role),
                 active=lambda: cluster.active,
-                slow_down=None if plan.slow_pace is None else _Paces(pool, plan.slow_pace).set,
+                slow_down=None if slow is None else slow.set,
             )
         for rounds in plan.maintenance:
             MaintenanceRounds(env, replica_set, rounds, active=lambda: cluster.active)
@@ -142,14 +146,22 @@ class Upkeep:
 
 
 class _Paces:
-    """The two paces of the replicas of a pool."""
+    """The two paces of each replica of a pool."""
 
-    def __init__(self, pool: Pool, slow: Pace) -> None:
+    def __init__(self, pool: Pool, slow: PaceOf) -> None:
         self._replicas: dict[int, Replica] = {replica.index: replica for replica in pool.replicas}
+        self._numbers = {replica.index: number for number, replica in enumerate(pool.replicas)}
         self._usual = {replica.index: replica.pace for replica in pool.replicas}
-        self._slow = slow
+        self._slow_of = slow
+        self._slow: dict[int, Pace] = {}
+        """Of the replicas that have been slow; those of others are never made."""
 
     def set(self, unit: Unit, slow: bool) -> None:  # noqa: FBT001 - it is a state, not a mode
         """Let a replica go on at one of them."""
-        pace = self._slow if slow else self._usual[unit.index]
+        pace = self._slow_pace(unit.index) if slow else self._usual[unit.index]
         self._replicas[unit.index].keep_pace(pace)
+
+    def _slow_pace(self, index: int) -> Pace:
+        if index not in self._slow:
+            self._slow[index] = self._slow_of(self._numbers[index])
+        return self._slow[index]

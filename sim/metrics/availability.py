@@ -32,6 +32,10 @@ class Availability:
     """Of those that were not switched off."""
     up_s: Floats
     """Of those that could serve."""
+    booting_s: Floats
+    """Of those that were on their way up."""
+    down_s: Floats
+    """Of those that had failed, or whose requests maintenance had broken off."""
 
 
 def availability(service: Service, states: Columns, edges: Floats) -> Availability:
@@ -50,14 +54,16 @@ def availability(service: Service, states: Columns, edges: Floats) -> Availabili
     return Availability(
         installed_s=installed.astype(float) * unit_s,
         paid_s=(installed - _given_away(service, states, edges)).astype(float) * unit_s,
-        up_s=(installed - _not_serving(service, states, edges)).astype(float) * unit_s,
+        up_s=(installed - _time_in(service, states, edges, NOT_SERVING)).astype(float) * unit_s,
+        booting_s=_time_in(service, states, edges, ("booting",)).astype(float) * unit_s,
+        down_s=_time_in(service, states, edges, ("down",)).astype(float) * unit_s,
     )
 
 
-def _not_serving(service: Service, states: Columns, edges: Floats) -> Instants:
-    """Time in which replicas of each pool could not serve."""
+def _time_in(service: Service, states: Columns, edges: Floats, which: tuple[str, ...]) -> Instants:
+    """Time in which replicas of each pool were in some states."""
     found = np.zeros((len(service.pools), edges.size - 1), np.int64)
-    for place, start_s, end_s in _spans(service, states, NOT_SERVING):
+    for place, start_s, end_s in _spans(service, states, which):
         found[place] = Overlaps(start_s, end_s, edges).spent(instant_s(service, edges))
     return found
 

@@ -22,6 +22,7 @@ OUTCOMES: tuple[str, ...] = (
     "timed_out",
     "shed",
     "lost",
+    "cancelled",
     "unfinished",
 )
 """How a request can leave."""

@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 QUANTILES = ("p50", "p95", "p99")
 
-LOSS_CAUSES = ("timed_out", "failure", "shed")
+LOSS_CAUSES = ("timed_out", "failure", "shed", "cancelled")
 """How attempts end that may have cost work; all others together are named other."""
 
 
@@ -47,7 +47,7 @@ def summary_row(service: Service, requests: pd.DataFrame, books: Accounts) -> di
         "replicas": service.replicas,
         "offered_requests_per_s": len(counted) / span,
         "completed_requests": done,
-        "failed_requests": len(requests) - done,
+        "failed_requests": len(requests) - done - count_outcome(requests, "cancelled"),
         "duration_s": span,
         "output_tokens_per_s": output_rate,
         "output_tokens_per_s_per_chip": _per_chip(output_rate, books),
@@ -55,6 +55,7 @@ def summary_row(service: Service, requests: pd.DataFrame, books: Accounts) -> di
         **statistics("ttft_s", completed["ttft_s"], ("mean", *QUANTILES)),
         **statistics("tpot_s", tpot, ("mean", *QUANTILES)),
         **statistics("e2e_s", completed["e2e_s"], ("p50", "p99")),
+        **_stages(completed),
         "interactivity_tokens_per_s": 1.0 / float(tpot.median()) if len(tpot) else np.nan,
         "slo_attainment_fraction": met / len(counted) if len(counted) else np.nan,
         "goodput_requests_per_s": met / span,
@@ -70,6 +71,16 @@ def summary_row(service: Service, requests: pd.DataFrame, books: Accounts) -> di
         "usd_per_mtok_output": _or_nan(cost.usd_per_mtok_output),
         "usd_per_mtok_total": _or_nan(cost.usd_per_mtok_total),
         **_losses(requests, books),
+    }
+
+
+def _stages(completed: pd.DataFrame) -> dict[str, float]:
+    """Tell how long requests were with encoders and between pools; most have no time there."""
+    which = ("mean", "p50", "p95")
+    return {
+        name: value
+        for stage in ("encode_s", "handover_wait_s")
+        for name, value in statistics(stage, completed[stage], which).items()
     }
 
 

@@ -42,7 +42,7 @@ def timeline(
     service : Service
     requests : DataFrame
     record : RunRecord
-        For transfers.
+        For transfers and preemptions.
     inventory : Inventory
         Of the bins.
     """
@@ -66,6 +66,9 @@ def timeline(
             "utilization_fraction": _shares(did.busy_s, there.paid_s.sum(axis=0)),
             "power_w": np.sum(power_w, axis=0),
             "replicas_up": there.up_s.sum(axis=0) / width,
+            "replicas_booting": there.booting_s.sum(axis=0) / width,
+            "replicas_down": there.down_s.sum(axis=0) / width,
+            "preemptions": np.histogram(record.preemptions["start_s"], edges)[0],
             "cached_input_fraction": _cached_fraction(requests, edges),
             "kv_transfer_bytes_per_s": _moved_bytes(record, edges, handed=True) / width,
             "kv_offload_bytes_per_s": _moved_bytes(record, edges, handed=False) / width,
@@ -75,7 +78,7 @@ def timeline(
 
 
 def _by_pool(service: Service, inventory: Inventory, width: float) -> dict[str, Floats]:
-    """Queue, load and use of each pool, where there are several."""
+    """Queue, load, use and replicas of each pool, where there are several."""
     if len(service.pools) == 1:
         return {}
     columns: dict[str, Floats] = {}
@@ -87,6 +90,7 @@ def _by_pool(service: Service, inventory: Inventory, width: float) -> dict[str, 
             did.kv_block_s[place], pool.kv_blocks * paid_s[place]
         )
         columns[f"{pool.role}_utilization_fraction"] = _shares(did.busy_s[place], paid_s[place])
+        columns[f"{pool.role}_replicas_up"] = inventory.there.up_s[place] / width
     return columns
 
 

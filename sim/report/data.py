@@ -6,7 +6,7 @@ token where there was none) is NaN, never zero and never left out.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -35,6 +35,12 @@ SUMMARY_COLUMNS: tuple[str, ...] = (
     "tpot_s_p99",
     "e2e_s_p50",
     "e2e_s_p99",
+    "encode_s_mean",
+    "encode_s_p50",
+    "encode_s_p95",
+    "handover_wait_s_mean",
+    "handover_wait_s_p50",
+    "handover_wait_s_p95",
     "interactivity_tokens_per_s",
     "slo_attainment_fraction",
     "goodput_requests_per_s",
@@ -53,6 +59,7 @@ SUMMARY_COLUMNS: tuple[str, ...] = (
     "timed_out_requests",
     "shed_requests",
     "lost_requests",
+    "cancelled_requests",
     "unfinished_requests",
     "kv_transfer_bytes",
     "recomputed_tokens",
@@ -61,13 +68,14 @@ SUMMARY_COLUMNS: tuple[str, ...] = (
     "timed_out_lost_tokens",
     "failure_lost_tokens",
     "shed_lost_tokens",
+    "cancelled_lost_tokens",
     "other_lost_tokens",
     "lost_work_fraction",
     "lost_work_usd_per_hour",
 )
 """Columns every summary has, in the order they are written."""
 
-TEXT_COLUMNS = frozenset({"case", "system", "model"})
+TEXT_COLUMNS = frozenset({"case", "system", "model", "strategy", "benchmark"})
 COUNT_COLUMNS = frozenset(
     {
         "chips",
@@ -87,6 +95,10 @@ COUNT_COLUMNS = frozenset(
         "failure_lost_tokens",
         "shed_lost_tokens",
         "other_lost_tokens",
+        "cancelled_lost_tokens",
+        "cancelled_requests",
+        "tasks",
+        "failed_tasks",
     }
 )
 INTERVAL_SUFFIXES = ("_lo", "_hi")
@@ -133,6 +145,9 @@ TIMELINE_COLUMNS: tuple[str, ...] = (
     "utilization_fraction",
     "power_w",
     "replicas_up",
+    "replicas_booting",
+    "replicas_down",
+    "preemptions",
     "cached_input_fraction",
     "kv_transfer_bytes_per_s",
     "kv_offload_bytes_per_s",
@@ -142,6 +157,7 @@ POOL_TIMELINE_COLUMNS: tuple[str, ...] = (
     "running_requests",
     "kv_used_fraction",
     "utilization_fraction",
+    "replicas_up",
 )
 """Columns of the timeline for each pool, with its role before them, where a case has several."""
 BILL_COLUMNS: tuple[str, ...] = (
@@ -176,6 +192,7 @@ TENANT_COLUMNS: tuple[str, ...] = (
     "timed_out_requests",
     "shed_requests",
     "lost_requests",
+    "cancelled_requests",
     "unfinished_requests",
     "input_tokens",
     "output_tokens",
@@ -194,6 +211,71 @@ TENANT_COLUMNS: tuple[str, ...] = (
     "usd_per_hour",
     "share_fraction",
 )
+TASK_COLUMNS: tuple[str, ...] = (
+    "case",
+    "task",
+    "arrival_s",
+    "done_s",
+    "task_s",
+    "critical_s",
+    "tool_s",
+    "outcome",
+    "solved",
+    "calls",
+    "cancelled_calls",
+    "critical_calls",
+    "input_tokens",
+    "cached_tokens",
+    "prefilled_tokens",
+    "output_tokens",
+    "discarded_tokens",
+    "usd",
+    "energy_j",
+    "chip_s",
+)
+CALL_COLUMNS: tuple[str, ...] = (
+    "case",
+    "task",
+    "call",
+    "request_id",
+    "label",
+    "model",
+    "after",
+    "prefilled_tokens",
+    "produced_tokens",
+)
+TASK_SUMMARY_COLUMNS: tuple[str, ...] = (
+    "strategy",
+    "benchmark",
+    "tasks",
+    "failed_tasks",
+    "accuracy_fraction",
+    "accuracy_standard_error",
+    "compute_multiplier",
+    "compute_multiplier_chip_s",
+    "accuracy_gain_per_multiple",
+    "tokens_per_task",
+    "input_tokens_per_task",
+    "prefilled_tokens_per_task",
+    "output_tokens_per_task",
+    "discarded_tokens_per_task",
+    "calls_per_task",
+    "cancelled_calls_per_task",
+    "critical_calls_per_task",
+    "task_s_mean",
+    "task_s_p50",
+    "task_s_p95",
+    "task_s_p99",
+    "usd_per_task",
+    "usd_per_task_p50",
+    "usd_per_task_p95",
+    "usd_per_task_p99",
+    "usd_per_task_cvar95",
+    "usd_per_solved_task",
+    "energy_j_per_task",
+    "chip_s_per_task",
+)
+"""Columns of the summary where a strategy of test-time compute works on tasks, after the others."""
 CURVE_COLUMNS: tuple[str, ...] = (
     "case",
     "system",
@@ -254,6 +336,11 @@ class RunTables:
     """One row per case and concurrency, `CURVE_COLUMNS`; None if none was asked for."""
     provenance: pd.DataFrame
     """What each case rests on and who says so, `PROVENANCE_COLUMNS`."""
+    tasks: pd.DataFrame | None = field(default=None, kw_only=True)
+    """One row per task of test-time compute, `TASK_COLUMNS`; None if there were none. The summary
+    then has `TASK_SUMMARY_COLUMNS` too."""
+    calls: pd.DataFrame | None = field(default=None, kw_only=True)
+    """One row per call of those, `CALL_COLUMNS`."""
     notes: tuple[str, ...]
     """Sentences that no reader may miss."""
     manifest: Mapping[str, object]
@@ -281,6 +368,11 @@ class RunTables:
         yield "provenance", self.provenance, PROVENANCE_COLUMNS
         if self.curve is not None:
             yield "curve", self.curve, CURVE_COLUMNS
+        if self.tasks is not None:
+            yield "tasks", self.tasks, TASK_COLUMNS
+            yield "summary", self.summary, TASK_SUMMARY_COLUMNS
+        if self.calls is not None:
+            yield "calls", self.calls, CALL_COLUMNS
 
     def _missing_columns(self) -> Iterator[str]:
         for name, frame, required in self.tables():
@@ -333,10 +425,11 @@ def ordered_summary(summary: pd.DataFrame) -> pd.DataFrame:
     A column of counts in which one case has none is held as floats by pandas; here it becomes
     ``Int64``, so that eight chips are written as 8 and not as 8.0.
     """
-    frame = ordered(summary, SUMMARY_COLUMNS)
+    columns = (*SUMMARY_COLUMNS, *(name for name in TASK_SUMMARY_COLUMNS if name in summary))
+    frame = ordered(summary, columns)
     kinds = {
         column: "Int64" if column in COUNT_COLUMNS else "float64"
-        for column in SUMMARY_COLUMNS
+        for column in columns
         if column not in TEXT_COLUMNS
     }
     return frame.astype(kinds).reset_index(drop=True)

@@ -94,10 +94,13 @@ def explanation(
     Returns
     -------
     steps : tuple of ExplainedStep
-        In the order of the pools; an encode pool explains the step of a prompt of its own.
+        In the order of the pools. An encode pool explains the step of a prompt of its own; where
+        replicas encode beside the language model, that part of their step comes first.
     """
     steps = []
     for pool in service.pools:
+        if pool.images is not None:
+            steps.append(_encode_part(pool, pool.images, prompt))
         if pool.role != "decode":
             step = _prefill_step(pool, prompt)
             if pool.role == "prefill":
@@ -108,15 +111,44 @@ def explanation(
     return tuple(steps)
 
 
+def _encode_part(pool: Deployment, encoder: Deployment, prompt: int) -> ExplainedStep:
+    """Explain what the images of a prompt add to a step of replicas that encode them."""
+    _check_limit(pool, prompt, "max_num_batched_tokens")
+    shape = _one_prompt(prompt, None)
+    step = _step(encoder, "encode", f"encode of {prompt:,} tokens, beside the prompt", shape)
+    return replace(step, notes=(*_of_chip(encoder), *_beside(pool)))
+
+
+def _beside(pool: Deployment) -> Iterator[str]:
+    """Say how the work of an encoder adds to that of the language model on the same chips."""
+    split = pool.case.parallelism
+    yield (
+        "images: all tokens of this step are of images; it runs before the language model in the "
+        "step that takes them into the prompt, and its time adds to that of the prefill. What the "
+        "engine spends once a step is in the prefill."
+    )
+    if split.pp > 1:
+        yield f"pp: the first of {split.pp} stages encodes, for all micro-batches."
+    if pool.schedulers > 1:
+        yield (
+            f"attention_dp: each of {split.attention_dp} ranks encodes the images of its own "
+            "prompts, and all wait for the one with most; these are the figures of one rank."
+        )
+
+
+def _one_prompt(tokens: int, window: int | None) -> StepShape:
+    """Give the step of one prompt without a cached prefix."""
+    return StepShape(
+        prefill_sequences=1,
+        prefill_tokens=tokens,
+        prefill_pairs=prefill_pairs(0, tokens),
+        prefill_window_pairs=0 if window is None else prefill_pairs(0, tokens, window),
+    )
+
+
 def _prefill_step(pool: Deployment, prompt: int) -> ExplainedStep:
     _check_limit(pool, prompt, "max_num_batched_tokens")
-    window = pool.window_tokens
-    shape = StepShape(
-        prefill_sequences=1,
-        prefill_tokens=prompt,
-        prefill_pairs=prefill_pairs(0, prompt),
-        prefill_window_pairs=0 if window is None else prefill_pairs(0, prompt, window),
-    )
+    shape = _one_prompt(prompt, pool.window_tokens)
     kind = "encode" if pool.role == "encode" else "prefill"
     step = _step(pool, kind, f"{kind} of {prompt:,} tokens", shape)
     return step if kind == "encode" else replace(step, notes=(*step.notes, *_tiers(pool)))
@@ -179,7 +211,8 @@ def _check_limit(
         many = "" if times == 1 else f" in each of {times} {each}"
         raise InputError(
             f"a step of {asked} is beyond engine.{what} = {limit}{many} of case "
-            f"{pool.case.name!r}; ask for less, or raise it with --set engine.{what}=..."
+            f"{pool.case.name!r}; ask for less, or raise it with --set engine.{what}=...",
+            key=f"engine.{what}",
         )
 
 
@@ -220,16 +253,7 @@ def _with_waiting(
 
 def _notes(deployment: Deployment) -> list[str]:
     """Say what the figures of the table rest on and whose they are."""
-    notes, split = [], deployment.case.parallelism
-    if deployment.calibration is None:
-        notes.append(
-            f"{deployment.accelerator.name} has no calibration: nothing was measured on it, and "
-            f"times follow laws of other chips ({deployment.accelerator.family})."
-        )
-    if deployment.accelerator.speculative:
-        notes.append(f"The figures of {deployment.accelerator.name} are not the vendor's.")
-    if deployment.model.estimate:
-        notes.append(f"The shape of {deployment.model.name} is an estimate, not published.")
+    notes, split = _of_chip(deployment), deployment.case.parallelism
     if split.pp > 1:
         notes.append(
             f"pp: the figures are those of one chip of the slowest of {split.pp} stages, over all "
@@ -241,6 +265,21 @@ def _notes(deployment: Deployment) -> list[str]:
             "attention_dp: the batch is dealt evenly, and the figures are those of the fullest of "
             f"{split.attention_dp} ranks.{_waiting(deployment)}"
         )
+    return notes
+
+
+def _of_chip(deployment: Deployment) -> list[str]:
+    """Say what nobody measured or published."""
+    notes = []
+    if deployment.calibration is None:
+        notes.append(
+            f"{deployment.accelerator.name} has no calibration: nothing was measured on it, and "
+            f"times follow laws of other chips ({deployment.accelerator.family})."
+        )
+    if deployment.accelerator.speculative:
+        notes.append(f"The figures of {deployment.accelerator.name} are not the vendor's.")
+    if deployment.model.estimate:
+        notes.append(f"The shape of {deployment.model.name} is an estimate, not published.")
     return notes
 
 

@@ -18,11 +18,10 @@ from sim.report.charts import Chart
 from sim.report.data import RunTables, ordered_summary, rows_of
 from sim.report.findings import answer
 from sim.report.formats import UNDEFINED, percent, usd
+from sim.report.notes import ALL_CASES, remarks
 from sim.report.parts import parts_tables
 from sim.report.style import CASE_COLOURS, css_variables, themed
 from sim.report.tables import GROUPS, Cell, Row, summary_cell
-
-ALL_CASES = "all cases"
 
 UNBROKEN_LETTERS = 16
 """Names up to this long are not broken into two lines within a sentence."""
@@ -107,7 +106,7 @@ def report_page(tables: RunTables, charts: Sequence[Chart]) -> str:
         figures=[_figure(chart) for chart in charts],
         bills=list(_bills(tables)),
         grounds=list(_grounds(tables)),
-        notes=list(_notes(tables)),
+        notes=list(remarks(tables)),
         command=str(tables.manifest.get("command", "")),
         inputs=_inputs(tables.manifest),
     )
@@ -173,25 +172,6 @@ def inline_svg(chart: Chart) -> str:
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{chart.name}-", svg)
     head = f'<svg role="img" aria-labelledby="alt-{chart.name}"'
     return themed(svg.replace("<svg", head, 1))
-
-
-def _notes(tables: RunTables) -> Iterator[tuple[str, str]]:
-    """Give each note once, with the cases that it is about before it; none if about the run."""
-    entries: dict[str, list[str]] = {}
-    for note in tables.notes:
-        about = [name for name in _subjects(tables) if note.startswith(f"{name}: ")]
-        case = max(about, key=len, default="")
-        entries.setdefault(note.removeprefix(f"{case}: ") if case else note, []).append(case)
-    for words, cases in entries.items():
-        everywhere = len(tables.cases) > 1 and set(cases) == set(tables.cases)
-        yield ALL_CASES if everywhere else ", ".join(filter(None, cases)), words
-
-
-def _subjects(tables: RunTables) -> Iterator[str]:
-    """Name all that notes are about: cases, and pools of cases."""
-    yield from tables.cases
-    for row in tables.pools.to_dict("records"):
-        yield f"{row['case']}, {row['pool']}"
 
 
 def _bills(tables: RunTables) -> Iterator[Bill]:

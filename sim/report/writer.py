@@ -21,9 +21,11 @@ from sim.errors import InputError
 from sim.report.charts import CHART_NAMES, draw_charts, draw_steps
 from sim.report.data import (
     BILL_COLUMNS,
+    CALL_COLUMNS,
     CURVE_COLUMNS,
     POOL_COLUMNS,
     REQUEST_COLUMNS,
+    TASK_COLUMNS,
     TENANT_COLUMNS,
     TIMELINE_COLUMNS,
     RunTables,
@@ -45,6 +47,8 @@ OUR_FILES: tuple[str, ...] = (
     "pools.csv",
     "tenants.csv",
     "curve.csv",
+    "tasks.csv",
+    "calls.parquet",
     *(f"charts/{name}.{kind}" for name in CHART_NAMES for kind in ("svg", "png")),
     "trace.json",
     REPORT,
@@ -67,6 +71,9 @@ _COUNTS = frozenset(
         "prefill_replica",
         "replica",
         "preemptions",
+        "task",
+        "call",
+        "after",
     }
 )
 
@@ -141,6 +148,10 @@ def _write_files(tables: RunTables, folder: Path) -> None:
     _write_csv(ordered(tables.tenants, TENANT_COLUMNS), folder / "tenants.csv")
     if tables.curve is not None:
         _write_csv(ordered(tables.curve, CURVE_COLUMNS), folder / "curve.csv")
+    if tables.tasks is not None:
+        _write_csv(ordered(tables.tasks, TASK_COLUMNS), folder / "tasks.csv")
+    if tables.calls is not None:
+        _write_requests(ordered(tables.calls, CALL_COLUMNS), folder / "calls.parquet")
     _write_requests(ordered(tables.requests, REQUEST_COLUMNS), folder / "requests.parquet")
     (folder / REPORT).write_text(report_page(tables, charts), "utf-8", newline="\n")
 

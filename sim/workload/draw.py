@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.catalog import Catalog
-from sim.errors import InputError
+from sim.errors import InputError, under
 from sim.schema import validate
 from sim.seeds import stream
 from sim.workload.arrivals import ArrivalLaw, BurstArrivals, ModulatedArrivals
@@ -15,17 +15,19 @@ from sim.workload.kinds import (
     ClosedLoopWorkload,
     MixWorkload,
     OpenLoopWorkload,
+    ProgramsWorkload,
     SessionsWorkload,
     TraceWorkload,
     Workload,
 )
 from sim.workload.lengths import LengthLaw
 from sim.workload.mix import mixed
-from sim.workload.readers.agentic import read_agentic
+from sim.workload.readers.agentic import RecordedSessions, read_agentic
 from sim.workload.replay import replayed
 from sim.workload.requests import Traffic, as_tokens
 from sim.workload.sampling import sampled
-from sim.workload.sessions import SessionPlans, SessionTraffic
+from sim.workload.sessions import SessionLaw, SessionTraffic
+from sim.workload.tasks import programs, traffic_of
 from sim.workload.traffic import TrafficLaw
 
 Floats = NDArray[np.float64]
@@ -52,16 +54,19 @@ def draw(workload: Workload, catalog: Catalog, seed: int, *names: str | int) -> 
         at all.
     """
     if isinstance(workload, MixWorkload):
-        parts = {
-            name: draw(part, catalog, seed, *names, "part", name)
-            for name, part in workload.parts.items()
-        }
+        parts = {}
+        for name, part in workload.parts.items():
+            with under("parts", name):
+                parts[name] = draw(part, catalog, seed, *names, "part", name)
         return mixed(parts)
     if isinstance(workload, TraceWorkload):
         path = _given(workload.path, "trace")
-        return replayed(path, workload.format, workload.options, seed)
+        with under("path"):
+            return replayed(path, workload.format, workload.options, seed)
     if isinstance(workload, SessionsWorkload):
         return _sessions(workload, catalog, seed, names)
+    if isinstance(workload, ProgramsWorkload):
+        return traffic_of(programs(workload, catalog, seed, names))
     lengths, arrivals = laws(workload, catalog)
     if isinstance(workload, ClosedLoopWorkload):
         drawn = _requests(workload, lengths, workload.requests, seed, (*names, "lengths"))
@@ -70,7 +75,8 @@ def draw(workload: Workload, catalog: Catalog, seed: int, *names: str | int) -> 
     if not times.size:
         raise InputError(
             f"no request arrives in {workload.duration_s} s; give a longer duration_s or a higher "
-            "rate"
+            "rate",
+            key="duration_s",
         )
     drawn = _requests(workload, lengths, times.size, seed, (*names, "lengths"))
     return sampled(
@@ -151,7 +157,10 @@ def _arrival_times(
     rng = stream(seed, *names, "arrivals")
     if isinstance(arrivals, BurstArrivals):
         if workload.requests is None or workload.rate_requests_per_s is not None:
-            raise InputError("burst arrivals have no rate: give requests, and no rate or duration")
+            raise InputError(
+                "burst arrivals have no rate: give requests, and no rate or duration",
+                key=["rate_requests_per_s", "duration_s", "arrivals"],
+            )
         return arrivals.sample_count(rng, workload.requests)
     if workload.rate_requests_per_s is not None:
         arrivals = arrivals.at_rate(workload.rate_requests_per_s)
@@ -168,39 +177,46 @@ def _arrival_times(
 def _sessions(
     workload: SessionsWorkload, catalog: Catalog, seed: int, names: tuple[str | int, ...]
 ) -> Traffic:
-    rng = stream(seed, *names, "arrivals")
-    if workload.duration_s is not None and not isinstance(workload.arrivals, BurstArrivals):
-        start_s = workload.arrivals.sample_duration(rng, workload.duration_s)[: workload.sessions]
+    recorded = None
+    if workload.path is not None:
+        recorded = read_agentic(workload.path, workload.zero_output)
+    start_s = _session_starts(workload, recorded, stream(seed, *names, "arrivals"))
+    none = np.zeros(0, dtype=np.int32)
+    if recorded is not None:
+        plans = recorded.starting_at(start_s)
     else:
-        start_s = workload.arrivals.sample_count(rng, workload.sessions or 0)
+        plans = _session_law(workload, catalog).sample(seed, start_s, *names, "sessions")
+    return Traffic(none, none, np.zeros(0), sessions=plans)
+
+
+def _session_starts(
+    workload: SessionsWorkload, recorded: RecordedSessions | None, rng: np.random.Generator
+) -> Floats:
+    """Draw when sessions start: for a while, so many, or all that are recorded."""
+    if workload.duration_s is None or isinstance(workload.arrivals, BurstArrivals):
+        every = 0 if recorded is None else recorded.count
+        return workload.arrivals.sample_count(rng, workload.sessions or every)
+    start_s = workload.arrivals.sample_duration(rng, workload.duration_s)[: workload.sessions]
     if not start_s.size:
         raise InputError(
             f"no session starts in {workload.duration_s} s; give a longer duration_s or a higher "
             "rate"
         )
-    none = np.zeros(0, dtype=np.int32)
-    plans = _plans(workload, catalog, seed, start_s, names)
-    return Traffic(none, none, np.zeros(0), sessions=plans)
+    return start_s
 
 
-def _plans(
-    workload: SessionsWorkload,
-    catalog: Catalog,
-    seed: int,
-    start_s: Floats,
-    names: tuple[str | int, ...],
-) -> SessionPlans:
-    if workload.path is not None:
-        return read_agentic(workload.path, workload.zero_output).starting_at(start_s)
+def _session_law(workload: SessionsWorkload, catalog: Catalog) -> SessionLaw:
     law = workload.law
     if workload.traffic is not None:
         law = validate(SessionTraffic, catalog.located("sessions", workload.traffic)).law
     if law is None:
         raise InputError("the workload names no sessions and gives no law of them")
-    return law.sample(seed, start_s, *names, "sessions")
+    return law
 
 
 def _given(path: Path | None, what: str) -> Path:
     if path is None:
-        raise InputError(f"workload.path is not set: give the {what} with --set workload.path=FILE")
+        raise InputError(
+            f"workload.path is not set: give the {what} with --set workload.path=FILE", key="path"
+        )
     return path

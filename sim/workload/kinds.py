@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sim.errors import InternalError
 from sim.schema import StrictModel
 from sim.units import Fraction, PositiveInt, Seconds, Tokens
 from sim.workload.arrivals import ArrivalLaw, BurstArrivals
@@ -125,7 +126,8 @@ class SessionsWorkload(StrictModel):
     arrivals: ArrivalLaw
     """Law of the starts of sessions; its rate is in sessions per second."""
     sessions: PositiveInt | None = None
-    """How many start; at most so many where a duration is given too."""
+    """How many start; at most so many where a duration is given too. Of recorded sessions all,
+    unless this or a duration is given."""
     duration_s: Duration | None = None
     """How long sessions start; those that run go on to their end."""
 
@@ -133,11 +135,69 @@ class SessionsWorkload(StrictModel):
     def _sessions_are_known(self) -> Self:
         if sum(one is not None for one in (self.traffic, self.law, self.path)) != 1:
             raise ValueError("give traffic, law or path, one of the three")
+        if self.path is not None:
+            return self  # the file says how many there are
         if self.sessions is None and self.duration_s is None:
             raise ValueError("give sessions, duration_s or both")
         if isinstance(self.arrivals, BurstArrivals) and self.sessions is None:
             raise ValueError("burst arrivals have no rate: give sessions")
         return self
+
+
+StrategyChoice = str | Mapping[str, Any]
+"""A strategy as a scenario names or writes it; read by `sim.workload.strategies`."""
+
+
+class ProgramsWorkload(StrictModel):
+    """Questions that a strategy of test-time compute works on, each with many calls."""
+
+    kind: Literal["programs"]
+    strategy: StrategyChoice
+    """How compute is spent: an id in ``workloads/strategies``, that with some fields changed (its
+    id as ``name``), or one that is written here (with its ``kind``)."""
+    benchmark: str | None = None
+    """Id of a file in ``workloads/quality``: how long and how hard its questions are, and how good
+    the answers."""
+    question_tokens: TokensLaw | None = None
+    """Length of a question; that of the benchmark unless given."""
+    answer_tokens: TokensLaw | None = None
+    """Length of a direct answer; that of the benchmark unless given."""
+    tasks: PositiveInt | None = None
+    """How many questions are asked; at most so many where a duration is given too."""
+    duration_s: Duration | None = None
+    """How long they are asked."""
+    arrivals: ArrivalLaw | None = None
+    """Law of the times at which questions are asked; its rate is in questions per second."""
+    concurrency: PositiveInt | None = None
+    """Clients that each wait for the answer to their question before they ask the next one."""
+    load_fraction: Annotated[float, Field(gt=0, le=2)] | None = None
+    """Rate as a fraction of what the system can do at most, found by a pilot run."""
+
+    @model_validator(mode="after")
+    def _arrivals_are_known(self) -> Self:
+        if (self.arrivals is None) == (self.concurrency is None):
+            raise ValueError("give arrivals or concurrency, one of the two")
+        if self.tasks is None and (self.duration_s is None or self.concurrency is not None):
+            raise ValueError("give tasks; with arrivals, duration_s will do too")
+        if self.concurrency is not None and self.load_fraction is not None:
+            raise ValueError("load_fraction needs arrivals")
+        if self.benchmark is None and (self.question_tokens is None or self.answer_tokens is None):
+            raise ValueError("name a benchmark, or give both question_tokens and answer_tokens")
+        if self.load_fraction is not None and isinstance(self.arrivals, BurstArrivals):
+            raise ValueError("load_fraction needs arrivals with a rate; a burst has none")
+        return self
+
+    def at_rate(self, tasks_per_s: float) -> Self:
+        """Ask as many questions, or for as long, at another mean rate."""
+        if self.arrivals is None or isinstance(self.arrivals, BurstArrivals):
+            raise InternalError("these arrivals have no rate")
+        arrivals = self.arrivals.at_rate(tasks_per_s)
+        return self.model_copy(update={"arrivals": arrivals, "load_fraction": None})
+
+    def asked_by(self, clients: int, tasks: int) -> Self:
+        """Let clients ask questions like these, one after the other."""
+        asked = {"arrivals": None, "load_fraction": None, "duration_s": None}
+        return self.model_copy(update={**asked, "concurrency": clients, "tasks": tasks})
 
 
 MixPart = Annotated[
@@ -166,7 +226,12 @@ class MixWorkload(StrictModel):
 
 
 Workload = Annotated[
-    OpenLoopWorkload | ClosedLoopWorkload | TraceWorkload | SessionsWorkload | MixWorkload,
+    OpenLoopWorkload
+    | ClosedLoopWorkload
+    | TraceWorkload
+    | SessionsWorkload
+    | ProgramsWorkload
+    | MixWorkload,
     Field(discriminator="kind"),
 ]
 """Any workload, told apart by ``kind``."""
@@ -181,6 +246,6 @@ def images_per_request(workload: Workload) -> frozenset[int]:
         return frozenset().union(*map(images_per_request, workload.parts.values()))
     if isinstance(workload, TraceWorkload):
         return frozenset({1})
-    if isinstance(workload, SessionsWorkload) or workload.images is None:
+    if isinstance(workload, SessionsWorkload | ProgramsWorkload) or workload.images is None:
         return frozenset()
     return frozenset({workload.images.per_request})

@@ -1,7 +1,7 @@
 """Several workloads side by side: merged by arrival, told apart by tenant."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,8 @@ def mixed(parts: Mapping[str, Traffic]) -> Traffic:
             f"{len(flat)} tenants in the mix; at most {MOST_TENANTS} can be told apart"
         )
     offsets = np.append(0, np.cumsum([len(part_names) for part_names in names])).tolist()
-    return _merged(list(parts.values()), flat, offsets[:-1])
+    notes = tuple(f"{name}: {note}" for name, part in parts.items() for note in part.notes)
+    return replace(_merged(list(parts.values()), flat, offsets[:-1]), notes=notes)
 
 
 def _tenant_names(name: str, part: Traffic) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Recorded traces as traffic: the columns of a trace in the form of every other workload."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from sim.errors import InputError
 from sim.workload.requests import MOST_TENANTS, Traffic, as_tokens
-from sim.workload.traces import WHOLE_TRACE, TraceKind, TraceOptions, read_trace
+from sim.workload.traces import READ_COLUMNS, WHOLE_TRACE, TraceKind, TraceOptions, read_trace
 
 _LARGEST_PRIORITY = 32_767
 
@@ -28,7 +29,13 @@ def replayed(
     InputError
         The trace cannot be read, or has more tenants or larger numbers than can be held.
     """
-    return traffic_of(read_trace(path, kind, options, seed), str(path))
+    trace = read_trace(path, kind, options, seed)
+    unread = [str(name) for name in trace.columns if name not in READ_COLUMNS]
+    traffic = traffic_of(trace, str(path))
+    if kind != "plain" or not unread:  # other formats are known to have more than is read
+        return traffic
+    what = f"columns of {path.name} that are not read: {', '.join(unread)}."
+    return replace(traffic, notes=(what,))
 
 
 def traffic_of(trace: pd.DataFrame, where: str) -> Traffic:

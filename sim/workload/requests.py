@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sim.errors import InputError
 from sim.workload.content import Content, answer_after
+from sim.workload.programs import ProgramPlans
 from sim.workload.sessions import SessionPlans
 
 Floats = NDArray[np.float64]
@@ -83,6 +84,10 @@ class Traffic:
     """What each prompt consists of; none: no prompt shares anything with another."""
     sessions: SessionPlans | None = None
     """Sessions that run beside the requests, each a closed loop of its own."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know of where they come from."""
+    programs: ProgramPlans | None = None
+    """Programs that run instead of requests."""
 
     def __post_init__(self) -> None:
         count = len(self.input_tokens)
@@ -110,8 +115,9 @@ class Traffic:
 
     @property
     def total_requests(self) -> int:
-        """Requests in all: those here and the turns of the sessions."""
-        return len(self) + (0 if self.sessions is None else self.sessions.turns)
+        """Requests in all: those here and the turns of the sessions; of programs, the tasks."""
+        others = 0 if self.sessions is None else self.sessions.turns
+        return len(self) + others + (0 if self.programs is None else len(self.programs))
 
     @property
     def nbytes(self) -> int:

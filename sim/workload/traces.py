@@ -10,7 +10,8 @@ stands. The formats:
     ``t_ms`` (milliseconds), from the start of the trace. Optional: ``tenant``, ``priority``
     (smaller first), ``session``, ``turn`` (from 0), ``max_tokens``, ``encode_tokens`` and
     ``block_ids`` (such as ``0-13 27``, equal ids for equal tokens). Where there are sessions but
-    no block ids, each prompt of a session begins with all that was said in it before.
+    no block ids, each prompt of a session begins with all that was said in it before. A column
+    that looks like one of these, misspelt, is an error; others are kept and mean nothing.
 ``azure``
     The Azure LLM inference traces of 2023 and 2024 as published: ``TIMESTAMP, ContextTokens,
     GeneratedTokens``. The first arrival becomes time 0.
@@ -52,9 +53,12 @@ from sim.workload.readers.formats import (
     read_recorded,
 )
 
-__all__ = ["WHOLE_TRACE", "TraceKind", "TraceOptions", "read_trace"]
+__all__ = ["READ_COLUMNS", "WHOLE_TRACE", "TraceKind", "TraceOptions", "read_trace"]
 
 Floats = NDArray[np.float64]
+
+READ_COLUMNS = frozenset({"arrival_s", "input_tokens", "output_tokens", *OPTIONAL_COLUMNS})
+"""Columns of a trace that mean something; all others are kept as they stand."""
 
 _ZERO_OUTPUT = (
     "an answer has at least 1 token; leave failed and cancelled requests out of the file,"

@@ -74,7 +74,7 @@ def fixed(service: Service, requests: int, load: float = 1.0) -> Traffic:
     assert given is not None
     rate = load * given * service.replicas
     asked = workload.model_copy(update={"requests": requests, "rate_requests_per_s": rate})
-    return draw_traffic(service.case, asked, open_catalog(), seed=1)
+    return draw_traffic(asked, open_catalog(), seed=1)
 
 
 def full_batches(service: Service, requests: int, places: int) -> Traffic:

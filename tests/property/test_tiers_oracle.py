@@ -196,7 +196,7 @@ def test_what_a_run_finds_is_on_its_chips_or_moved(tmp_path: Path) -> None:
     (case,) = load_scenario(path).cases
     catalog = open_catalog()
     service = service_of(case, catalog)
-    traffic = draw_traffic(case, case.workload, catalog, 1)
+    traffic = draw_traffic(case.workload, catalog, 1)
     record = serve(service, traffic, seed=1)
     chips, store, size = NaivePrefixCache(149, 16), set[int](), 16
     expected, seen = [], Counter[str]()

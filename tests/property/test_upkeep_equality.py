@@ -110,7 +110,7 @@ def run(seed: int, *, every_step: bool) -> tuple[Sequence[Request], RunRecord, U
         spares=spares,
         autoscaling=autoscaling(draw, wanted),
         parts=placement.failing({"chip": breaks, "host": breaks, "link": links}),
-        slow_pace=draw.choice([None, CrookedPace(3)]),
+        slow_paces=draw.choice([None, lambda _seed: lambda _number: CrookedPace(3)]),
         maintenance=maintenance(draw),
     )
     upkeep = Upkeep({"serve": pool}, seed, faults=faults, block_tokens=4, slo=Level())

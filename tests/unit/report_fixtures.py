@@ -279,6 +279,8 @@ def _summary_row(case: str) -> dict[str, object]:
         "slo_ttft_s": SLO_TTFT_S,
         "slo_tpot_s": SLO_TPOT_S,
     }
+    for stage in ("encode_s", "handover_wait_s"):
+        values |= {f"{stage}_{statistic}": 0.0 for statistic in ("mean", "p50", "p95")}
     for name, times in (("ttft_s", ttft), ("tpot_s", tpot), ("e2e_s", e2e)):
         for quantile in (50, 95, 99):
             if (key := f"{name}_p{quantile}") in SUMMARY_COLUMNS:
@@ -308,6 +310,9 @@ def _timeline(case: str) -> pd.DataFrame:
             "utilization_fraction": np.clip(load / 6, 0, 1),
             "power_w": energy_j * rate * chips * (0.5 + load / 8),
             "replicas_up": chips // 4,
+            "replicas_booting": 0.0,
+            "replicas_down": 0.0,
+            "preemptions": 0,
             "cached_input_fraction": 0.0,
             "kv_transfer_bytes_per_s": 0.0,
             "kv_offload_bytes_per_s": 0.0,
@@ -363,6 +368,21 @@ def several_parts() -> RunTables:
         tenants=pd.DataFrame([_tenant("8x H100", "all"), *shared]),
         timeline=timeline,
     )
+
+
+def coming_and_going() -> RunTables:
+    """Two replicas fail at 100 s in one case; in another, of two pools, five more boot and come."""
+    tables = several_parts()
+    timeline = tables.timeline.copy()
+    after = timeline["start_s"] >= 100.0
+    fails, grows = (timeline["case"] == case for case in ("8x B200", "8x H100"))
+    timeline["replicas_up"] = timeline["replicas_up"].astype(float)
+    timeline.loc[fails & after, ["replicas_up", "replicas_down"]] = (0.0, 2.0)
+    timeline.loc[grows & after & (timeline["start_s"] < 200.0), "replicas_booting"] = 5.0
+    timeline.loc[grows & (timeline["start_s"] >= 200.0), "replicas_up"] = 7.0
+    timeline["prefill_replicas_up"] = (timeline["replicas_up"] - 1.0).where(grows)
+    timeline["decode_replicas_up"] = pd.Series(1.0, timeline.index).where(grows)
+    return dataclasses.replace(tables, timeline=timeline)
 
 
 def _bill(case: str) -> pd.DataFrame:

@@ -180,13 +180,16 @@ def test_an_entry_is_read_once() -> None:
     assert CATALOG.model("llama_3_1_8b") is CATALOG.model("llama_3_1_8b")
 
 
-def test_an_unknown_id_suggests_the_nearest_and_lists_all() -> None:
+def test_an_unknown_id_suggests_the_nearest_and_says_how_to_list_all() -> None:
     with pytest.raises(InputError) as caught:
         CATALOG.system("h100_smx_x8")
     message = str(caught.value)
     assert "unknown system 'h100_smx_x8'" in message
-    assert "did you mean h100_sxm_x8?" in message
-    assert "gb300_nvl72" in message
+    assert "did you mean h100_sxm_x8, " in message
+    assert f"'rackcast list systems' shows all {len(CATALOG.names('systems'))}" in message
+    assert "gb300_nvl72" not in message
+    with pytest.raises(InputError, match="There are: llama3_h100, research_a100, vllm_cloud"):
+        CATALOG.reliability("mine")
 
 
 def test_unknown_ids_of_every_kind_are_input_errors() -> None:
@@ -311,7 +314,7 @@ def test_a_system_needs_its_accelerator_and_whole_domains(tmp_path: Path) -> Non
         ("domain_chips: 8", "domain_chips: 3"),
     )
     unknown, domains = problems(tmp_path)
-    assert "mine.yaml: unknown accelerator 'h100_smx'; did you mean h100_sxm?" in unknown
+    assert "mine.yaml: unknown accelerator 'h100_smx'; did you mean h100_sxm, " in unknown
     assert "no whole number of domains" in domains
 
 

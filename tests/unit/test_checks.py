@@ -83,8 +83,8 @@ class TestResolve:
             wrong = ("cases.3.system", "nowhere")
             resolve(self.scenario(tmp_path, does_not_fit, wrong, text=FOUR_CASES), CATALOG)
         first, second = str(caught.value).splitlines()
-        assert first.startswith("case 'H100': 1 replica of 16 chips")
-        assert second.startswith("unknown system 'nowhere'")
+        assert first.startswith("--set cases.0.parallelism.tp: case 'H100': 1 replica of 16 chips")
+        assert second.startswith("--set cases.3.system: case 'H100, two halves': unknown system")
 
     @pytest.mark.parametrize("workload", ["open", "closed"])
     def test_the_traffic_is_looked_up(self, tmp_path: Path, workload: str) -> None:
@@ -123,7 +123,7 @@ class TestCatalogue:
         for words in (
             "layer: unknown key",
             "license: unknown key",
-            "case 'small': 1 replica of 16",
+            "scenarios.yaml:5: parallelism.tp: 1 replica of 16",
         ):
             assert words in message
 

@@ -197,11 +197,17 @@ def test_terms_of_ownership_come_from_the_book_and_the_system() -> None:
 
 
 def test_a_price_the_book_lacks_is_named() -> None:
-    with pytest.raises(InputError, match=r"for 'wse3'; it has: a100_sxm, "):
+    with pytest.raises(InputError, match=r"for 'wse3': write a price book that has one"):
         rental(BOOK, "wse3", "on_demand")
-    with pytest.raises(InputError, match="called 'spot'; it has: contract, on_demand"):
+    with pytest.raises(InputError, match="called 'spot': set .* there are: contract, on_demand"):
         rental(BOOK, "h100_sxm", "spot")
-    with pytest.raises(InputError, match="for 'h100'; it has: a100_sxm_x8, "):
+
+
+def test_a_price_the_book_lacks_may_be_known_in_the_other_mode() -> None:
+    """Wafers are sold and not let by the chip, TPUs let and not sold."""
+    with pytest.raises(InputError, match=r"for 'wse3': set prices\.mode: own"):
+        rental(BOOK, "wse3", "on_demand", "cs3_x1")
+    with pytest.raises(InputError, match=r"owning 'h100': set prices\.mode: rent, which"):
         purchase(BOOK, "h100", CATALOG.system("h100_sxm_x8"))
 
 

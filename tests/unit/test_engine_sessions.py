@@ -4,6 +4,7 @@ An answer of n tokens takes n steps where nobody waits: the first comes with the
 """
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from sim.engine.clients import OpenLoop, Source
 from sim.engine.clock import TICKS_PER_S, Clock
 from sim.engine.cluster import Cluster, Companion, RunRecord
 from sim.engine.patience import Patience, PatiencePlan
-from sim.engine.requests import Request, Turn
+from sim.engine.requests import Request
 from sim.engine.sessions import Sessions, Together
 from sim.workload.sessions import SessionLaw, SessionPlans
 
@@ -235,7 +236,8 @@ class TestWhatIsSent:
         )
         sent: list[Request] = []
         clock = Clock()
-        Sessions(plans, priorities=(7, 3)).start(clock, sent.append, Turn())
+        desk = SimpleNamespace(env=clock, submit=sent.append)
+        Sessions(plans, priorities=(7, 3)).start(desk)
         clock.run_to_the_end()
         assert [request.priority for request in sent] == [7, 3]
 

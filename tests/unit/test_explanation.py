@@ -6,6 +6,9 @@ from small_scenarios import ONE_CASE
 
 from sim.catalog import open_catalog
 from sim.cost.work import StepShape
+from sim.engine.clock import TICKS_PER_S
+from sim.engine.requests import Request
+from sim.engine.stretch import Stretch
 from sim.errors import InputError
 from sim.hardware import Accelerator
 from sim.report.explanation import ExplainedOperator, ExplainedStep, explanation
@@ -319,6 +322,47 @@ class TestBesideTheOperators:
         assert note == "padding: 300 tokens are priced as 512, the next compiled size."
         exact = explanation(jax, batch=64, context=700, prompt=512)[0]
         assert prefill.seconds == pytest.approx(exact.seconds, rel=0.01)
+
+
+class TestImages:
+    """Replicas that encode the images of their prompts themselves."""
+
+    def beside(self, *changes: tuple[str, str]) -> Service:
+        images = "requests: 20\n  images: {tokens: {kind: constant, tokens: 1024}, per_request: 2}"
+        model = ("llama_3_1_70b", "qwen2_5_vl_7b")
+        return deployed(model, ("requests: 20", images), *changes)
+
+    def test_encode_and_prefill_are_what_the_engine_takes_for_a_prompt_of_images(self) -> None:
+        service = self.beside(("tp: 8", "tp: 1"))
+        encode, prefill, decode = explanation(service, batch=8, context=700, prompt=2048)
+        assert (encode.kind, prefill.kind, decode.kind) == ("encode", "prefill", "decode")
+        assert "patch_embedding" in flop_of(encode)
+        assert not flop_of(encode).keys() & flop_of(prefill).keys() - {"engine_overhead"}
+        request = Request(0, 0, input_tokens=2048, output_tokens=1)
+        request.encode_tokens = 2048
+        step = Stretch(0, 0, 0, 0, 0, 0)
+        step.chunks, step.prefill_tokens = [(request, 2048)], 2048
+        step.prefill_pairs = 2048 * 2049 // 2
+        took_s = service.pools[0].plan.pace.line(step)[0] / TICKS_PER_S
+        assert encode.seconds + prefill.seconds == pytest.approx(took_s, rel=1e-6)
+        assert encode.seconds > 0.1 * prefill.seconds
+
+    def test_each_rank_encodes_its_own(self) -> None:
+        """All 8,192 patches of 3 x 14 x 14 values, to a width of 1,408, on a chip of one rank."""
+        scout = ("qwen2_5_vl_7b", "llama_4_scout")
+        ranks = self.beside(("tp: 8", "tp: 1, attention_dp: 8, ep: 8"), scout)
+        encode = explanation(ranks, batch=8, context=700, prompt=2048)[0]
+        assert flop_of(encode)["patch_embedding"] == 2 * 4 * 2048 * (3 * 14 * 14) * 1408
+        assert "each of 8 ranks encodes the images" in note_of(encode, "attention_dp")
+
+    def test_the_first_stage_encodes(self) -> None:
+        encode = explanation(self.beside(("tp: 8", "tp: 1, pp: 2")), 8, 700, 2048)[0]
+        assert note_of(encode, "pp: ").startswith("pp: the first of 2 stages encodes")
+        assert "pipeline_bubble" not in flop_of(encode)
+
+    def test_without_images_there_is_no_encoder(self) -> None:
+        text = deployed(("llama_3_1_70b", "qwen2_5_vl_7b"), ("tp: 8", "tp: 1"))
+        assert [step.kind for step in explanation(text, 8, 700, 2048)] == ["prefill", "decode"]
 
 
 class TestTable:

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import simpy
 from fake_replicas import FakeReplica, join
 from hypothesis import given
 from hypothesis import strategies as st
+from small_clusters import cluster_of
 
+from sim.engine.clients import OpenLoop
 from sim.engine.clock import TICKS_PER_S, to_ticks
 from sim.engine.elasticity import BootTicks, ReplicaSet
 from sim.engine.faults import (
@@ -15,12 +18,15 @@ from sim.engine.faults import (
     Failure,
     LostWork,
     MaintenanceRounds,
+    Part,
     Placement,
     Recovery,
     StoredKv,
 )
 from sim.engine.links import Link
 from sim.engine.requests import NEVER, Request
+from sim.engine.ticks import ConstantPace
+from sim.engine.upkeep import Upkeep, UpkeepPlan
 from sim.errors import InputError
 from sim.reliability import Faults, Maintenance, PartFaults, PartKind, PartLaw
 from sim.units import DAY_S, HOUR_S
@@ -178,6 +184,24 @@ def test_failed_links_only_slow_down_until_the_last_is_mended() -> None:
         )
         assert slow == (open_links > 0)
     assert {slow for _, slow in pace} == {True, False}
+
+
+def test_over_a_slow_link_each_replica_has_the_pace_of_its_number() -> None:
+    """Steps take 10 ticks, and over the link of the second replica 1000 x 7 + 1; the seed is 7."""
+    at_once, for_good = 1e-12, 1e6
+    plan = UpkeepPlan(
+        wanted=2,
+        times=NO_BOOT,
+        parts=[(Part("link", 0, (1,)), PartLaw(at_once, for_good))],
+        slow_paces=lambda seed: lambda number: ConstantPace(1000 * seed + number),
+    )
+    cluster = cluster_of(replicas=2)
+    requests = [Request(number, S, 8, 2) for number in range(2)]  # each replica in turn
+    record = cluster.run(OpenLoop(iter(requests)), [Upkeep({"serve": plan}, seed=7)])
+    stretches = record.stretches
+    ticks = np.rint((stretches["end_s"] - stretches["start_s"]) * S).astype(int)
+    assert set(ticks[stretches["replica"] == 0]) == {10}
+    assert set(ticks[stretches["replica"] == 1]) == {7001}
 
 
 def test_failed_links_without_a_slower_pace_take_the_replica_down() -> None:

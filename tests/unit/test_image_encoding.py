@@ -360,8 +360,9 @@ def test_a_slow_link_slows_the_encoder_too(tmp_path: Path) -> None:
         "link_bandwidth_fraction: 0.1}\n"
     )
     found = service(tmp_path, TOGETHER + boot + faults, ("{tp: 1}", "{tp: 2}"))
-    slow = upkeep_plans(found, CATALOG).pools["serve"].slow_pace
-    assert slow is not None
+    slow_paces = upkeep_plans(found, CATALOG).pools["serve"].slow_paces
+    assert slow_paces is not None
+    slow = slow_paces(1)(0)
 
     def encoder_s(pace: Pace) -> float:
         images, text = (step((request(TOKENS, images), TOKENS)) for images in (1800, 0))

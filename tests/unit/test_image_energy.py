@@ -13,7 +13,7 @@ from sim.simulate import draw_traffic, serve
 def done(folder: Path, text: str) -> Totals:
     """What all chips of a service did with four requests."""
     found = service(folder, text)
-    record = serve(found, draw_traffic(found.case, found.case.workload, CATALOG, 1))
+    record = serve(found, draw_traffic(found.case.workload, CATALOG, 1))
     (counted,) = tally(found, blocks_of(record.stretches), np.array([0.0, 1e3]))
     return counted.service
 

@@ -31,7 +31,12 @@ from sim.engine.clients import OpenLoop
 from sim.engine.clock import TICKS_PER_S, to_ticks
 from sim.engine.cluster import Cluster, PoolPlan, RunRecord
 from sim.engine.plan import ReplicaPlan
-from sim.engine.records import LOSS_COLUMNS, STATE_COLUMNS, TRANSFER_COLUMNS
+from sim.engine.records import (
+    LOSS_COLUMNS,
+    PREEMPTION_COLUMNS,
+    STATE_COLUMNS,
+    TRANSFER_COLUMNS,
+)
 from sim.engine.requests import Request
 from sim.engine.rules import SchedulerRules
 from sim.engine.ticks import ConstantPace
@@ -189,6 +194,24 @@ def test_a_timeline_in_bins_of_two_seconds() -> None:
     assert table["power_w"].tolist() == pytest.approx(power)
 
 
+def test_a_timeline_shows_what_replicas_were_and_when_sequences_lost_their_place() -> None:
+    """Replica 0 boots until 1 s; replica 1 is off from 3 to 5 s and down to the end of 7 s."""
+    states = table(
+        STATE_COLUMNS,
+        replica=[0, 1, 1],
+        state=["booting", "off", "down"],
+        start_s=[0.0, 3.0, 5.0],
+        end_s=[1.0, 5.0, 7.0],
+    )
+    lost = table(PREEMPTION_COLUMNS, request_id=[0, 0, 1], start_s=[1.0, 5.0, 5.5])
+    found = inventory(np.linspace(0.0, 10.0, 6), states=states)
+    rows = timeline(service(), requests(), record(preemptions=lost), found)
+    assert rows["replicas_up"].tolist() == pytest.approx([1.5, 1.5, 1.0, 1.5, 2.0])
+    assert rows["replicas_booting"].tolist() == pytest.approx([0.5, 0.0, 0.0, 0.0, 0.0])
+    assert rows["replicas_down"].tolist() == pytest.approx([0.0, 0.0, 0.5, 0.5, 0.0])
+    assert rows["preemptions"].tolist() == [1, 0, 2, 0, 0]
+
+
 def test_the_timeline_adds_up_to_the_run() -> None:
     table = hand_made_timeline(bins=77)
     width = 10.0 / 77
@@ -344,6 +367,19 @@ def test_a_summary() -> None:
     assert row["usd_per_hour"] == pytest.approx(28.8)
 
 
+def test_a_summary_says_how_long_requests_were_with_encoders_and_between_pools() -> None:
+    """Requests 1, 2 and 3 are counted: 0 is before the window, and 4 was rejected."""
+    frame = requests()
+    frame["encode_s"] = frame["request_id"].map({0: 9.0, 1: 0.0, 2: 1.5, 3: 0.6, 4: 9.0})
+    frame["handover_wait_s"] = frame["request_id"].map({0: 9.0, 1: 0.2, 2: 0.2, 3: 0.2, 4: 9.0})
+    row = summary_row(service(), frame, books())
+    # the 95th percentile is 90 % of the way from 0.6 to 1.5 s
+    found = [row[f"encode_s_{name}"] for name in ("mean", "p50", "p95")]
+    assert found == pytest.approx([0.7, 0.6, 0.6 + 0.9 * 0.9])
+    found = [row[f"handover_wait_s_{name}"] for name in ("mean", "p50", "p95")]
+    assert found == pytest.approx([0.2, 0.2, 0.2])
+
+
 def test_both_targets_have_to_be_met() -> None:
     found = books()
     tight = service()
@@ -454,6 +490,8 @@ def test_replicas_are_up_unless_something_else_is_said() -> None:
     # replica 1 is off for 4 s; replica 2, of the second pool, is paid for while it is down
     assert found.paid_s.tolist() == [[6.0, 10.0], [10.0, 10.0]]
     assert found.up_s.tolist() == [[5.0, 9.0], [8.0, 10.0]]
+    assert found.booting_s.tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    assert found.down_s.tolist() == [[0.0, 0.0], [2.0, 0.0]]
 
 
 def off_for_four_seconds() -> RunRecord:

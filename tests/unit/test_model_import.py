@@ -232,6 +232,37 @@ KNOWN: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072,
         "tie_word_embeddings": False,
     },
+    # As the config of Qwen2.5-VL-7B-Instruct was at first: no part of its own for text.
+    "qwen2_5_vl_7b": {
+        "model_type": "qwen2_5_vl",
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "max_position_embeddings": 128000,
+        "max_window_layers": 28,
+        "num_attention_heads": 28,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 4,
+        "sliding_window": 32768,
+        "use_sliding_window": False,
+        "tie_word_embeddings": False,
+        "vision_config": {
+            "depth": 32,
+            "hidden_act": "silu",
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "in_chans": 3,
+            "out_hidden_size": 3584,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "tokens_per_second": 2,
+            "temporal_patch_size": 2,
+        },
+        "vocab_size": 152064,
+    },
     "opt_6_7b": {
         "model_type": "opt",
         "num_hidden_layers": 32,
@@ -256,6 +287,79 @@ KNOWN: dict[str, dict[str, Any]] = {
     },
 }
 
+# As the Hugging Face configs of Llama 4 have it, and as that of Pixtral 12B (mistral-community)
+# leaves to the defaults of its classes.
+LLAMA_4_VISION = {
+    "attention_dropout": 0.0,
+    "hidden_act": "gelu",
+    "hidden_size": 1408,
+    "image_size": 336,
+    "initializer_range": 0.02,
+    "intermediate_size": 5632,
+    "model_type": "llama4_vision_model",
+    "multi_modal_projector_bias": False,
+    "norm_eps": 1e-05,
+    "num_attention_heads": 16,
+    "num_channels": 3,
+    "num_hidden_layers": 34,
+    "patch_size": 14,
+    "pixel_shuffle_ratio": 0.5,
+    "projector_dropout": 0.0,
+    "projector_input_dim": 4096,
+    "projector_output_dim": 4096,
+    "rope_theta": 10000,
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "default",
+    "vision_output_dim": 4096,
+}
+MAVERICK: dict[str, Any] = {
+    "model_type": "llama4",
+    "vision_config": LLAMA_4_VISION,
+    "text_config": {
+        "model_type": "llama4_text",
+        "num_hidden_layers": 48,
+        "hidden_size": 5120,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "attention_chunk_size": 8192,
+        "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384,
+        "interleave_moe_layer_step": 2,
+        "num_local_experts": 128,
+        "num_experts_per_tok": 1,
+        "vocab_size": 202048,
+        "max_position_embeddings": 1048576,
+        "tie_word_embeddings": False,
+    },
+}
+PIXTRAL: dict[str, Any] = {
+    "model_type": "llava",
+    "image_token_index": 10,
+    "text_config": {
+        "head_dim": 128,
+        "hidden_size": 5120,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 131072,
+        "model_type": "mistral",
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 8,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "vocab_size": 131072,
+    },
+    "vision_config": {
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "image_size": 1024,
+        "model_type": "pixtral",
+        "patch_size": 16,
+        "rope_theta": 10000.0,
+    },
+    "vision_feature_layer": -1,
+}
+SHARED_EXPERT = "1 shared expert is assumed, as the architecture has it."
+
 
 def imported(config: dict[str, Any]) -> Imported:
     return import_config(config, name="Imported", source="here/config.json")
@@ -271,6 +375,8 @@ def shape(model: Model) -> dict[str, Any]:
     groups = [{k: v for k, v in group.items() if v is not None} for group in found["attention"]]
     if found["moe"] and not found["moe"]["shared_experts"]:
         found["moe"]["shared_intermediate"] = None
+    if found["encoder"]:
+        found["encoder"] |= {"source": None, "published_parameters": None}
     return found | {"attention": sorted(groups, key=lambda group: sorted(map(str, group.items())))}
 
 
@@ -320,34 +426,70 @@ def test_three_generations_of_falcon(stated: dict[str, Any], kv_heads: int) -> N
 
 
 def test_chunks_and_alternating_experts_of_llama_4() -> None:
-    maverick = {
-        "model_type": "llama4",
-        "vision_config": {"hidden_size": 1408},
-        "text_config": {
-            "model_type": "llama4_text",
-            "num_hidden_layers": 48,
-            "hidden_size": 5120,
-            "num_attention_heads": 40,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "attention_chunk_size": 8192,
-            "intermediate_size": 8192,
-            "intermediate_size_mlp": 16384,
-            "interleave_moe_layer_step": 2,
-            "num_local_experts": 128,
-            "num_experts_per_tok": 1,
-            "vocab_size": 202048,
-            "max_position_embeddings": 1048576,
-            "tie_word_embeddings": False,
-        },
-    }
-    found = imported(maverick)
-    known = shape(CATALOG.model("llama_4_maverick"))
-    assert shape(read(found)) == known | {"encoder": None}
-    assert found.doubts == (
-        "vision_config is left out: the entry is the language model alone.",
-        "1 shared expert is assumed, as the architecture has it.",
+    found = imported(MAVERICK)
+    assert shape(read(found)) == shape(CATALOG.model("llama_4_maverick"))
+    assert found.doubts == (SHARED_EXPERT,)
+
+
+def test_what_a_config_leaves_to_the_code_is_assumed_aloud() -> None:
+    found = imported(PIXTRAL)
+    assert shape(read(found)) == shape(CATALOG.model("pixtral_12b"))
+    heads, encoder = found.doubts
+    assert heads.startswith("num_attention_heads is not stated; 32 is assumed")
+    assert encoder == (
+        "vision_config: num_hidden_layers 24, hidden_size 1024, num_attention_heads 16, "
+        "intermediate_size 4096 assumed, not stated: the defaults of pixtral and llava."
     )
+
+
+def test_mistral_3_merges_squares_of_patches_before_its_projector() -> None:
+    """Four patches of 1024 become one of 1024, in a product of their own."""
+    found = imported(PIXTRAL | {"model_type": "mistral3", "spatial_merge_size": 2})
+    encoder = read(found).encoder
+    assert encoder is not None
+    assert encoder.patches_per_token == 4
+    assert encoder.projector == (4096, 1024, 5120, 5120)
+    assert not any("spatial_merge_size" in doubt for doubt in found.doubts)
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"model_type": "siglip_vision_model"}, ""),
+        ({"projector_input_dim": None}, " (it does not state projector_input_dim)"),
+        (
+            {"pixel_shuffle_ratio": 0.7},
+            " (pixel_shuffle_ratio 0.7 merges no whole squares of patches)",
+        ),
+        ({"vision_output_dim": 7680}, " (vision_output_dim is not projector_output_dim)"),
+        ({"head_dim": 64}, " (16 heads of 64 are not its width of 1408)"),
+    ],
+)
+def test_an_encoder_that_is_not_understood_is_left_out(changed: dict[str, Any], why: str) -> None:
+    found = imported(MAVERICK | {"vision_config": LLAMA_4_VISION | changed})
+    assert read(found).encoder is None
+    left_out = f"vision_config is left out{why}: the entry is the language model alone."
+    assert found.doubts == (SHARED_EXPERT, left_out)
+
+
+def test_keys_of_an_encoder_that_nobody_reads_are_named() -> None:
+    odd = LLAMA_4_VISION | {"window_size": 112, "num_hidden_layers": 33, "vision_feature_layer": -2}
+    found = imported(MAVERICK | {"vision_config": odd})
+    encoder = read(found).encoder
+    assert encoder is not None
+    assert encoder.layers == 33
+    assert found.doubts[1:] == (
+        "vision_config: vision_feature_layer (-2) was not understood and left out.",
+        "vision_config: window_size (112) was not understood and left out.",
+    )
+
+
+def test_a_width_of_an_encoder_that_is_no_number_is_named() -> None:
+    broken = MAVERICK | {"vision_config": LLAMA_4_VISION | {"hidden_size": "1408"}}
+    with pytest.raises(
+        InputError, match=r"here/config\.json: vision_config: hidden_size is '1408'"
+    ):
+        imported(broken)
 
 
 def test_an_unknown_architecture_is_read_like_a_llama_and_said_to_be() -> None:
@@ -424,3 +566,23 @@ def test_whatever_a_key_says_the_answer_is_an_entry_or_a_clear_refusal(
         assert str(error).startswith("here/config.json: ")
     else:
         assert read(found).total_parameters > 0
+
+
+@given(
+    config=st.sampled_from([MAVERICK, PIXTRAL, KNOWN["qwen2_5_vl_7b"]]),
+    key=st.integers(0, 20),
+    value=JSON | st.lists(JSON, max_size=3),
+)
+def test_whatever_an_encoder_says_the_answer_is_an_entry_or_a_clear_refusal(
+    config: dict[str, Any], key: int, value: object
+) -> None:
+    vision = config["vision_config"]
+    keys = sorted(vision)
+    broken = config | {"vision_config": vision | {keys[key % len(keys)]: value}}
+    try:
+        found = imported(broken)
+    except InputError as error:
+        assert str(error).startswith("here/config.json: ")
+    else:
+        left_out = any("vision_config is left out" in doubt for doubt in found.doubts)
+        assert (read(found).encoder is None) == left_out

@@ -11,10 +11,12 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.patches import Rectangle
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle, StepPatch
 from matplotlib.text import Text
 from report_fixtures import (
     OWNED,
+    coming_and_going,
     eight_cases,
     four_cases,
     hostile,
@@ -30,7 +32,7 @@ from sim.report.charts.bars import cost_chart, energy_chart
 from sim.report.charts.curves import cost_curve_chart, throughput_chart
 from sim.report.charts.drawing import Drawing
 from sim.report.charts.latency import latency_chart
-from sim.report.charts.timeline import MOST_BINS, _binned, timeline_chart
+from sim.report.charts.timeline import MOST_BINS, REPLICAS_PLACE, _binned, timeline_chart
 from sim.report.data import RunTables
 from sim.report.style import THEME, case_style, chart_settings, themed, wrap
 
@@ -60,6 +62,7 @@ RUNS: dict[str, Callable[[], RunTables]] = {
     "eight_long": lambda: eight_cases(long_names=True),
     "hostile": hostile,
     "parts": several_parts,
+    "replicas": coming_and_going,
 }
 
 
@@ -345,3 +348,54 @@ def test_queues_of_pools_are_lines_of_their_own() -> None:
     (panel,) = panels  # running requests filled and outlined, two queues; others have one at most
     prefill, decode = panel.patches[-2:]
     assert (prefill.get_linestyle(), decode.get_linestyle()) == ("-", "--")
+
+
+def replica_panels(drawing: Drawing) -> list[Axes]:
+    """The panels of replicas, a row for each case; none where all have four panels."""
+    panels = drawing.sheet.figure.axes
+    count = len(drawing.alt.split("; "))
+    return panels[REPLICAS_PLACE::5] if len(panels) == 5 * count else []
+
+
+def test_replicas_have_a_panel_where_their_number_changes() -> None:
+    assert not replica_panels(drawn("timeline", several_parts()))
+    drawing = drawn("timeline", coming_and_going())
+    assert len(replica_panels(drawing)) == 2
+    words = [text.get_text() for text in texts(drawing)]
+    assert {"Replicas up", "booting", "failed"} <= set(words)
+    assert "2 to 7 replicas up" in drawing.alt
+    assert "0 to 2 replicas up" in drawing.alt
+
+
+def test_where_the_number_of_replicas_stays_it_is_written() -> None:
+    tables = coming_and_going()
+    timeline = tables.timeline.copy()
+    mine = timeline["case"] == "8x B200"
+    timeline.loc[mine, ["replicas_up", "replicas_down"]] = (2.0, 0.0)
+    words = [
+        text.get_text()
+        for text in texts(drawn("timeline", dataclasses.replace(tables, timeline=timeline)))
+    ]
+    assert "2 throughout" in words
+    assert "booting" in words
+    assert "failed" not in words
+
+
+def test_what_boots_or_has_failed_stands_on_what_is_up() -> None:
+    """Two of two replicas fail; two are up while five boot; the pools are lines of their own."""
+    grows, fails = replica_panels(drawn("timeline", coming_and_going()))
+    booting, *_, prefill, decode = grows.patches
+    assert isinstance(booting, StepPatch)
+    values, _, baseline = booting.get_data()
+    while_booting = values > baseline
+    assert while_booting.any()
+    assert set(baseline[while_booting]) == {2.0}
+    assert set(values[while_booting]) == {7.0}
+    assert (prefill.get_linestyle(), decode.get_linestyle()) == ("-", "--")
+    down = fails.patches[0]
+    assert isinstance(down, StepPatch)
+    values, _, baseline = down.get_data()
+    assert {(float(a), float(b)) for a, b in zip(baseline, values, strict=True)} == {
+        (2.0, 2.0),
+        (0.0, 2.0),
+    }

@@ -243,7 +243,7 @@ def test_a_note_stands_once_with_all_its_cases() -> None:
     said = re.findall(r"<li>(.*)</li>", page.partition("Read this first")[2].partition("</ul>")[0])
     assert said == [
         "Of the run.",
-        f"<b>{first}, {second}:</b> guessed.",
+        f"<b>{first}; {second}:</b> guessed.",
         f"<b>{first}:</b> short.",
         "<b>all cases:</b> few.",
     ]
@@ -270,4 +270,4 @@ def test_a_note_of_a_pool_is_said_to_be_of_it() -> None:
     note = "8x H100, prefill: something to know."
     tables = dataclasses.replace(several_parts(), notes=(note,))
     text = report_page(tables, ())
-    assert "<b>8x H100, prefill:</b> something to know." in text
+    assert "<b>8x H100 (prefill):</b> something to know." in text

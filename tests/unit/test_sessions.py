@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from sim.catalog import open_catalog
 from sim.errors import InputError
 from sim.schema import load_yaml, validate
 from sim.workload.content import SYSTEM_STREAM, Content, tokens_of
+from sim.workload.draw import draw
+from sim.workload.kinds import SessionsWorkload
 from sim.workload.readers.agentic import CACHED_BLOCK_TOKENS, RecordedSessions, read_agentic
 from sim.workload.sessions import SessionLaw, SessionPlans, SessionTraffic
 
@@ -182,6 +185,48 @@ def test_sub_agents_run_beside_their_session(tmp_path: Path) -> None:
 def test_irregular_calls_are_named(tmp_path: Path, rows: str, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         recorded(tmp_path / "calls.csv", rows)
+
+
+def replayed_sessions(path: Path, **given: object) -> SessionPlans:
+    """Sessions of a file with two, which start every 10 s."""
+    path.write_text(HEADER + "a,0,m,0,100,0,5,1,0,1\nb,0,m,0,300,0,5,1,0,1\n")
+    workload = SessionsWorkload.model_validate(
+        {
+            "kind": "sessions",
+            "path": path,
+            "arrivals": {"kind": "uniform", "rate_requests_per_s": 0.1},
+            **given,
+        }
+    )
+    plans = draw(workload, open_catalog(), 1).sessions
+    assert plans is not None
+    return plans
+
+
+@pytest.mark.parametrize(
+    ("given", "start_s"),
+    [
+        ({}, [0.0, 10.0]),
+        ({"arrivals": {"kind": "burst"}}, [0.0, 0.0]),
+        ({"sessions": 1}, [0.0]),
+        ({"duration_s": 5}, [0.0]),
+        ({"duration_s": 100, "sessions": 2}, [0.0, 10.0]),
+    ],
+)
+def test_all_recorded_sessions_start_unless_fewer_are_asked_for(
+    tmp_path: Path, given: dict[str, object], start_s: list[float]
+) -> None:
+    plans = replayed_sessions(tmp_path / "calls.csv", **given)
+    assert plans.start_s.tolist() == start_s
+    assert plans.input_tokens.tolist() == [100, 300][: len(start_s)]
+
+
+@pytest.mark.parametrize("given", [{"sessions": 3}, {"duration_s": 30}])
+def test_more_sessions_than_are_recorded_are_refused(
+    tmp_path: Path, given: dict[str, object]
+) -> None:
+    with pytest.raises(InputError, match="3 sessions are to start, but only 2 are recorded"):
+        replayed_sessions(tmp_path / "calls.csv", **given)
 
 
 @pytest.mark.shared_data

@@ -143,8 +143,8 @@ def test_all_cases_get_the_same_traffic(tmp_path: Path, catalog: Catalog) -> Non
     other = deployed(
         tmp_path, catalog, OPEN.replace("rate_requests_per_s: 40", "rate_requests_per_s: 80")
     )
-    slow = draw_traffic(service.case, service.case.workload, catalog, 3)
-    fast = draw_traffic(other.case, other.case.workload, catalog, 3)
+    slow = draw_traffic(service.case.workload, catalog, 3)
+    fast = draw_traffic(other.case.workload, catalog, 3)
     assert slow.input_tokens.tolist() == fast.input_tokens.tolist()
     assert slow.output_tokens.tolist() == fast.output_tokens.tolist()
     # the same random numbers at twice the rate
@@ -155,7 +155,7 @@ def test_all_cases_get_the_same_traffic(tmp_path: Path, catalog: Catalog) -> Non
 
 def test_requests_arrive_when_they_were_drawn_to(tmp_path: Path, catalog: Catalog) -> None:
     service = deployed(tmp_path, catalog, OPEN)
-    traffic = draw_traffic(service.case, service.case.workload, catalog, 1)
+    traffic = draw_traffic(service.case.workload, catalog, 1)
     record = simulate(service, catalog, 1).record
     order = np.argsort(record.requests["request_id"])
     assert traffic.arrival_s is not None
@@ -208,7 +208,7 @@ def test_the_capacity_is_the_rate_of_a_full_closed_loop(tmp_path: Path, catalog:
     capacity = capacity_requests_per_s(service, catalog, 1)
     assert service.places == service.replicas * 8
     places = service.places
-    traffic = draw_traffic(service.case, service.case.workload, catalog, 1)
+    traffic = draw_traffic(service.case.workload, catalog, 1)
     # a burst of 400 requests keeps all places taken until the last few
     lengths = (np.tile(traffic.input_tokens, 3)[:400], np.tile(traffic.output_tokens, 3)[:400])
     record = serve(service, Traffic(*lengths, np.zeros(400)))

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from sim.errors import InputError
 from sim.workload.content import PROMPT_STREAM, tokens_of
+from sim.workload.mix import mixed
 from sim.workload.replay import replayed
 from sim.workload.traces import TraceOptions, read_trace
 
@@ -344,3 +345,109 @@ def test_mooncake_contents_have_the_published_prefix_hits(
             hits += tokens
         known.update(block for block, _ in blocks)
     assert 100 * hits / int(traffic.input_tokens.sum()) == pytest.approx(hit_percent, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("column", "meant"),
+    [
+        ("tennant", "tenant"),
+        ("Tenant", "tenant"),
+        ("block_id", "block_ids"),
+        ("block-ids", "block_ids"),
+        ("sessions", "session"),
+        ("max_token", "max_tokens"),
+        ("prioriti", "priority"),
+    ],
+)
+def test_misspelt_columns_of_plain_traces_are_refused(path: Path, column: str, meant: str) -> None:
+    path.write_text(f"t_s,input_tokens,output_tokens,{column}\n0,10,3,1\n")
+    with pytest.raises(InputError) as refused:
+        read_trace(path, "plain")
+    assert str(refused.value).startswith(
+        f"{path}:1: unknown column {column!r}; did you mean {meant}? Rename it, "
+    )
+
+
+def test_other_columns_of_plain_traces_get_one_note(path: Path) -> None:
+    """Also those that look like a column that is there, or only a little like one that is not."""
+    path.write_text(
+        "t_s,input_tokens,output_tokens,tenant,tenant2,total_tokens,region\n0,10,3,a,b,13,eu\n"
+    )
+    traffic = replayed(path, "plain")
+    assert traffic.notes == (
+        "columns of trace.csv that are not read: tenant2, total_tokens, region.",
+    )
+    path.write_text("t_s,input_tokens,output_tokens,tenant\n0,10,3,a\n")
+    assert replayed(path, "plain").notes == ()
+    # a published format has columns that say nothing of a request
+    path.write_text("Timestamp,Model,Request tokens,Response tokens,Log Type\n1,GPT-4,10,5,API\n")
+    assert replayed(path, "burstgpt").notes == ()
+
+
+def test_parts_of_a_mix_keep_their_notes(path: Path) -> None:
+    path.write_text("t_s,input_tokens,output_tokens,region\n0,10,3,eu\n")
+    one = replayed(path, "plain")
+    both = mixed({"chat": one, "search": one})
+    assert both.notes == tuple(
+        f"{part}: columns of trace.csv that are not read: region." for part in ("chat", "search")
+    )
+
+
+class TestMoreBlocksThanTokens:
+    """A prompt of n blocks has more tokens than n - 1 blocks hold."""
+
+    @pytest.mark.parametrize(
+        ("tokens", "ids", "options"),
+        [
+            (100, "0-19", {"block_tokens": 5}),  # 19 x 5 < 100: the last block has 5
+            (513, "0 7", {}),
+            (512, "0", {}),
+            (1, "3", {}),
+        ],
+    )
+    def test_the_last_block_may_be_cut(
+        self, path: Path, tokens: int, ids: str, options: dict[str, Any]
+    ) -> None:
+        path.write_text(f"t_s,input_tokens,output_tokens,block_ids\n0,{tokens},3,{ids}\n")
+        (content,) = read_trace(path, "plain", TraceOptions(**options)).content
+        assert tokens_of(content) == tokens
+
+    @pytest.mark.parametrize(
+        ("tokens", "ids", "options", "words"),
+        [
+            (
+                100,
+                "0-19",
+                {},
+                "'0-19': 20 blocks of 512 tokens for a prompt of 100, which has 1 at most: "
+                # 19 x 5 = 95 < 100 <= 19 x 6
+                "set options.block_tokens to the size of its blocks, 5 at most, or correct "
+                "input_tokens or block_ids",
+            ),
+            (512, "0 7", {}, "2 blocks of 512 tokens for a prompt of 512, which has 1 at most"),
+            (100, "0-19", {"block_tokens": 6}, "which has 17 at most"),
+            # more blocks than tokens
+            (5, "0-19", {}, "which has 1 at most: correct input_tokens or block_ids"),
+        ],
+    )
+    def test_more_are_refused(
+        self, path: Path, tokens: int, ids: str, options: dict[str, Any], words: str
+    ) -> None:
+        row = f"0,{tokens},3,{ids}\n"
+        path.write_text("t_s,input_tokens,output_tokens,block_ids\n0,9,3,1\n" + row)
+        with pytest.raises(InputError) as refused:
+            read_trace(path, "plain", TraceOptions(**options))
+        assert str(refused.value).startswith(f"{path}:3: block_ids: '{ids}': ")
+        assert words in str(refused.value)
+
+    def test_those_of_published_formats_too(self, tmp_path: Path) -> None:
+        path = tmp_path / "trace.jsonl"
+        row = {"timestamp": 0, "input_length": 600, "output_length": 1, "hash_ids": [1, 2, 3]}
+        path.write_text(json.dumps(row))
+        with pytest.raises(InputError, match=r"trace.jsonl:1: hash_ids: .*: 3 blocks of 512 tokens"):
+            read_trace(path, "mooncake")
+
+    def test_rows_that_are_dropped_do_not_count(self, path: Path) -> None:
+        path.write_text("t_s,input_tokens,output_tokens,block_ids\n0,9,0,1-9\n1,9,3,1\n")
+        trace = read_trace(path, "plain", TraceOptions(zero_output="drop"))
+        assert trace.input_tokens.tolist() == [9]

@@ -8,6 +8,9 @@ from small_scenarios import ONE_CASE, write
 
 from sim.catalog import open_catalog
 from sim.checks import resolve
+from sim.deployment import IMBALANCE_PERIOD_STEPS
+from sim.engine.stretch import Stretch
+from sim.engine.ticks import Pace
 from sim.errors import InfeasibleError, InputError
 from sim.forecast import forecast
 from sim.report.data import RunTables
@@ -61,7 +64,9 @@ class TestReplicas:
 
     def test_too_many_spares_do_not_fit(self, tmp_path: Path) -> None:
         keys = "replicas: 4\nfaults: {chip: {mtbf_s: 60, repair_s: 1}, spares: 1}\n"
-        with pytest.raises(InfeasibleError, match="5 replicas of 2 chips need 10 chips"):
+        with pytest.raises(
+            InfeasibleError, match="4 replicas and 1 spare of 2 chips need 10 chips"
+        ):
             plans(tmp_path, FOUR + BOOT + keys)
 
     def test_nobody_is_left_to_serve(self, tmp_path: Path) -> None:
@@ -111,6 +116,29 @@ class TestRefusals:
             resolve(load_scenario(write(tmp_path, text)), CATALOG)
         stated = text.replace("1 GB", "1 GB, swap_bytes_per_s: 400 GB/s")
         resolve(load_scenario(write(tmp_path, stated)), CATALOG)
+
+
+def test_over_a_slow_link_replicas_keep_the_load_of_their_experts(tmp_path: Path) -> None:
+    """A slow link adds the same to a step in every period, whatever the load of the experts."""
+    text = FOUR.replace("tp: 2", "tp: 4, ep: 4").replace("llama_3_1_70b", "mixtral_8x7b")
+    text = text.replace("max_num_seqs: 64", "max_num_seqs: 64, expert_imbalance: 0.7")
+    link = "faults: {link: {mtbf_s: 20, repair_s: 10}, link_network: scale_up, "
+    found = service(tmp_path, text + BOOT + link + "link_bandwidth_fraction: 0.1}\n")
+    slow_paces = upkeep_plans(found, CATALOG).pools["serve"].slow_paces
+    assert slow_paces is not None
+
+    def ticks(pace: Pace) -> list[int]:
+        step = Stretch(16, 16 * 700, 0, 16, 0, 0)
+        return [pace.line(step, period * IMBALANCE_PERIOD_STEPS)[0] for period in range(20)]
+
+    loads = set()
+    for seed, number in ((1, 0), (1, 1), (2, 0)):
+        usual = ticks(found.pools[0].plan_for(seed).replica_pace(number))
+        slow = ticks(slow_paces(seed)(number))
+        (added,) = {late - soon for late, soon in zip(slow, usual, strict=True)}
+        assert added > 0
+        loads.add(tuple(usual))
+    assert len(loads) == 3  # each draws for itself, in every run anew
 
 
 class TestBill:

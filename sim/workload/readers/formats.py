@@ -4,6 +4,7 @@ Every format becomes the same columns: ``arrival_s``, ``input_tokens`` and ``out
 of `OPTIONAL_COLUMNS` those that the format knows, then all other columns of the file as they are.
 """
 
+import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,7 +16,12 @@ from numpy.typing import NDArray
 from sim.errors import InputError
 from sim.units import MILLISECOND_S
 from sim.workload.content import Content
-from sim.workload.readers.blocks import contents_of, ranges_of_lists, ranges_of_text
+from sim.workload.readers.blocks import (
+    Ranges,
+    contents_of,
+    ranges_of_lists,
+    ranges_of_text,
+)
 from sim.workload.readers.records import is_json_lines, read_json_lines
 from sim.workload.readers.table import Table, read_csv
 
@@ -37,6 +43,17 @@ MOONCAKE_BLOCK_TOKENS = 512
 BAILIAN_BLOCK_TOKENS = 16
 """Tokens of a block of the Qwen-Bailian traces (README, "Data Specification of the Traces")."""
 
+_PLAIN_COLUMNS = (
+    "input_tokens",
+    "output_tokens",
+    *(name for name in OPTIONAL_COLUMNS if name != "content"),
+    "block_ids",
+)
+"""All that a plain file may have, beside its time."""
+
+_MISSPELT = 0.8
+"""Likeness, as `difflib` measures it, from which on a column is taken to be a misspelt one:
+``tennant`` and ``block_id`` are (0.92, 0.94), ``total_tokens`` (0.73, of ``max_tokens``) is not."""
 _TIME_UNITS_S = {"arrival_s": 1.0, "t_s": 1.0, "t_ms": MILLISECOND_S}
 
 
@@ -79,16 +96,60 @@ def read_recorded(path: Path, kind: TraceKind, block_tokens: int | None) -> Reco
 def _plain(path: Path, block_tokens: int | None) -> Recorded:
     table = read_csv(path, text_columns=("tenant", "session", "block_ids"))
     time = _time_column(table)
+    _refuse_misspelt(table, time)
     recorded = _recorded(table, (time, "input_tokens", "output_tokens"), _TIME_UNITS_S[time])
     others = _plain_columns(table, recorded.output_tokens)
     if table.has("block_ids"):
         ranges = ranges_of_text(table, "block_ids")
         tokens = block_tokens or MOONCAKE_BLOCK_TOKENS
-        others["content"] = contents_of(ranges, recorded.input_tokens, tokens)
+        others["content"] = _contents(table, "block_ids", ranges, recorded, tokens)
     elif "session" in others:
         others["content"] = _growing(others["session"], recorded.input_tokens)
     taken = frozenset({*recorded.taken, *others, "block_ids"})
     return recorded._replace(others=others, taken=taken)
+
+
+def _refuse_misspelt(table: Table, time: str) -> None:
+    """Refuse columns that look like one that means something and that the file does not have."""
+    missing = [name for name in _PLAIN_COLUMNS if not table.has(name)]
+    for name in map(str, table.frame.columns):
+        written = "_".join(name.lower().replace("-", "_").split())
+        near = difflib.get_close_matches(written, missing, n=1, cutoff=_MISSPELT)
+        if near and name not in {*_PLAIN_COLUMNS, time}:
+            raise InputError(
+                f"{table.path}:1: unknown column {name!r}; did you mean {near[0]}? Rename it, or "
+                "leave it out if it means something else"
+            )
+
+
+def _contents(
+    table: Table, name: str, ranges: Ranges, recorded: Recorded, block_tokens: int
+) -> list[Content]:
+    """Build the contents of prompts from block ids, none of which lies beyond its prompt."""
+    counts = np.bincount(
+        ranges.row,
+        weights=ranges.last - ranges.first + 1,
+        minlength=len(recorded.input_tokens),
+    ).astype(np.int64)
+    answered = recorded.output_tokens > 0
+    inputs = recorded.input_tokens
+    bad = (inputs > 0) & (recorded.output_tokens > 0) & ((counts - 1) * block_tokens >= inputs)
+    if bad.any():
+        row = int(np.argmax(bad))
+        count, tokens = int(counts[row]), int(inputs[row])
+        most = int(((inputs[bad] - 1) // (counts[bad] - 1)).min())
+        size = (
+            f"set options.block_tokens to the size of its blocks, {most} at most, or "
+            if most
+            else ""
+        )
+        table.reject(
+            name,
+            bad,
+            f"{count} blocks of {block_tokens} tokens for a prompt of {tokens}, which has "
+            f"{-(-tokens // block_tokens)} at most: {size}correct {recorded.input} or {name}",
+        )
+    return contents_of(ranges, inputs, block_tokens)
 
 
 def _plain_columns(table: Table, output_tokens: Integers) -> dict[str, Any]:
@@ -135,7 +196,7 @@ def _mooncake(path: Path, block_tokens: int | None) -> Recorded:
         time = _time_column(table)
         recorded = _recorded(table, (time, "input_tokens", "output_tokens"), _TIME_UNITS_S[time])
         ranges = ranges_of_text(table, "hash_ids")
-    content = contents_of(ranges, recorded.input_tokens, tokens)
+    content = _contents(table, "hash_ids", ranges, recorded, tokens)
     taken = frozenset({*recorded.taken, "hash_ids"})
     return recorded._replace(others={"content": content}, taken=taken)
 
@@ -144,7 +205,8 @@ def _bailian(path: Path, block_tokens: int | None) -> Recorded:
     table = read_json_lines(path)
     recorded = _recorded(table, ("timestamp", "input_length", "output_length"))
     tokens = block_tokens or BAILIAN_BLOCK_TOKENS
-    content = contents_of(ranges_of_lists(table, "hash_ids"), recorded.input_tokens, tokens)
+    ranges = ranges_of_lists(table, "hash_ids")
+    content = _contents(table, "hash_ids", ranges, recorded, tokens)
     chats = table.whole("chat_id", "a chat").tolist()
     parents = table.whole("parent_chat_id", "a chat").tolist()
     root_of: dict[int, int] = {}

@@ -1,0 +1,267 @@
+"""Tasks of test-time compute: what each took, cost and came to, and the row that sums them up."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from sim.engine.cluster import RunRecord
+from sim.engine.records import Columns
+from sim.metrics.accounts import Accounts, Inventory
+from sim.metrics.requests import Window, statistics
+from sim.service import Service
+
+Floats = npt.NDArray[np.float64]
+
+RIGHT = 0
+"""Class of the right answer."""
+NO_ANSWER = -1
+"""Class of an answer of which nothing is known."""
+TAIL_FRACTION = 0.05
+"""Share of the dearest tasks whose mean cost is the conditional value at risk."""
+
+QUANTILES = ("p50", "p95", "p99")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one token costs in each pool: a share of all that the pool cost in the window."""
+
+    prefill: Floats
+    """Of a prompt, where it is computed; shape (pools,)."""
+    output: Floats
+
+
+def rates(totals: Floats, books: Accounts, inventory: Inventory) -> Rates:
+    """Spread what each pool cost over the tokens that it computed in the window.
+
+    Of a pool's busy time prompts and answers each cause a part; they bear those parts of its cost.
+    So idle time is paid for by whoever used the pool, and all tokens of the window together bear
+    all of it.
+
+    Parameters
+    ----------
+    totals : array, shape (pools,)
+        Dollars, joules or chip-seconds.
+    books : Accounts
+    inventory : Inventory
+        Of the window: one bin.
+    """
+    share = np.array([pool.prefill_share for pool in books.pools])
+    did = inventory.tally.pools
+    return Rates(
+        prefill=_each(totals * share, did.prefill_tokens[:, 0]),
+        output=_each(totals * (1.0 - share), did.output_tokens[:, 0]),
+    )
+
+
+def _each(total: Floats, tokens: Floats) -> Floats:
+    return np.divide(total, tokens, out=np.zeros_like(total), where=tokens > 0)
+
+
+def call_table(calls: Columns, requests: pd.DataFrame, losses: Columns) -> pd.DataFrame:
+    """One row per call that was sent: its request, what it was for, and what was computed for it.
+
+    ``prefilled_tokens`` and ``produced_tokens`` are those of all its attempts, answered or not.
+    """
+    table = pd.DataFrame(calls).merge(requests, on="request_id", how="inner", validate="1:1")
+    done = table["outcome"] == "completed"
+    computed = table["input_tokens"] - table["cached_tokens"] + table["recomputed_tokens"]
+    lost = pd.DataFrame({name: losses[name] for name in ("request_id", *_LOST)})
+    thrown = lost.groupby("request_id")[list(_LOST)].sum().reindex(table["request_id"]).fillna(0)
+    table["prefilled_tokens"] = computed.where(done, 0) + thrown["prefilled_tokens"].to_numpy()
+    produced = table["output_tokens"].where(done, 0) + thrown["generated_tokens"].to_numpy()
+    table["produced_tokens"] = produced
+    return table
+
+
+_LOST = ("prefilled_tokens", "generated_tokens")
+
+
+def task_table(
+    programs: Columns, calls: pd.DataFrame, service: Service, prices: Mapping[str, Rates]
+) -> pd.DataFrame:
+    """One row per task that is over, in order of number.
+
+    Parameters
+    ----------
+    programs : Columns
+        Of `sim.engine.records.PROGRAM_COLUMNS`.
+    calls : DataFrame
+        As `call_table` gives it.
+    service : Service
+    prices : mapping
+        What a token takes of dollars, joules or chip-seconds, by the name of the column.
+    """
+    table = pd.DataFrame(programs).sort_values("task").reset_index(drop=True)
+    table["task_s"] = table["done_s"] - table["arrival_s"]
+    table["tool_s"] = np.maximum(table["task_s"] - table["critical_s"], 0.0)
+    known = table["answer"] != NO_ANSWER
+    table["solved"] = (table["answer"] == RIGHT).astype(float).where(known)
+    places = _place_of(service)
+    place = np.array([places[name] for name in calls["model"]], dtype=np.int64)
+    amounts = {
+        "input_tokens": calls["input_tokens"],
+        "cached_tokens": calls["cached_tokens"],
+        "prefilled_tokens": calls["prefilled_tokens"],
+        "output_tokens": calls["produced_tokens"],
+        "discarded_tokens": calls["produced_tokens"].where(calls["outcome"] != "completed", 0),
+    }
+    prefilled, produced = (
+        calls[name].to_numpy(float) for name in ("prefilled_tokens", "produced_tokens")
+    )
+    for name, rate in prices.items():
+        prompts, answers = _places(service, place)
+        amounts[name] = pd.Series(
+            prefilled * rate.prefill[prompts] + produced * rate.output[answers], index=calls.index
+        )
+    sums = pd.DataFrame(amounts).groupby(calls["task"]).sum().reindex(table["task"]).fillna(0)
+    for name in amounts:
+        table[name] = sums[name].to_numpy()
+    return table
+
+
+def _place_of(service: Service) -> dict[str, int]:
+    """Places of the pools of each model, by its name; the main one's is the pool that answers."""
+    places = {pool.role: place for place, pool in enumerate(service.pools)}
+    return {**places, "": service.pools.index(service.answer_pool)}
+
+
+def _places(
+    service: Service, answers: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Give the pools that computed prompts and answers."""
+    main = service.pools.index(service.answer_pool)
+    prompts = np.where(answers == main, service.pools.index(service.prompt_pool), answers)
+    return prompts, answers
+
+
+def measured_tasks(
+    service: Service,
+    record: RunRecord,
+    requests: pd.DataFrame,
+    books: Accounts,
+    inventory: Inventory,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Give the tables of tasks and of their calls.
+
+    Parameters
+    ----------
+    service : Service
+    record : RunRecord
+    requests : DataFrame
+        As `sim.metrics.requests.request_table` gives it.
+    books : Accounts
+    inventory : Inventory
+        Of the window: one bin.
+    """
+    span_s = books.window.duration_s
+    chip_w = np.array([pool.chip_power_w for pool in books.pools])
+    chips = np.array([pool.chips_per_replica for pool in service.pools])
+    paid = np.array([pool.replicas_paid for pool in books.pools])
+    # what hosts draw is shared out like the power of the chips that they host
+    energy_j = _each(books.power_w * span_s * chip_w, np.full(chip_w.size, chip_w.sum()))
+    prices = {
+        "usd": rates(np.array([pool.usd for pool in books.pools]), books, inventory),
+        "energy_j": rates(energy_j, books, inventory),
+        "chip_s": rates(chips * paid * span_s, books, inventory),
+    }
+    calls = call_table(record.calls, requests, record.losses)
+    return task_table(record.programs, calls, service, prices), calls
+
+
+def tasks_in(tasks: pd.DataFrame, window: Window) -> pd.DataFrame:
+    """Give the tasks that were asked in the window."""
+    return tasks[tasks["arrival_s"].between(window.start_s, window.end_s)]
+
+
+def task_summary(tasks: pd.DataFrame) -> dict[str, float]:
+    """Sum up tasks: how many are solved, how long they take, what they cost.
+
+    Parameters
+    ----------
+    tasks : DataFrame
+        Those that count.
+    """
+    done = tasks[tasks["outcome"] == "completed"]
+    known = done["solved"].dropna()
+    solved = float(known.sum())
+    means = {
+        f"{name}_per_task": float(done[name].mean()) if len(done) else np.nan
+        for name in (*_COUNTS, *_AMOUNTS)
+    }
+    return {
+        "tasks": float(len(tasks)),
+        "failed_tasks": float(len(tasks) - len(done)),
+        "accuracy_fraction": solved / len(known) if len(known) else np.nan,
+        "accuracy_standard_error": _standard_error(known),
+        "tokens_per_task": means["input_tokens_per_task"] + means["output_tokens_per_task"],
+        **means,
+        **statistics("task_s", done["task_s"], ("mean", *QUANTILES)),
+        **statistics("usd_per_task", done["usd"], QUANTILES),
+        "usd_per_task_cvar95": conditional_value_at_risk(done["usd"].to_numpy(float)),
+        "usd_per_solved_task": float(tasks["usd"].sum()) / solved if solved else np.nan,
+    }
+
+
+_COUNTS = ("calls", "cancelled_calls", "critical_calls")
+_AMOUNTS = (
+    "input_tokens",
+    "prefilled_tokens",
+    "output_tokens",
+    "discarded_tokens",
+    "usd",
+    "energy_j",
+    "chip_s",
+)
+
+
+def conditional_value_at_risk(costs: Floats, tail_fraction: float = TAIL_FRACTION) -> float:
+    """Mean cost of the dearest tasks (Rockafellar and Uryasev, 2000, doi:10.21314/JOR.2000.038).
+
+    The task at the edge of the tail counts as far as it lies inside.
+
+    >>> conditional_value_at_risk(np.arange(1.0, 101.0))  # of 1..100 the mean of 96..100
+    98.0
+    >>> conditional_value_at_risk(np.array([1.0, 5.0]))  # the tail is a tenth of the dearest
+    5.0
+    """
+    if not costs.size:
+        return np.nan
+    dearest = np.sort(costs)[::-1]
+    tail = tail_fraction * costs.size
+    whole = int(tail)
+    rest = tail - whole
+    inside = dearest[:whole].sum() + (rest * dearest[whole] if rest else 0.0)
+    return float(inside / tail)
+
+
+def _standard_error(solved: "pd.Series[float]") -> float:
+    """Of a share of independent tasks."""
+    share = solved.mean() if len(solved) else np.nan
+    return float(np.sqrt(share * (1.0 - share) / len(solved))) if len(solved) else np.nan
+
+
+def against_baseline(summary: pd.DataFrame) -> pd.DataFrame:
+    """Compare what each strategy spends and solves with the first case that has one.
+
+    ``compute_multiplier`` is that of the tokens that are generated for a task, finished or thrown
+    away, ``compute_multiplier_chip_s`` that of the time of chips. They differ: chips that generate
+    many answers at once take less time for each, and prompts cost time too.
+    ``accuracy_gain_per_multiple`` is the compute efficiency ratio: what accuracy gains for each
+    time the baseline's chip-seconds that are spent beyond it.
+    """
+    if "output_tokens_per_task" not in summary:
+        return summary
+    base = summary[summary["output_tokens_per_task"].notna()].iloc[0]
+    tokens = summary["output_tokens_per_task"] / base["output_tokens_per_task"]
+    chip_s = summary["chip_s_per_task"] / base["chip_s_per_task"]
+    gain = summary["accuracy_fraction"] - base["accuracy_fraction"]
+    more = (chip_s - 1.0).where(chip_s != 1.0)
+    return summary.assign(
+        compute_multiplier=tokens,
+        compute_multiplier_chip_s=chip_s,
+        accuracy_gain_per_multiple=gain / more,
+    )

@@ -1,0 +1,253 @@
+"""Test-time compute as programs: jobs of many model calls that depend on each other.
+
+A strategy is a generator. It yields a `Call` and goes on when that is answered, or it yields
+`Parallel` branches and goes on when all of them are over, or enough; what it returns is the answer
+to its question. It knows nothing of engines and clocks. Whoever runs it decides when calls are
+answered: a simulated cluster, or `answered_at_once`.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import InternalError
+from sim.quality import Question
+from sim.seeds import stream
+from sim.workload.content import SYSTEM_STREAM, Content, joined, tokens_of
+from sim.workload.single import TokensLaw
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+MAIN = ""
+"""The model of the case itself, as calls name it."""
+
+TASK_STREAMS = 1_000_000
+"""Texts of one task at most."""
+
+HEADS = 1_000
+"""Shared beginnings of prompts that one strategy can tell apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One prompt and its completion."""
+
+    label: str
+    """What it is for, in tables and traces: ``sample``, ``vote``."""
+    prompt: Content
+    output_tokens: int
+    answer_stream: int
+    """Stream of the completion's tokens, which begin at position 0."""
+    model: str = MAIN
+    """Which of the case's models computes it."""
+    wait_s: float = 0.0
+    """From when it could be sent until it is: a tool runs."""
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return tokens_of(self.prompt)
+
+    @property
+    def transcript(self) -> Content:
+        """Prompt and completion: what a call that continues this one begins with."""
+        return joined(self.prompt, (self.answer_stream, 0, self.output_tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """Branches that run side by side, and a barrier at their end."""
+
+    branches: "Sequence[Call | Control]"
+    enough: Callable[[Sequence[Any]], bool] | None = None
+    """Asked after each branch, with the results so far in the order in which they came: whether
+    the others are to be cancelled. None of them is unless given."""
+
+
+Control = Generator["Call | Parallel", Any, Any]
+"""What a strategy does about one question.
+
+It is sent the `Call` itself when that is answered, and a list with the result of each branch when
+`Parallel` branches are over, in their own order: the call or what the generator returned, none for
+those that were cancelled. A call that is not answered raises `Unanswered` where it was yielded.
+"""
+
+
+class Unanswered(Exception):  # noqa: N818 - what has happened, not an error of anybody
+    """A call has left without an answer; its one argument is the outcome."""
+
+
+class Strategy(Protocol):
+    """A way to spend compute on questions."""
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Names of the models that it calls beside the main one."""
+        ...
+
+    def control(self, task: "Task") -> Control:
+        """Begin to work on a question; what the generator returns is the answer's class."""
+        ...
+
+
+@dataclass
+class Task:
+    """One question that a strategy works on.
+
+    Everything random about it comes from ``rng``. A strategy that branches draws what its branches
+    need before they begin, or gives them streams of their own (`rng.spawn`): in which order
+    branches get on must not change what they draw.
+    """
+
+    number: int
+    rng: np.random.Generator
+    question: Question
+    """Its difficulty, and what answers turn out to be."""
+    question_tokens: int
+    answer_tokens: TokensLaw
+    """Length of one direct answer to questions like this, for strategies that give none."""
+    first_stream: int = 0
+    """Streams from here on are its own."""
+    _streams: int = field(default=0, init=False)
+
+    def stream(self) -> int:
+        """Give a stream that nobody has used."""
+        self._streams += 1
+        return self.first_stream + self._streams - 1
+
+    def text(self, tokens: int) -> Content:
+        """Give tokens that no other prompt has, until this text is part of one again."""
+        return ((self.stream(), 0, tokens),) if tokens else ()
+
+    def head(self, tokens: int, number: int = 0) -> Content:
+        """Give the beginning that prompts of one kind share in all tasks: instructions, examples.
+
+        Parameters
+        ----------
+        tokens : int
+        number : int
+            Which of the strategy's beginnings, below `HEADS`.
+        """
+        if not 0 <= number < HEADS:
+            raise InternalError(f"beginning {number} of a strategy that may have {HEADS}")
+        return ((SYSTEM_STREAM - 1 - number, 0, tokens),) if tokens else ()
+
+    def call(
+        self,
+        label: str,
+        prompt: Content,
+        output_tokens: int,
+        *,
+        model: str = MAIN,
+        wait_s: float = 0.0,
+    ) -> Call:
+        """Ask for a completion of a prompt."""
+        return Call(label, prompt, output_tokens, self.stream(), model, wait_s)
+
+
+@dataclass(frozen=True)
+class ProgramPlans:
+    """Questions of a workload, and how and when they are worked on."""
+
+    strategy: Strategy
+    questions: Sequence[Question]
+    question_tokens: Integers
+    """Of each question, without the strategy's instructions."""
+    answer_tokens: TokensLaw
+    """Length of a direct answer."""
+    seed: int
+    names: tuple[str | int, ...] = ()
+    """Of the random streams, see `sim.seeds.stream`."""
+    start_s: Floats | None = None
+    """When each is asked, rising; none: clients ask them (see ``clients``)."""
+    clients: int = 0
+    """Closed-loop clients, each of which waits for its answer before it asks its next question."""
+    first_stream: int = 0
+    """Texts of the programs are in streams from here on."""
+
+    def __len__(self) -> int:
+        """Return the number of questions."""
+        return len(self.questions)
+
+    def starts(self) -> list[float]:
+        """Return when each question is asked, in seconds; at once where clients ask."""
+        return [0.0] * len(self) if self.start_s is None else self.start_s.tolist()
+
+    def task(self, number: int) -> Task:
+        """Return one question to be worked on: the same whenever it is asked for."""
+        return Task(
+            number,
+            stream(self.seed, *self.names, "task", number),
+            self.questions[number],
+            int(self.question_tokens[number]),
+            self.answer_tokens,
+            self.first_stream + number * TASK_STREAMS,
+        )
+
+    def control(self, number: int) -> Control:
+        """Begin to work on a question."""
+        return self.strategy.control(self.task(number))
+
+
+@dataclass
+class Ledger:
+    """What a program asked for, had all calls been answered at once."""
+
+    calls: list[Call] = field(default_factory=list)
+    """In the order in which they were sent."""
+    answer: Any = None
+    """What the strategy returned."""
+
+    @property
+    def input_tokens(self) -> int:
+        """Of all prompts."""
+        return sum(call.input_tokens for call in self.calls)
+
+    @property
+    def output_tokens(self) -> int:
+        """Of all completions."""
+        return sum(call.output_tokens for call in self.calls)
+
+
+def answered_at_once(control: Control) -> Ledger:
+    """Run a program in no time: branches one after the other, in their order.
+
+    A branch after enough of them are over is not begun, so that this is the least that a program
+    asks for.
+    """
+    ledger = Ledger()
+    ledger.answer = _run(control, ledger)
+    return ledger
+
+
+def _run(control: Control, ledger: Ledger) -> Any:
+    reply: Any = None
+    while True:
+        try:
+            step = control.send(reply)
+        except StopIteration as stop:
+            return stop.value
+        if isinstance(step, Call):
+            ledger.calls.append(step)
+            reply = step
+        else:
+            reply = _branches(step, ledger)
+
+
+def _branches(step: Parallel, ledger: Ledger) -> list[Any]:
+    results: list[Any] = [None] * len(step.branches)
+    came: list[Any] = []
+    for place, branch in enumerate(step.branches):
+        if isinstance(branch, Call):
+            ledger.calls.append(branch)
+            results[place] = branch
+        else:
+            results[place] = _run(branch, ledger)
+        came.append(results[place])
+        if step.enough is not None and step.enough(came):
+            break
+    return results

@@ -1,0 +1,358 @@
+"""Graphs: a user's own calls, what each of them reads, and which loops they go through."""
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from sim.schema import StrictModel, did_you_mean
+from sim.units import NonNegativeInt, PositiveInt
+from sim.workload.content import Content
+from sim.workload.programs import MAIN, Call, Control, Parallel, Task
+from sim.workload.single import TimeLaw, TokensLaw
+from sim.workload.strategies.direct import Outcome, question_text
+from sim.workload.strategies.voting import majority
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+GRAPH_HEAD = 300
+"""First of the shared beginnings of prompts, one for each node (`Task.head`)."""
+
+MAX_NODES = 500
+"""Nodes that one graph may have."""
+
+MAX_CALLS = 10_000
+"""Calls that one graph may have, with copies and repetitions."""
+
+MAX_DEPTH = 200
+"""Calls one after the other: each may run inside of the one before it."""
+
+
+class Context(StrictModel):
+    """What a node reads of another."""
+
+    node: Name
+    """The other one."""
+    take: Literal["answer", "transcript"] = "answer"
+    """``answer``: its completion; ``transcript``: its prompt too, at the start of this prompt, so
+    that this call continues that one."""
+    copies: Literal["all", "same"] = "all"
+    """Of all copies of the other one, or of the copy with the same number."""
+
+
+class Prompt(StrictModel):
+    """Parts of a prompt, in their order: head or transcript, question, answers, new tokens."""
+
+    head_tokens: NonNegativeInt = 0
+    """Beginning that the prompts of this node share in all tasks."""
+    question: bool = True
+    """Whether the question is in it; a transcript already has what it has."""
+    context: tuple[Context, ...] = ()
+    """What it reads of others."""
+    new_tokens: TokensLaw | None = None
+    """At its end, tokens of its own: an instruction, the result of a tool."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether it begins with the transcript of another call."""
+        return any(context.take == "transcript" for context in self.context)
+
+    @model_validator(mode="after")
+    def _transcript_comes_first(self) -> Self:
+        takes = [context.take for context in self.context]
+        if "transcript" in takes[1:] or (self.continues and self.head_tokens):
+            raise ValueError(
+                "a transcript stands at the start of a prompt: put it first in context, give one "
+                "only, and no head_tokens"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _prompt_is_something(self) -> Self:
+        if not (self.question or self.head_tokens or self.context or self.new_tokens):
+            raise ValueError("the prompt is empty: give question: true, context or new_tokens")
+        return self
+
+
+class Node(StrictModel):
+    """One kind of call."""
+
+    prompt: Prompt = Prompt()
+    """What it reads."""
+    output_tokens: TokensLaw | None = None
+    """Its completion; the workload's own answers unless given."""
+    count: PositiveInt = 1
+    """Copies side by side, with the same prompt but for new tokens and ``copies: same``."""
+    model: str = MAIN
+    """Which model computes it."""
+    after: tuple[Name, ...] = ()
+    """Nodes that it waits for without reading them."""
+    wait: TimeLaw | None = None
+    """From when it could be sent until it is: a tool runs."""
+
+    @property
+    def parents(self) -> frozenset[str]:
+        """Names of the nodes that it waits for."""
+        return frozenset(self.after) | {context.node for context in self.prompt.context}
+
+
+class Loop(StrictModel):
+    """Nodes that run several times.
+
+    From the second time on they read the time before instead of what came before the loop, as
+    ``feeds`` says; those that wait for nothing of their loop wait for all of the time before.
+    Nodes outside of the loop read its last time.
+    """
+
+    nodes: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """What runs again."""
+    times: PositiveInt
+    """How often, the first time included."""
+    feeds: dict[Name, Name] = Field(default_factory=dict)
+    """For a node outside of the loop, the node inside whose time before takes its place."""
+
+
+class _Turn(NamedTuple):
+    """One time of a node: the only one, or one of those of its loop."""
+
+    name: str
+    time: int
+
+
+_Copy = tuple[_Turn, int]
+"""One call: a turn of a node, and which copy."""
+
+
+class Graph(StrictModel):
+    """Calls that depend on each other; each begins as soon as all that it waits for is over."""
+
+    kind: Literal["graph"] = "graph"
+    nodes: Annotated[dict[Name, Node], Field(min_length=1, max_length=MAX_NODES)]
+    """By their names."""
+    repeat: tuple[Loop, ...] = ()
+    """Loops; no node is in two."""
+    answer: Name | None = None
+    """Node whose copies are answers, of which the most frequent is given; none unless given."""
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        for name, node in self.nodes.items():
+            self._known(node.parents, f"node {name} waits for")
+        for loop in self.repeat:
+            self._known({*loop.nodes, *loop.feeds, *loop.feeds.values()}, "a loop names")
+        if self.answer is not None:
+            self._known({self.answer}, "answer is")
+        return self
+
+    @model_validator(mode="after")
+    def _loops_feed_themselves(self) -> Self:
+        names = [name for loop in self.repeat for name in loop.nodes]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            msg = f"node {twice[0]} is in two loops, or twice in one"
+            raise ValueError(msg)
+        for loop in self.repeat:
+            read = frozenset().union(*(self.nodes[name].parents for name in loop.nodes))
+            for outside, inside in loop.feeds.items():
+                if outside in loop.nodes or inside not in loop.nodes or outside not in read:
+                    msg = (
+                        f"feeds {outside}: {inside} must lead from a node outside of the loop that "
+                        "a node of the loop waits for to a node inside of it"
+                    )
+                    raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _copies_pair(self) -> Self:
+        for turn, node in self._turns().items():
+            for context in node.prompt.context:
+                other = self.nodes[self._parent(turn, context.node).name]
+                if context.copies == "same" and other.count != node.count:
+                    msg = (
+                        f"node {turn.name} has {node.count} copies and reads the same copy of "
+                        f"{context.node}, which has {other.count}"
+                    )
+                    raise ValueError(msg)
+                if context.take == "transcript" and context.copies == "all" and other.count > 1:
+                    msg = (
+                        f"node {turn.name} cannot continue all {other.count} transcripts of "
+                        f"{context.node}; set copies: same"
+                    )
+                    raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        calls = sum(node.count for node in self._turns().values())
+        if calls > MAX_CALLS:
+            msg = f"{calls} calls are more than {MAX_CALLS}; give smaller count or times"
+            raise ValueError(msg)
+        try:
+            order = self._order
+        except CycleError as error:
+            names = " -> ".join(turn.name for turn in reversed(error.args[1]))
+            msg = f"nodes wait for each other: {names}; one of them must not"
+            raise ValueError(msg) from None
+        depth: dict[_Turn, int] = {}
+        for turn in order:
+            depth[turn] = 1 + max((depth[other] for other in self._waits_for(turn)), default=0)
+        if max(depth.values()) > MAX_DEPTH:
+            msg = f"{max(depth.values())} calls one after the other are more than {MAX_DEPTH}"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Names of the models that it calls beside the main one."""
+        return frozenset(node.model for node in self.nodes.values()) - {MAIN}
+
+    def control(self, task: Task) -> Control:
+        """Work on a question; the generator returns the answer's class."""
+        outcome = yield from self.outcome(task)
+        return outcome.answer
+
+    def outcome(self, task: Task) -> Control:
+        """Work on a question; the generator returns the `Outcome`."""
+        calls, parents = self._calls(task)
+        children: dict[_Copy, list[_Copy]] = {copy: [] for copy in calls}
+        for copy, others in parents.items():
+            for other in others:
+                children[other].append(copy)
+        classes = self._classes(task)
+        open_parents = {copy: len(others) for copy, others in parents.items()}
+
+        def run(copy: _Copy) -> Control:
+            """Have a call answered; whichever parent is the last one goes on with its children."""
+            yield calls[copy]
+            for child in children[copy]:
+                open_parents[child] -= 1
+            ready = [child for child in children[copy] if not open_parents[child]]
+            if ready:
+                yield Parallel([run(child) for child in ready])
+
+        yield Parallel([run(copy) for copy, others in parents.items() if not others])
+        if self.answer is None:
+            return Outcome(None, None)
+        chosen = classes.index(majority(classes)) if classes else 0
+        turn = self._last(self.answer)
+        return Outcome(classes[chosen] if classes else None, calls[turn, chosen])
+
+    def _known(self, names: Iterable[str], what: str) -> None:
+        for name in sorted(names):
+            if name not in self.nodes:
+                near = did_you_mean(name, self.nodes)
+                msg = f"{what} {name}, which is no node{near or ': ' + ', '.join(self.nodes)}"
+                raise ValueError(msg)
+
+    def _loop(self, name: str) -> Loop | None:
+        return next((loop for loop in self.repeat if name in loop.nodes), None)
+
+    def _last(self, name: str) -> _Turn:
+        """Give the last time of a node."""
+        loop = self._loop(name)
+        return _Turn(name, loop.times - 1 if loop is not None else 0)
+
+    def _turns(self) -> dict[_Turn, Node]:
+        """Unroll the loops."""
+        turns = {}
+        for name, node in self.nodes.items():
+            for time in range(self._last(name).time + 1):
+                turns[_Turn(name, time)] = node
+        return turns
+
+    def _parent(self, turn: _Turn, name: str) -> _Turn:
+        """Say which time of a node another one means by its name."""
+        loop = self._loop(turn.name)
+        if loop is not None and name in loop.nodes:
+            return _Turn(name, turn.time)
+        if loop is not None and turn.time and name in loop.feeds:
+            return _Turn(loop.feeds[name], turn.time - 1)
+        return self._last(name)
+
+    def _waits_for(self, turn: _Turn) -> list[_Turn]:
+        """Give all that a turn waits for: what it names, or the time before of its loop."""
+        waits = [self._parent(turn, name) for name in sorted(self.nodes[turn.name].parents)]
+        loop = self._loop(turn.name)
+        if loop is not None and turn.time and not any(each.name in loop.nodes for each in waits):
+            waits += [_Turn(name, turn.time - 1) for name in loop.nodes]
+        return list(dict.fromkeys(waits))
+
+    @cached_property
+    def _order(self) -> list[_Turn]:
+        """The turns, each after all that it waits for."""
+        return list(
+            TopologicalSorter(
+                {turn: self._waits_for(turn) for turn in self._turns()}
+            ).static_order()
+        )
+
+    def _calls(self, task: Task) -> tuple[dict[_Copy, Call], dict[_Copy, list[_Copy]]]:
+        """Prepare all calls, and say which others each waits for."""
+        heads = {name: GRAPH_HEAD + number for number, name in enumerate(self.nodes)}
+        calls: dict[_Copy, Call] = {}
+        parents: dict[_Copy, list[_Copy]] = {}
+        for turn in self._order:
+            node = self.nodes[turn.name]
+            lengths = (node.output_tokens or task.answer_tokens).sample(task.rng, node.count)
+            waits_s = [0.0] * node.count
+            if node.wait is not None:
+                waits_s = node.wait.sample(task.rng, node.count).tolist()
+            new_tokens = [0] * node.count
+            if node.prompt.new_tokens is not None:
+                new_tokens = node.prompt.new_tokens.sample(task.rng, node.count).tolist()
+            for copy in range(node.count):
+                prompt = self._read(task, turn, copy, calls, heads[turn.name])
+                calls[turn, copy] = task.call(
+                    turn.name,
+                    prompt + task.text(new_tokens[copy]),
+                    int(lengths[copy]),
+                    model=node.model,
+                    wait_s=waits_s[copy],
+                )
+                parents[turn, copy] = self._copies_before(turn, copy)
+        return calls, parents
+
+    def _copies_before(self, turn: _Turn, copy: int) -> list[_Copy]:
+        """Say which calls a call waits for."""
+        node = self.nodes[turn.name]
+        reads = [each for each in node.prompt.context if each.copies == "same"]
+        paired = {self._parent(turn, each.node) for each in reads}
+        paired -= {self._parent(turn, name) for name in node.after}
+        reads = [each for each in node.prompt.context if each.copies == "all"]
+        paired -= {self._parent(turn, each.node) for each in reads}
+        before: list[_Copy] = []
+        for other in self._waits_for(turn):
+            copies = [copy] if other in paired else range(self.nodes[other.name].count)
+            before += [(other, each) for each in copies]
+        return before
+
+    def _read(
+        self, task: Task, turn: _Turn, copy: int, calls: Mapping[_Copy, Call], head: int
+    ) -> Content:
+        """Give what a call reads, but for its new tokens."""
+        law = self.nodes[turn.name].prompt
+        prompt = task.head(law.head_tokens, head)
+        if law.question and not law.continues:
+            prompt += question_text(task)
+        for context in law.context:
+            other = self._parent(turn, context.node)
+            copies = [copy] if context.copies == "same" else range(self.nodes[other.name].count)
+            for each in copies:
+                call = calls[other, each]
+                answer = (call.answer_stream, 0, call.output_tokens)
+                prompt += call.transcript if context.take == "transcript" else (answer,)
+        return prompt
+
+    def _classes(self, task: Task) -> list[int]:
+        """Draw the classes of the answers; none where nothing is known of them."""
+        if self.answer is None or not task.question.known:
+            return []
+        node = self.nodes[self.answer]
+        effort = (node.output_tokens or task.answer_tokens).mean_tokens
+        effort /= task.answer_tokens.mean_tokens
+        return [
+            int(each)
+            for each in task.question.answers(task.rng, node.count, effort=effort, model=node.model)
+        ]

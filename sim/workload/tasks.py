@@ -1,0 +1,130 @@
+"""Draw the questions of a workload of programs: when they are asked, how long and hard they are."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from sim.catalog import Catalog
+from sim.errors import InputError, under
+from sim.quality import Question, Unknown
+from sim.schema import load_yaml, validate
+from sim.seeds import stream
+from sim.workload.arrivals import BurstArrivals
+from sim.workload.kinds import ProgramsWorkload, StrategyChoice
+from sim.workload.programs import ProgramPlans, Strategy
+from sim.workload.requests import Traffic
+from sim.workload.single import TokensLaw
+from sim.workload.strategies.entry import StrategyHolder, resolved
+
+Floats = NDArray[np.float64]
+
+
+def programs(
+    workload: ProgramsWorkload, catalog: Catalog, seed: int, names: tuple[str | int, ...] = ()
+) -> ProgramPlans:
+    """Draw the programs of a workload.
+
+    Parameters
+    ----------
+    workload : ProgramsWorkload
+        With its rate known: without ``load_fraction``.
+    catalog : Catalog
+        For strategies and benchmarks.
+    seed : int
+    names : tuple
+        In front of the names of all random streams, see `sim.seeds.stream`.
+
+    Raises
+    ------
+    InputError
+        No question is asked at all, or a name that no catalogue knows.
+    """
+    start_s = None if workload.arrivals is None else _starts(workload, seed, names)
+    count = (workload.tasks or 0) if start_s is None else len(start_s)
+    question_tokens, answer_tokens = _lengths(workload, catalog)
+    return ProgramPlans(
+        strategy=strategy_of(workload.strategy, catalog),
+        questions=_questions(workload, catalog, count, seed, names),
+        question_tokens=question_tokens.sample(stream(seed, *names, "questions"), count),
+        answer_tokens=answer_tokens,
+        seed=seed,
+        names=names,
+        start_s=start_s,
+        clients=workload.concurrency or 0,
+    )
+
+
+def strategy_of(choice: StrategyChoice, catalog: Catalog) -> Strategy:
+    """Give the strategy that a workload names or writes, with all that it names.
+
+    Raises
+    ------
+    InputError
+        A name that leads nowhere, or fields that its kind does not have.
+    """
+    written = load_yaml(yaml.safe_dump({"strategy": choice}), "strategy")
+    with under("workload", "strategy"):
+        try:
+            found = resolved(written, lambda name: catalog.located("strategies", name))
+            return validate(StrategyHolder, found).strategy
+        except InputError as error:
+            raise InputError(str(error)) from error
+
+
+def strategy_name(choice: StrategyChoice) -> str:
+    """Name the strategy of a workload in tables.
+
+    >>> strategy_name("direct"), strategy_name({"name": "chain_8", "steps": 4})
+    ('direct', 'chain_8')
+    """
+    return choice if isinstance(choice, str) else str(choice.get("name") or choice.get("kind"))
+
+
+def traffic_of(plans: ProgramPlans) -> Traffic:
+    """Let programs be all there is."""
+    none = np.zeros(0, dtype=np.int32)
+    arrivals = np.zeros(0)
+    return Traffic(none, none, arrivals, clients=plans.clients, programs=plans)
+
+
+def _starts(workload: ProgramsWorkload, seed: int, names: tuple[str | int, ...]) -> Floats:
+    """Draw when questions are asked."""
+    law, rng = workload.arrivals, stream(seed, *names, "arrivals")
+    if law is None:
+        raise InputError("the workload gives no arrivals", key=["workload.arrivals"])
+    if workload.duration_s is None or isinstance(law, BurstArrivals):
+        return law.sample_count(rng, workload.tasks or 0)
+    start_s = law.sample_duration(rng, workload.duration_s)[: workload.tasks]
+    if not start_s.size:
+        raise InputError(
+            f"no question is asked in {workload.duration_s} s; give a longer duration_s or a "
+            "higher rate",
+            key=["workload.duration_s"],
+        )
+    return start_s
+
+
+def _lengths(workload: ProgramsWorkload, catalog: Catalog) -> tuple[TokensLaw, TokensLaw]:
+    """Give the laws of questions and direct answers: the workload's own, or the benchmark's."""
+    question, answer = workload.question_tokens, workload.answer_tokens
+    if workload.benchmark is not None:
+        raise InputError("benchmarks are not read yet", key=["workload.benchmark"])
+    if question is None or answer is None:
+        raise InputError("give question_tokens and answer_tokens", key=["workload"])
+    return question, answer
+
+
+def _questions(
+    workload: ProgramsWorkload,
+    catalog: Catalog,
+    count: int,
+    seed: int,
+    names: tuple[str | int, ...],
+) -> Sequence[Question]:
+    """Draw how hard each question is."""
+    del catalog, seed, names
+    if workload.benchmark is None:
+        return [Unknown()] * count
+    raise InputError("benchmarks are not read yet", key=["workload.benchmark"])
