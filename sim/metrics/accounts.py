@@ -23,6 +23,7 @@ from sim.engine.cluster import RunRecord
 from sim.engine.records import Columns
 from sim.metrics.activity import Tally, Totals, blocks_of, tally
 from sim.metrics.availability import Availability, availability
+from sim.metrics.embeddings import embedding_transfers
 from sim.metrics.requests import Window, answers_inside
 from sim.pools import Role
 from sim.service import Fleet, Service
@@ -108,6 +109,7 @@ class Accounts:
     token_cost: TokenCost
     lost: LostWork
     kv_transfer_bytes: float
+    embedding_transfer_bytes: float
     pools: tuple[PoolAccounts, ...]
 
 
@@ -164,6 +166,7 @@ def accounts(
         token_cost=cost,
         lost=_lost_work(record.losses, requests, window, cost, whole),
         kv_transfer_bytes=_moved_bytes(record.transfers, window),
+        embedding_transfer_bytes=_sent_bytes(service, record, window),
         pools=pools,
     )
 
@@ -355,6 +358,13 @@ def _moved_bytes(transfers: Columns, window: Window) -> float:
     arrived = (transfers["end_s"] > window.start_s) & (transfers["end_s"] <= window.end_s)
     handed = transfers["kind"].astype(str) == HANDOVER
     return float(transfers["bytes"][arrived & handed].sum())
+
+
+def _sent_bytes(service: Service, record: RunRecord, window: Window) -> float:
+    """Bytes of embeddings that came from encoders inside the window."""
+    sent = embedding_transfers(service, record.stretches)
+    arrived = (sent["end_s"] > window.start_s) & (sent["end_s"] <= window.end_s)
+    return float(sent["bytes"][arrived].sum())
 
 
 def _of(part: float, whole: float) -> float:

@@ -99,6 +99,7 @@ def _losses(requests: pd.DataFrame, books: Accounts) -> dict[str, object]:
         "preemptions": int(requests["preemptions"].sum()),
         **failed,
         "kv_transfer_bytes": books.kv_transfer_bytes,
+        "embedding_transfer_bytes": books.embedding_transfer_bytes,
         "recomputed_tokens": int(requests["recomputed_tokens"].sum()),
         "lost_input_tokens": lost.input_tokens,
         "lost_output_tokens": lost.output_tokens,

@@ -7,6 +7,7 @@ import pandas as pd
 from sim.engine.cluster import RunRecord
 from sim.metrics.accounts import HANDOVER, Inventory, fleet_power_w
 from sim.metrics.activity import Overlaps
+from sim.metrics.embeddings import embedding_transfers
 from sim.metrics.requests import last_completion_s, request_seconds
 from sim.service import Service
 
@@ -72,6 +73,7 @@ def timeline(
             "cached_input_fraction": _cached_fraction(requests, edges),
             "kv_transfer_bytes_per_s": _moved_bytes(record, edges, handed=True) / width,
             "kv_offload_bytes_per_s": _moved_bytes(record, edges, handed=False) / width,
+            "embedding_transfer_bytes_per_s": _embedding_bytes(service, record, edges) / width,
             **_by_pool(service, inventory, width),
         }
     )
@@ -114,6 +116,12 @@ def _moved_bytes(record: RunRecord, edges: Floats, *, handed: bool) -> Floats:
     wanted = (transfers["kind"].astype(str) == HANDOVER) == handed
     start_s, end_s, moved = (transfers[name][wanted] for name in ("start_s", "end_s", "bytes"))
     return Overlaps(start_s, end_s, edges).sum(moved)
+
+
+def _embedding_bytes(service: Service, record: RunRecord, edges: Floats) -> Floats:
+    """Bytes in each bin that encoders send, spread evenly over the time of each transfer."""
+    sent = embedding_transfers(service, record.stretches)
+    return Overlaps(sent["start_s"], sent["end_s"], edges).sum(sent["bytes"])
 
 
 def _shares(parts: Floats, wholes: Floats) -> Floats:

@@ -62,6 +62,7 @@ SUMMARY_COLUMNS: tuple[str, ...] = (
     "cancelled_requests",
     "unfinished_requests",
     "kv_transfer_bytes",
+    "embedding_transfer_bytes",
     "recomputed_tokens",
     "lost_input_tokens",
     "lost_output_tokens",
@@ -151,6 +152,7 @@ TIMELINE_COLUMNS: tuple[str, ...] = (
     "cached_input_fraction",
     "kv_transfer_bytes_per_s",
     "kv_offload_bytes_per_s",
+    "embedding_transfer_bytes_per_s",
 )
 POOL_TIMELINE_COLUMNS: tuple[str, ...] = (
     "waiting_requests",

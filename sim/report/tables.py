@@ -104,6 +104,7 @@ GROUPS: tuple[Group, ...] = (
             Row("shed_lost_tokens", "of these turned away", "", _count, only_if_any=True),
             Row("other_lost_tokens", "of these otherwise", "", _count, only_if_any=True),
             Row("kv_transfer_bytes", "KV between pools", "GB", _gb, only_if_any=True),
+            Row("embedding_transfer_bytes", "Embeddings sent", "GB", _gb, only_if_any=True),
         ),
     ),
     Group(

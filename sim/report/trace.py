@@ -2,10 +2,10 @@
 
 One process per case. In it one track per replica shows its stretches, a track beside it what state
 it was in where it was not always up, a track for each replica that keys and values come to shows
-their transfers, another the requests that it preempted, from then until they were back, a counter
-per replica its KV blocks and queue, and each request is a slice from arrival to completion with its
-first token marked. Times are microseconds, as the format wants
-(Trace Event Format, Google, 2016).
+their transfers, one for each encoder the embeddings that it sends, another the requests that a
+replica preempted, from then until they were back, a counter per replica its KV blocks and queue,
+and each request is a slice from arrival to completion with its first token marked. Times are
+microseconds, as the format wants (Trace Event Format, Google, 2016).
 """
 
 import json
@@ -18,6 +18,7 @@ import pandas as pd
 
 from sim.engine.cluster import RunRecord
 from sim.metrics.activity import blocks_of
+from sim.metrics.embeddings import embedding_transfers
 from sim.service import Service
 from sim.simulate import CaseRun
 from sim.units import MICROSECOND_S
@@ -31,6 +32,8 @@ TRANSFER_TRACKS = 2_000_000
 """Numbers of the tracks of transfers start here."""
 PREEMPTION_TRACKS = 3_000_000
 """Numbers of the tracks of preempted requests start here."""
+EMBEDDING_TRACKS = 4_000_000
+"""Numbers of the tracks of what encoders send start here."""
 
 
 def trace_events(
@@ -50,7 +53,8 @@ def trace_events(
     """
     name = {"name": service.case.name}
     yield {"ph": "M", "name": "process_name", "pid": process, "args": name}
-    yield from _tracks(service, process, record)
+    embeddings = embedding_transfers(service, record.stretches)
+    yield from _tracks(service, process, record, embeddings)
     for block in blocks_of(record.stretches):
         for row in _rows(block):
             encodes = _role(service, int(row["replica"])) == "encode"
@@ -59,6 +63,8 @@ def trace_events(
         yield _state(process, row)
     for row in _rows(record.transfers):
         yield from _transfer(process, row)
+    for row in _rows(embeddings):
+        yield from _embeddings(process, row)
     for row in _rows(record.preemptions):
         yield from _preemption(process, row)
     for request in requests.to_dict("records"):
@@ -100,12 +106,15 @@ def _out_of_service(record: RunRecord) -> Columns:
     return {name: values[other] for name, values in record.states.items()}
 
 
-def _tracks(service: Service, process: int, record: RunRecord) -> Iterator[Event]:
+def _tracks(
+    service: Service, process: int, record: RunRecord, embeddings: Columns
+) -> Iterator[Event]:
     """Name the tracks that have something on them."""
     tables = (
         ("", 0, record.stretches["replica"]),
         (", state", STATE_TRACKS, _out_of_service(record)["replica"]),
         (", keys and values", TRANSFER_TRACKS, record.transfers["replica"]),
+        (", embeddings", EMBEDDING_TRACKS, embeddings["replica"]),
         (", preempted", PREEMPTION_TRACKS, record.preemptions["replica"]),
     )
     for what, first, replicas in tables:
@@ -195,6 +204,20 @@ def _transfer(process: int, row: Mapping[str, float]) -> Iterator[Event]:
     asked = {"request": int(row["request_id"]), "bytes": float(row["bytes"])}
     waited_us = _us(row["start_s"] - row["asked_s"])
     args = {**asked, "waited_us": waited_us}
+    yield {**common, "ph": "b", "ts": _us(row["start_s"]), "args": args}
+    yield {**common, "ph": "e", "ts": _us(row["end_s"])}
+
+
+def _embeddings(process: int, row: Mapping[str, float]) -> Iterator[Event]:
+    """Yield the slice in which an encoder sends what a step of it has computed."""
+    common: Event = {
+        "cat": "transfer",
+        "name": "embeddings",
+        "id": f"embeddings {int(row['replica'])} {_us(row['start_s'])}",
+        "pid": process,
+        "tid": EMBEDDING_TRACKS + int(row["replica"]),
+    }
+    args = {"image_tokens": int(row["image_tokens"]), "bytes": float(row["bytes"])}
     yield {**common, "ph": "b", "ts": _us(row["start_s"]), "args": args}
     yield {**common, "ph": "e", "ts": _us(row["end_s"])}
 

@@ -16,8 +16,9 @@ def answered_in_any_order(
 ) -> Ledger:
     """Run a program: of all calls under way, a random one is answered next.
 
-    ``lost`` says which calls leave without an answer. When enough branches are over the others
-    are cancelled: their calls go unanswered and their generators are closed.
+    ``lost`` says which calls leave without an answer; a program that cannot go on without one
+    has the error as its answer. When enough branches are over the others are cancelled: their
+    calls go unanswered and their generators are closed.
     """
     run = _Run(order, lost)
     run.advance(_Frame(control, None, 0), None)
@@ -65,17 +66,22 @@ class _Run:
     def answer_one(self) -> None:
         frame, call = self.under_way.pop(int(self.order.integers(len(self.under_way))))
         error = Unanswered("lost") if self.lost(call) else None
-        if frame.control is None:
-            self.over(frame, None if error else call)
-        else:
+        if frame.control is not None:
             self.advance(frame, call, error)
+        elif error is None:
+            self.over(frame, call)
+        else:
+            self.failed(frame, error)
 
-    def advance(self, frame: _Frame, reply: Any, error: Exception | None = None) -> None:
+    def advance(self, frame: _Frame, reply: Any, error: Unanswered | None = None) -> None:
         assert frame.control is not None
         try:
             step = frame.control.throw(error) if error else frame.control.send(reply)
         except StopIteration as stop:
             self.over(frame, stop.value)
+            return
+        except Unanswered as unanswered:
+            self.failed(frame, unanswered)
             return
         if isinstance(step, Call):
             self.send(frame, step)
@@ -106,11 +112,23 @@ class _Run:
             self.open.remove(frame)
         group.results[frame.place] = result
         group.came.append(result)
-        enough = group.step.enough is not None and group.step.enough(list(group.came))
-        if enough or len(group.came) == len(group.results):
+        all_came = len(group.came) == len(group.results)
+        if all_came or (group.step.enough is not None and group.step.enough(list(group.came))):
             group.ended = True
             self.cancel_ended()
             self.advance(group.frame, group.results)
+
+    def failed(self, frame: _Frame, error: Unanswered) -> None:
+        """Let whoever waits for a branch that cannot go on know."""
+        group = frame.group
+        if group is None:
+            self.ledger.answer = error
+            return
+        if frame in self.open:
+            self.open.remove(frame)
+        group.ended = True
+        self.cancel_ended()
+        self.advance(group.frame, None, error)
 
     def cancel_ended(self) -> None:
         self.under_way = [(frame, call) for frame, call in self.under_way if not frame.is_over()]

@@ -267,6 +267,7 @@ def _summary_row(case: str) -> dict[str, object]:
         "preemptions": 0,
         **dict.fromkeys((f"{name}_requests" for name in OUTCOMES[1:]), 0),
         "kv_transfer_bytes": 0.0,
+        "embedding_transfer_bytes": 0.0,
         "recomputed_tokens": 0,
         "lost_input_tokens": 0,
         "lost_output_tokens": 0,
@@ -316,6 +317,7 @@ def _timeline(case: str) -> pd.DataFrame:
             "cached_input_fraction": 0.0,
             "kv_transfer_bytes_per_s": 0.0,
             "kv_offload_bytes_per_s": 0.0,
+            "embedding_transfer_bytes_per_s": 0.0,
         }
     )
 

@@ -144,6 +144,13 @@ class TestCurve:
         pd.testing.assert_frame_equal(traced.curve, fixed.curve)
 
 
+def evenly(
+    count: int, start_s: float, end_s: float, tenant: str = "patient"
+) -> list[tuple[float, str]]:
+    """Arrivals of a tenant at equal distances."""
+    return [(start_s + (end_s - start_s) * number / count, tenant) for number in range(count)]
+
+
 class TestLoad:
     def test_a_fraction_of_what_the_pilot_run_serves(self, tmp_path: Path) -> None:
         """Evenly paced requests come at exactly that rate."""
@@ -171,23 +178,41 @@ class TestLoad:
         assert [note for note in flooded.notes if note.startswith("small: falls behind: ")]
 
     @pytest.mark.parametrize(
-        "settings",
+        ("arrivals", "places", "behind"),
         [
-            # too few to tell
-            [("workload.requests", "50"), ("measure.warmup_fraction", "0")],
-            # a queue of clients who give up does not grow
-            [
-                ("workload.requests", "2000"),
-                ("patience", "{timeout_s: 300 ms, until: completion}"),
-            ],
+            # one at a time is 11 requests/s; 20 come: fewer than a hundred are too few to tell
+            (evenly(99, 0.0, 5.0), 1, False),
+            (evenly(100, 0.0, 5.0), 1, True),
+            # over before anybody could have an answer, and hardly anybody waits for a place
+            (evenly(200, 0.0, 0.025), 256, False),
+            # a crowd that gets smaller: some 55 are there after 4 s, some 12 after 8 s
+            ([*evenly(100, 0.0, 1.0), (8.0, "patient")], 1, False),
+            # who gives up leaves too, and nobody is there at half-time
+            ([*evenly(80, 0.0, 4.0, "hasty"), *evenly(81, 5.0, 9.0, "hasty")], 1, False),
+            # those who are there and will give up, 60 of them at the end, are no crowd that grows
+            (
+                [*evenly(100, 0.0, 1.0), *evenly(60, 5.0, 8.0, "hasty"), (8.0, "patient")],
+                1,
+                False,
+            ),
         ],
-        ids=["few", "impatient"],
+        ids=["few", "enough", "at once", "shrinking", "impatient", "impatient at the end"],
     )
-    def test_what_does_not_grow_does_not_fall_behind(
-        self, tmp_path: Path, settings: list[tuple[str, str]]
+    def test_only_what_grows_falls_behind(
+        self, tmp_path: Path, arrivals: list[tuple[float, str]], places: int, *, behind: bool
     ) -> None:
-        tables = run(write(tmp_path, ONE_CASE), ("workload.rate_requests_per_s", "2000"), *settings)
-        assert not [note for note in tables.notes if "falls behind" in note]
+        rows = [f"{arrival_s},100,10,{tenant}" for arrival_s, tenant in sorted(arrivals)]
+        text = "\n".join(["arrival_s,input_tokens,output_tokens,tenant", *rows])
+        (tmp_path / "trace.csv").write_text(text, encoding="utf-8")
+        settings = [
+            ("workload", f"{{kind: trace, path: {tmp_path / 'trace.csv'}}}"),
+            ("measure.warmup_fraction", "0"),
+            ("engine.max_num_seqs", str(places)),
+        ]
+        if "hasty" in text:
+            settings.append(("tenants", "{hasty: {patience: {timeout_s: 500 ms}}}"))
+        tables = run(write(tmp_path, ONE_CASE), *settings)
+        assert behind == any("falls behind" in note for note in tables.notes)
 
     def test_requests_that_do_not_fit_are_counted(self, tmp_path: Path) -> None:
         tables = run(write(tmp_path, ONE_CASE), ("engine.max_model_len", "109"))

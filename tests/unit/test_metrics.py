@@ -666,6 +666,8 @@ def test_a_timeline_goes_on_to_the_last_event() -> None:
     """Whether the last to happen is an answer, an arrival, a step, a transfer or a loss."""
     frame = requests().assign(done_s=NAN)
     assert timeline_edges(frame, record(), 1).tolist() == [0.0, 10.0]  # e ends
+    answered = frame.assign(done_s=[11.0, NAN, NAN, NAN, NAN])  # the client sees it later
+    assert timeline_edges(answered, record(), 1).tolist() == [0.0, 11.0]
     late = frame.assign(arrival_s=frame["arrival_s"] + 4.0)
     assert timeline_edges(late, record(), 1).tolist() == [0.0, 13.0]
     assert timeline_edges(frame, losing(1, time_s=12.0), 1).tolist() == [0.0, 12.0]
@@ -722,7 +724,7 @@ def test_replicas_that_never_rest_are_busy_all_the_time(
     busy = sum(int(Overlaps(ends[:-1], ends[1:], edges).spent(unit_s)[0]) for _ in range(replicas))
     there = availability(what, table(STATE_COLUMNS), edges)
     assert busy * unit_s == there.paid_s[0, 0] == there.installed_s[0, 0]
-    assert there.paid_s[0, 0] == pytest.approx(replicas * (edges[1] - edges[0]), rel=1e-14)
+    assert there.paid_s[0, 0] == pytest.approx(replicas * (edges[1] - edges[0]), rel=1e-14, abs=0)
 
 
 def test_encoders_write_no_answers() -> None:

@@ -90,6 +90,8 @@ def test_a_title_says_who_is_cheap_since_he_is_late() -> None:
     assert headline(half, COST).endswith("; the SLO is met by 89.9 % of b")
     fine = late.assign(slo_attainment_fraction=[0.9, 1.0, 0.1])
     assert "SLO" not in headline(fine, COST)
+    # energy is not saved by coming late
+    assert "SLO" not in headline(late.assign(energy_j_per_output_token=[1.0, 2.0, 3.0]), ENERGY)
 
 
 def test_the_answer_names_leader_cost_interval_and_slo() -> None:

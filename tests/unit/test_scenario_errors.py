@@ -427,10 +427,13 @@ WHILE_RUNNING = {
         "give shorter requests",
     ),
     "a trace that is none": Broken(
-        ((TRAFFIC, f"  kind: trace\n  path: small.yaml {MARK}\n"),), "workload.path", "", ""
+        ((TRAFFIC, f"  kind: trace\n  path: small.yaml {MARK}\n"),),
+        "workload.path",
+        "small.yaml:1: ",
+        "arrival_s",
     ),
     "a trace that nobody gave": Broken(
-        ((TRAFFIC, f"  kind: trace {MARK}\n"),),
+        ((WORKLOAD + TRAFFIC, f"workload: {MARK}\n  kind: trace\n"),),
         "workload.path",
         "is not set",
         "--set workload.path=FILE",
@@ -467,7 +470,6 @@ def marked(path: Path) -> int:
 
 def says(path: Path, broken: Broken, line: str) -> None:
     start = f"{path}:{marked(path)}: {broken.key}: "
-    # a missing key is reported where it is missing
     assert line.startswith(start), (line, start)
     assert broken.value in line
     assert broken.way_out in line
