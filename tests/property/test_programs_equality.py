@@ -96,7 +96,7 @@ def job(seed: int) -> Job:
     plans = [plan for plan in case.plans if plan.role != "encode"]
     judge = bool(rng.random() < 0.3)
     if judge:
-        short = replace(replica_plan(rng, 60), max_model_len=60)
+        short = replace(replica_plan(rng, 60), max_model_len=30)
         plans.append(PoolPlan("judge", 1, short, other_model=True))
     count = int(rng.integers(1, 8))
     closed = rng.random() < 0.3

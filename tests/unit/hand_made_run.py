@@ -80,7 +80,7 @@ def no_rows(columns: Any) -> Columns:
     return table(columns)
 
 
-def pool(role: str = "serve", *, replicas: int = 2, **tables: StepTable) -> Any:
+def pool(role: str = "serve", *, replicas: int = 2, **tables: Any) -> Any:
     """What the metrics read of a pool: replicas of two chips of 1 TFLOP/s on a system of 8."""
     return SimpleNamespace(
         role=role,

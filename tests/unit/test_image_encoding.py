@@ -22,9 +22,11 @@ from sim.engine.stretch import Stretch
 from sim.engine.ticks import Line, Pace
 from sim.errors import InfeasibleError, InputError
 from sim.forecast import forecast
+from sim.metrics.embeddings import embedding_transfers
 from sim.report.data import RunTables
 from sim.scenario import load_scenario
 from sim.service import Service, service_of
+from sim.simulate import simulate
 from sim.upkeep_plans import upkeep_plans
 
 CATALOG = open_catalog()
@@ -290,6 +292,34 @@ class TestTimes:
         (sent,) = [op for op in encode.timer.operators if isinstance(op, Handover)]
         way_s = sent.latency_s + 1800 * 7168 / sent.bytes_per_s
         assert rows["embedding_handover"] == pytest.approx(way_s)
+
+    def test_embeddings_leave_at_the_end_of_the_step(self, tmp_path: Path) -> None:
+        """1,800 tokens of 7,168 bytes for each of four requests, on two encoders in turn."""
+        found = service(tmp_path, THREE_POOLS)
+        encode = found.pools[0]
+        record = simulate(found, CATALOG, seed=1).record
+        sent = embedding_transfers(found, record.stretches)
+        assert sorted(sent["replica"]) == [0, 0, 1, 1]
+        assert sent["bytes"].tolist() == [1800 * 7168.0] * 4
+        arrived = np.sort(record.requests["arrival_s"]) + step_s(encode, 1800)
+        np.testing.assert_allclose(np.sort(sent["end_s"]), arrived, rtol=1e-9)
+        rows = {row.name: float(row.seconds) for row in encode.explain(prompt(1800))}
+        way_s = sent["end_s"] - sent["start_s"]
+        np.testing.assert_allclose(way_s, rows["embedding_handover"], rtol=1e-6)
+        assert way_s.min() > 0
+
+    def test_what_is_sent_is_in_the_tables(self, tmp_path: Path) -> None:
+        """In the summary what came in the window: all but the first, a tenth of the arrivals."""
+        tables = run(tmp_path, THREE_POOLS)
+        widths_s = tables.timeline["end_s"] - tables.timeline["start_s"]
+        moved = float((tables.timeline["embedding_transfer_bytes_per_s"] * widths_s).sum())
+        assert moved == pytest.approx(4 * 1800 * 7168)
+        arrivals = tables.requests["arrival_s"]
+        inside = arrivals.between(arrivals.min(), arrivals.max(), inclusive="left").sum()
+        assert tables.summary["embedding_transfer_bytes"][0] == inside * 1800 * 7168
+        plain = run(tmp_path, TWO_POOLS)
+        assert plain.summary["embedding_transfer_bytes"][0] == 0
+        assert not plain.timeline["embedding_transfer_bytes_per_s"].any()
 
     def test_before_all_else(self, tmp_path: Path) -> None:
         found = service(tmp_path, BEFORE)

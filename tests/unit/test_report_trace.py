@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from hand_made_run import pool, service, table
 
+from sim.cost.operators import Handover
 from sim.engine.cluster import RunRecord
 from sim.engine.records import (
     LOSS_COLUMNS,
@@ -17,6 +20,7 @@ from sim.engine.records import (
     TRANSFER_COLUMNS,
 )
 from sim.report.trace import trace_events, write_trace
+from sim.service import Service
 
 RECORD = RunRecord(
     requests=table(REQUEST_COLUMNS),
@@ -67,11 +71,17 @@ REQUESTS = pd.DataFrame(
 SERVICE = service(pool("prefill"), pool("decode", replicas=1))
 
 
-def events() -> list[dict[str, object]]:
-    return list(trace_events(SERVICE, 3, REQUESTS, RECORD))
+SENT = Handover("embedding_handover", 1000.0, bytes_per_s=1e6, latency_s=0.01, source="given")
+ENCODERS = service(
+    pool("encode", timer=SimpleNamespace(operators=(SENT,))), pool("serve", replicas=1)
+)
 
 
-def of_kind(category: str) -> list[dict[str, object]]:
+def events(of: Service = SERVICE) -> list[dict[str, Any]]:
+    return list(trace_events(of, 3, REQUESTS, RECORD))
+
+
+def of_kind(category: str) -> list[dict[str, Any]]:
     return [event for event in events() if event.get("cat") == category]
 
 
@@ -102,14 +112,23 @@ def test_preempted_requests_are_away_until_they_are_back() -> None:
 
 
 def test_steps_of_encoders_are_named_so() -> None:
-    encoders = service(pool("encode"), pool("serve", replicas=1))
-    slices = [
-        event
-        for event in trace_events(encoders, 3, REQUESTS, RECORD)
-        if event.get("cat") == "stretch"
-    ]
+    slices = [event for event in events(ENCODERS) if event.get("cat") == "stretch"]
     assert slices[0]["name"] == "encode 2"
     assert slices[0]["args"] == {"steps": 1, "image_tokens": 30}
+
+
+def test_embeddings_are_sent_at_the_end_of_the_steps_of_encoders() -> None:
+    """30 tokens of 1,000 bytes at 1 MB/s, and 10 ms for the way: they leave 40 ms before 1.5 s."""
+    found = [event for event in events(ENCODERS) if event["name"] == "embeddings"]
+    begin, end, *empty = found
+    assert (begin["ph"], begin["ts"], end["ph"], end["ts"]) == ("b", 1.46e6, "e", 1.5e6)
+    assert begin["id"] == end["id"]
+    assert begin["args"] == {"image_tokens": 30, "bytes": 30_000.0}
+    assert [event["args"]["bytes"] for event in empty if event["ph"] == "b"] == [0.0]
+    tracks = [event for event in events(ENCODERS) if event["name"] == "thread_name"]
+    names = {event["tid"]: event["args"]["name"] for event in tracks}
+    assert names[begin["tid"]] == "encode replica 0, embeddings"
+    assert not any(event["name"] == "embeddings" for event in events())
 
 
 def test_tracks_are_named_after_replicas_and_their_pools() -> None:
