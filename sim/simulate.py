@@ -21,7 +21,13 @@ from sim.idle_settings import idle_settings
 from sim.kv_places import host_link, swap_tokens, tiers_of
 from sim.service import Port, Service
 from sim.tenancy import Tenancy, tenancy_of
-from sim.upkeep_plans import UpkeepPlans, failure_notes, spares_aside, upkeep_plans
+from sim.upkeep_plans import (
+    UpkeepPlans,
+    failure_notes,
+    scaling_notes,
+    spares_aside,
+    upkeep_plans,
+)
 from sim.workload.draw import draw, pilot
 from sim.workload.kinds import OpenLoopWorkload, ProgramsWorkload, Workload
 from sim.workload.requests import RequestRow, Traffic
@@ -119,6 +125,7 @@ def _run_notes(
     yield from plans.notes
     if upkeep is not None:
         yield from failure_notes(upkeep, service.case.name)
+        yield from scaling_notes(upkeep, service)
     alike = traffic.contents is not None or traffic.sessions is not None
     for pool in service.pools:
         if alike and pool.case.engine.prefix_caching and not pool.finds_prefixes:

@@ -254,6 +254,27 @@ def failure_notes(upkeep: Upkeep, case_name: str) -> Iterator[str]:
         )
 
 
+def scaling_notes(upkeep: Upkeep, service: Service) -> Iterator[str]:
+    """Say which autoscalers stood by while more requests waited than ran.
+
+    A signal that never comes to its target while a queue grows does not see what is short: of KV
+    blocks, for example, there may be plenty when places in the batch are not.
+    """
+    for pool in service.pools:
+        scaler = upkeep.scalers.get(pool.role)
+        if scaler is None or scaler.rules.signal == "slo_attainment":
+            continue
+        rules, seen = scaler.rules, scaler.seen
+        if seen.highest_ratio > 1 + rules.tolerance or seen.waiting <= seen.running:
+            continue
+        yield (
+            f"{pool.case.name}: the autoscaler never added a replica: {rules.signal} reached "
+            f"{seen.highest_ratio * rules.target:.3g} at most, with a target of {rules.target:g}, "
+            f"while {seen.waiting} requests waited and {seen.running} ran: lower the target, or "
+            "take another signal."
+        )
+
+
 def _times(count: int) -> str:
     """Say how often something happened.
 

@@ -31,7 +31,7 @@ def replay(case: Case, catalog: Catalog, seed: int) -> dict[Statistic, float]:
     requests = request_table(record.requests, service.frontend_s)
     completed = requests[requests["outcome"] == "completed"]
     if completed.empty:
-        raise InfeasibleError(f"case {case.name!r}: no request fits into the KV cache")
+        raise InfeasibleError("no request fits into the KV cache")
     counted = _counted(case, completed)
     output_tokens_per_s = float(counted["output_tokens"].sum()) / counted.attrs["span_s"]
     input_tokens_per_s = float(counted["input_tokens"].sum()) / counted.attrs["span_s"]

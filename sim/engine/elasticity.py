@@ -301,6 +301,18 @@ class ServiceLevel(Protocol):
         ...
 
 
+@dataclass
+class Seen:
+    """What an autoscaler has seen in all its looks."""
+
+    highest_ratio: float = 0.0
+    """Of the signal over its target."""
+    waiting: int = 0
+    """Most requests that waited at a look when a replica could have been added."""
+    running: int = 0
+    """Requests that ran then."""
+
+
 class Autoscaler:
     """Keeps a signal of one pool near its target.
 
@@ -337,6 +349,7 @@ class Autoscaler:
         self._wishes: deque[tuple[int, int]] = deque()
         """Tick and number of replicas that each look came to."""
         self._last_scale_out = -to_ticks(rules.scale_out_cooldown_s)
+        self.seen = Seen()
         env.process(self._run())
 
     def request_left(self, request: Request) -> None:
@@ -358,7 +371,9 @@ class Autoscaler:
     def look(self) -> None:
         """Compare the signal with its target and scale."""
         now = int(self.env.now)
-        wanted = self._clipped(self._wish())
+        ratio = self._ratio()
+        self._watch(ratio)
+        wanted = self._clipped(self._wish(ratio))
         self._wishes.append((now, wanted))
         self._forget(self._wishes, now - to_ticks(self.rules.scale_in_cooldown_s))
         current = self.replica_set.wanted
@@ -379,10 +394,21 @@ class Autoscaler:
             if self._active():
                 self.look()
 
-    def _wish(self) -> int:
+    def _watch(self, ratio: float | None) -> None:
+        """Take note of how far the signal went, and of the longest queue."""
+        replicas, seen = self.replica_set.replicas, self.seen
+        if ratio is not None:
+            seen.highest_ratio = max(seen.highest_ratio, ratio)
+        waiting = sum(replica.waiting_requests for replica in replicas)
+        running = sum(replica.outstanding_requests for replica in replicas) - waiting
+        waiting += self._waiting_at_door()
+        could_add = self.replica_set.wanted < self.rules.max_replicas
+        if could_add and waiting > seen.waiting:
+            seen.waiting, seen.running = waiting, running
+
+    def _wish(self, ratio: float | None) -> int:
         """Replicas that would bring the signal to its target, before any limit."""
         current = self.replica_set.wanted
-        ratio = self._ratio()
         if ratio is None or abs(ratio - 1) <= self.rules.tolerance:
             return current
         if math.isinf(ratio):

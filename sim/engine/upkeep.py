@@ -73,7 +73,7 @@ class Upkeep:
         self._block_tokens = block_tokens
         self._slo = slo
         self._kv_store = kv_store
-        self._scalers: list[Autoscaler] = []
+        self.scalers: dict[Role, Autoscaler] = {}
 
     def attach(self, cluster: Cluster) -> None:
         """Begin to act."""
@@ -88,7 +88,7 @@ class Upkeep:
             cluster.when_lost = self.recovery.lost
         for role, plan in self._plans.items():
             self._attach_to(cluster, role, plan)
-        if self._scalers:
+        if self.scalers:
             cluster.when_left = self._left
 
     def _attach_to(self, cluster: Cluster, role: Role, plan: UpkeepPlan) -> None:
@@ -99,7 +99,7 @@ class Upkeep:
         pool.when_changed = replica_set.changed
         self.replica_sets[role] = replica_set
         if plan.autoscaling is not None:
-            scaler = Autoscaler(
+            self.scalers[role] = Autoscaler(
                 env,
                 replica_set,
                 plan.autoscaling,
@@ -107,7 +107,6 @@ class Upkeep:
                 active=lambda: cluster.active,
                 slo=self._slo,
             )
-            self._scalers.append(scaler)
         if plan.parts:
             slow = None if plan.slow_paces is None else _Paces(pool, plan.slow_paces(self._seed))
             self.breakdowns[role] = Breakdowns(
@@ -122,7 +121,7 @@ class Upkeep:
             MaintenanceRounds(env, replica_set, rounds, active=lambda: cluster.active)
 
     def _left(self, request: Request) -> None:
-        for scaler in self._scalers:
+        for scaler in self.scalers.values():
             scaler.request_left(request)
 
     @property

@@ -11,7 +11,7 @@ from sim.service import Service
 
 
 def embedding_transfers(service: Service, stretches: Columns) -> Columns:
-    """List the transfers of embeddings, one for each step of an encoder that came to its end.
+    """List the transfers of embeddings, one for each step of an encoder.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def embedding_transfers(service: Service, stretches: Columns) -> Columns:
     """
     first = service.pools[0]
     encoders = first.replicas if first.role == "encode" else 0
-    mine = (stretches["replica"] < encoders) & (stretches["steps"] > 0)
+    mine = (stretches["replica"] < encoders) & (stretches["prefill_tokens"] > 0)
     sent = _handover(first) if encoders else _NOTHING
     tokens, end_s = stretches["prefill_tokens"][mine], stretches["end_s"][mine].astype(float)
     size = tokens * sent.bytes_per_token

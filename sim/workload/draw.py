@@ -179,7 +179,8 @@ def _sessions(
 ) -> Traffic:
     recorded = None
     if workload.path is not None:
-        recorded = read_agentic(workload.path, workload.zero_output)
+        with under("path"):
+            recorded = read_agentic(workload.path, workload.zero_output)
     start_s = _session_starts(workload, recorded, stream(seed, *names, "arrivals"))
     none = np.zeros(0, dtype=np.int32)
     if recorded is not None:
@@ -200,7 +201,8 @@ def _session_starts(
     if not start_s.size:
         raise InputError(
             f"no session starts in {workload.duration_s} s; give a longer duration_s or a higher "
-            "rate"
+            "rate",
+            key="duration_s",
         )
     return start_s
 

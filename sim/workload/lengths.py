@@ -149,7 +149,7 @@ class ClippedLognormal(StrictModel):
             raise ValueError(msg)
         return self
 
-    @property
+    @cached_property
     def mean_tokens(self) -> float:
         """Expected length before rounding, which moves it by less than half a token.
 

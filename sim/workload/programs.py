@@ -8,6 +8,7 @@ answered: a simulated cluster, or `answered_at_once`.
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from sim.errors import InternalError
 from sim.quality import Question
-from sim.seeds import stream
+from sim.seeds import numbered_streams
 from sim.workload.content import SYSTEM_STREAM, Content, joined, tokens_of
 from sim.workload.single import TokensLaw
 
@@ -177,11 +178,15 @@ class ProgramPlans:
         """Return when each question is asked, in seconds; at once where clients ask."""
         return [0.0] * len(self) if self.start_s is None else self.start_s.tolist()
 
+    @cached_property
+    def _streams(self) -> Callable[[int], np.random.Generator]:
+        return numbered_streams(self.seed, *self.names, "tasks")
+
     def task(self, number: int) -> Task:
         """Return one question to be worked on: the same whenever it is asked for."""
         return Task(
             number,
-            stream(self.seed, *self.names, "task", number),
+            self._streams(number),
             self.questions[number],
             int(self.question_tokens[number]),
             self.answer_tokens,

@@ -1,12 +1,12 @@
-"""A question of which a test decides everything."""
+"""A question of which a test decides everything, and tasks that ask it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.workload.programs import Task
+from sim.workload.programs import Call, Task
 from sim.workload.single import ConstantTokens, TokensLaw
 
 
@@ -61,6 +61,27 @@ class FakeQuestion:
         return self.chance if self.guess is None else self.guess
 
 
+@dataclass
+class ToldQuestion(FakeQuestion):
+    """A question of which the answers, and what a verifier thinks of them, are given."""
+
+    told: Sequence[int] = ()
+    told_scores: Sequence[float] = ()
+
+    def answers(
+        self, rng: np.random.Generator, count: int, *, effort: float = 1.0, model: str = ""
+    ) -> NDArray[np.int64]:
+        del rng
+        self.asked.append((count, effort, model))
+        return np.array(self.told[:count], dtype=np.int64)
+
+    def scores(
+        self, rng: np.random.Generator, answers: NDArray[np.int64], *, verifier: str
+    ) -> NDArray[np.float64]:
+        del rng, verifier
+        return np.array(self.told_scores[: len(answers)])
+
+
 def task_of(
     question: FakeQuestion | None = None,
     seed: int = 0,
@@ -77,3 +98,17 @@ def task_of(
         answer_tokens=answer_tokens or ConstantTokens(tokens=20),
         first_stream=1000,
     )
+
+
+def common_tokens(one: Call, other: Call) -> int:
+    """Count the tokens with which two prompts begin alike."""
+    count = 0
+    for (stream, start, tokens), (stream_2, start_2, tokens_2) in zip(
+        one.prompt, other.prompt, strict=False
+    ):
+        if (stream, start) != (stream_2, start_2):
+            break
+        count += min(tokens, tokens_2)
+        if tokens != tokens_2:
+            break
+    return count

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.cost.table import StepTable
 from sim.engine.cluster import RunRecord
 from sim.engine.records import (
     LOSS_COLUMNS,

@@ -275,6 +275,7 @@ def _summary_row(case: str) -> dict[str, object]:
         "failure_lost_tokens": 0,
         "shed_lost_tokens": 0,
         "other_lost_tokens": 0,
+        "cancelled_lost_tokens": 0,
         "lost_work_fraction": 0.0,
         "lost_work_usd_per_hour": 0.0,
         "slo_ttft_s": SLO_TTFT_S,

@@ -12,6 +12,7 @@ import pytest
 from small_scenarios import write
 
 from sim import cli
+from sim.catalog import open_catalog
 
 SCENARIO = """\
 name: small
@@ -426,12 +427,6 @@ WHILE_RUNNING = {
         "no request of this traffic fits",
         "give shorter requests",
     ),
-    "a trace that is none": Broken(
-        ((TRAFFIC, f"  kind: trace\n  path: small.yaml {MARK}\n"),),
-        "workload.path",
-        "small.yaml:1: ",
-        "arrival_s",
-    ),
     "a trace that nobody gave": Broken(
         ((WORKLOAD + TRAFFIC, f"workload: {MARK}\n  kind: trace\n"),),
         "workload.path",
@@ -494,6 +489,32 @@ def test_it_is_said_when_a_run_finds_it(rackcast: Rackcast, tmp_path: Path, name
     code, lines = rackcast("run", path)
     assert code == broken.code
     says(path, broken, lines[0])
+
+
+def test_what_is_wrong_inside_a_trace_names_both_files(rackcast: Rackcast, tmp_path: Path) -> None:
+    (tmp_path / "tr.csv").write_text("when,what\n1,2\n", encoding="utf-8")
+    path = write(tmp_path, SCENARIO, (TRAFFIC, f"  kind: trace\n  path: tr.csv {MARK}\n"))
+    code, (line,) = rackcast("run", path)
+    assert code == 2
+    assert line.startswith(f"{path}:13: workload.path: {tmp_path / 'tr.csv'}:1: ")
+    assert "arrival_s" in line
+    assert marked(path) == 13
+
+
+def test_what_is_wrong_inside_a_catalogue_entry_names_both_files(
+    rackcast: Rackcast, tmp_path: Path
+) -> None:
+    """Each of its problems stands on a line of its own."""
+    own = tmp_path / "hardware" / "systems"
+    own.mkdir(parents=True)
+    text = open_catalog().path("systems", "h100_sxm_x8").read_text(encoding="utf-8")
+    entry = write(own, text, ("\nchips:", "\nchipz:"), name="h100_sxm_x8.yaml")
+    path = write(tmp_path, SCENARIO)
+    code, lines = rackcast("check", path, "--catalog", tmp_path)
+    assert code == 2
+    assert len(lines) == 2
+    assert all(line.startswith(f"{path}:3: system: {entry}:") for line in lines)
+    assert "chipz: unknown key" in "".join(lines)
 
 
 def test_the_scenario_itself_is_sound(rackcast: Rackcast, tmp_path: Path) -> None:

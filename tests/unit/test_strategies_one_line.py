@@ -5,31 +5,17 @@ The question has 100 tokens and a direct answer 20, unless a test says otherwise
 
 import numpy as np
 import pytest
-from fake_question import FakeQuestion, task_of
+from fake_question import FakeQuestion, common_tokens, task_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.quality import Unknown
 from sim.workload.content import tokens_of
-from sim.workload.programs import Call, Task, answered_at_once
+from sim.workload.programs import Task, answered_at_once
 from sim.workload.single import ConstantTokens, LognormalTokens, UniformTokens
 from sim.workload.strategies.budget import Budget
 from sim.workload.strategies.chain import Chain
 from sim.workload.strategies.direct import Direct
-
-
-def common_tokens(one: Call, other: Call) -> int:
-    """Count the tokens with which two prompts begin alike."""
-    count = 0
-    for (stream, start, tokens), (stream_2, start_2, tokens_2) in zip(
-        one.prompt, other.prompt, strict=False
-    ):
-        if (stream, start) != (stream_2, start_2):
-            break
-        count += min(tokens, tokens_2)
-        if tokens != tokens_2:
-            break
-    return count
 
 
 # --- Direct.
@@ -124,7 +110,9 @@ def test_a_chain_writes_the_same_in_one_call_and_in_many(steps: int, seed: int):
     law = LognormalTokens(median_tokens=200, sigma=0.7, min_tokens=1, max_tokens=5000)
     one, many = (
         answered_at_once(
-            Chain(steps=steps, separate_calls=separate).control(task_of(seed=seed, answer_tokens=law))
+            Chain(steps=steps, separate_calls=separate).control(
+                task_of(seed=seed, answer_tokens=law)
+            )
         )
         for separate in (False, True)
     )

@@ -463,7 +463,7 @@ class TestOfAScenario:
     @pytest.mark.parametrize(
         ("tiers", "complaint"),
         [
-            (HOST.replace("400 MiB", "1 MiB"), "host is smaller than one KV block"),
+            (HOST.replace("400 MiB", "1 MiB"), "bytes of host are less than one KV block"),
             (f"{STORE}, {HOST}", "host would be written with what store drops.*put store after it"),
         ],
     )

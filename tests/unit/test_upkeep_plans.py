@@ -200,3 +200,48 @@ class TestRuns:
             assert any("requests were broken off" in note for note in tables.notes)
             assert not any("Boot, failures" in note for note in tables.notes)
         assert 0 < usd[0] < usd[1]
+
+
+class TestScalersThatStandBy:
+    """One replica with two places gets twenty requests a second, of which it can do five or so."""
+
+    def notes(self, folder: Path, scaling: str, rate: str = "20") -> list[str]:
+        text = (
+            FOUR.replace("requests: 20", "requests: 300")
+            .replace("rate_requests_per_s: 2", f"rate_requests_per_s: {rate}")
+            .replace("output_tokens: 10", "output_tokens: 60")
+            .replace("max_num_seqs: 64", "max_num_seqs: 2")
+        )
+        scaling = f"autoscaling: {{interval_s: 1, max_replicas: 4, {scaling}}}\n"
+        tables = run(folder, text + BOOT + scaling)
+        return [note for note in tables.notes if "autoscaler" in note]
+
+    @pytest.mark.parametrize(
+        ("signal", "target"),
+        [("kv_used_fraction", "0.8"), ("waiting_requests", "1000"), ("ttft_p95_s", "900")],
+    )
+    def test_a_signal_that_never_comes_near_its_target_is_told(
+        self, tmp_path: Path, signal: str, target: str
+    ) -> None:
+        (note,) = self.notes(tmp_path, f"signal: {signal}, target: {target}")
+        start = f"small: the autoscaler never added a replica: {signal} reached "
+        assert note.startswith(start)
+        seen = float(note.removeprefix(start).split()[0])
+        assert 0 < seen < float(target)
+        assert f"with a target of {target}, while " in note
+        waiting = int(note.split(" requests waited and 2 ran")[0].split()[-1])
+        assert 100 < waiting < 300
+        if signal == "waiting_requests":  # of the one replica
+            assert seen == pytest.approx(waiting, rel=0.005)
+
+    @pytest.mark.parametrize(
+        ("scaling", "rate"),
+        [
+            ("signal: waiting_requests, target: 5", "20"),  # it does add some
+            ("signal: kv_used_fraction, target: 0.8, min_replicas: 4", "20"),  # there are no more
+            ("signal: kv_used_fraction, target: 0.8", "0.5"),  # nobody waits
+        ],
+        ids=["scales", "full", "calm"],
+    )
+    def test_nothing_is_said_of_others(self, tmp_path: Path, scaling: str, rate: str) -> None:
+        assert self.notes(tmp_path, scaling, rate) == []

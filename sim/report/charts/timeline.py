@@ -74,8 +74,9 @@ REPLICAS_PLACE = 2
 ON_TOP_NAMES: Mapping[str, str] = {"replicas_booting": "booting", "replicas_down": "failed"}
 LEAST_CHANGE = 1e-6
 """Replicas: what times that do not add up to a bin in the last digit may look like."""
-POOL_DASHES: Mapping[str, str] = {"encode": ":", "prefill": "-", "decode": "--"}
-"""How the line of each pool is drawn."""
+POOL_DASHES: Mapping[str, str] = {"encode": ":", "prefill": "-", "decode": "--", "serve": "-"}
+"""How the line of each pool is drawn; a case has a serve pool or those that take its place."""
+DASH_NAMES: Mapping[str, str] = {":": "dotted", "-": "solid", "--": "dashed"}
 ROW_IN, HEAD_IN, TIME_AXIS_IN, PANEL_IN = 1.62, 0.3, 0.3, 0.95
 PANEL_LEFT_IN = 0.42
 """Room for the numbers left of a panel."""
@@ -116,9 +117,14 @@ def timeline_chart(tables: RunTables) -> Drawing:
 
 def _subtitle(tables: RunTables, *, replicas: bool) -> str:
     dark = "Waiting requests are the dark line"
-    if any(column.startswith("prefill_") for column in tables.timeline.columns):
+    said = [
+        f"of {role} {DASH_NAMES[dash]}"
+        for role, dash in POOL_DASHES.items()
+        if any(column.startswith(f"{role}_") for column in tables.timeline.columns)
+    ]
+    if said:
         both = ", and so are replicas" if replicas else ""
-        dark += f" (of prefill solid, of decode dashed{both})"
+        dark += f" ({', '.join(said)}{both})"
     on_top = " Replicas that boot or have failed stand on those that are up." if replicas else ""
     return f"{dark}.{on_top} Every case has its own scales."
 

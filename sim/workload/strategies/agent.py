@@ -8,7 +8,7 @@ from sim.units import Fraction, NonNegativeInt, Tokens
 from sim.workload.content import tokens_of
 from sim.workload.programs import Call, Control, Task
 from sim.workload.single import TimeLaw, TokensLaw
-from sim.workload.strategies.direct import Answering, Outcome
+from sim.workload.strategies.direct import Answering
 
 
 class Agent(Answering):
@@ -34,11 +34,6 @@ class Agent(Answering):
 
     def control(self, task: Task) -> Control:
         """Work on a question; the generator returns the answer's class."""
-        outcome = yield from self.outcome(task)
-        return outcome.answer
-
-    def outcome(self, task: Task) -> Control:
-        """Work on a question; the generator returns the `Outcome`."""
         tools = self._tool_calls(task.rng)
         called = self.tool_call_tokens.sample(task.rng, tools).tolist()
         results = self.tool_result_tokens.sample(task.rng, tools).tolist()
@@ -53,9 +48,9 @@ class Agent(Answering):
             call: Call = yield task.call("act", prompt, tokens, model=self.model, wait_s=wait_s)
             used, wait_s = used + tokens, tool_s
             prompt = call.transcript + task.text(result_tokens)
-        call = yield task.call("answer", prompt, answer_tokens, model=self.model, wait_s=wait_s)
+        yield task.call("answer", prompt, answer_tokens, model=self.model, wait_s=wait_s)
         effort = (used + answer_tokens) / task.answer_tokens.mean_tokens
-        return Outcome(self.answer_class(task, effort), call)
+        return self.answer_class(task, effort)
 
     def _tool_calls(self, rng: np.random.Generator) -> int:
         """Draw how many tool calls come before the model wants to answer."""

@@ -10,7 +10,7 @@ from sim.units import Fraction, NonNegativeInt, PositiveInt
 from sim.workload.content import Content, joined
 from sim.workload.programs import MAIN, Call, Control, Parallel, Task
 from sim.workload.single import TokensLaw
-from sim.workload.strategies.direct import ANSWER_HEAD, VERIFIER_HEAD, Outcome, question_text
+from sim.workload.strategies.direct import ANSWER_HEAD, VERIFIER_HEAD, question_text
 from sim.workload.strategies.verifier import Verifier
 
 
@@ -65,11 +65,6 @@ class Beam(StrictModel):
 
     def control(self, task: Task) -> Control:
         """Work on a question; the generator returns the answer's class."""
-        outcome = yield from self.outcome(task)
-        return outcome.answer
-
-    def outcome(self, task: Task) -> Control:
-        """Work on a question; the generator returns the `Outcome`."""
         shape = (self.max_steps, self.beams)
         tokens = self.step_tokens.sample(task.rng, self.max_steps * self.beams).reshape(shape)
         scores = task.rng.random(shape)
@@ -82,7 +77,7 @@ class Beam(StrictModel):
             task.head(self.instruction_tokens, ANSWER_HEAD) + question,
             task.head(self.verifier.instruction_tokens, VERIFIER_HEAD) + question,
         )
-        paths, solution = [start] * self.beams, None
+        paths = [start] * self.beams
         for step in range(self.max_steps):
             lengths = zip(tokens[step].tolist(), verdicts[step].tolist(), strict=True)
             calls = [
@@ -90,7 +85,6 @@ class Beam(StrictModel):
             ]
             yield Parallel([_in_turn(pair) for pair in calls])
             grown = [_Path(chain.transcript, judged.prompt) for chain, judged in calls]
-            solution = calls[int(np.argmax(scores[step, : len(calls)]))][0]
             going = np.flatnonzero(~ends[step, : len(grown)])
             # One in `width` of those that go on, rounded up, has `width` successors.
             best = going[np.argsort(-scores[step, going], kind="stable")]
@@ -99,11 +93,10 @@ class Beam(StrictModel):
             if not paths:
                 break
         if not task.question.known:
-            return Outcome(None, solution)
-        answer = task.question.searched(
+            return None
+        return task.question.searched(
             task.rng, breadth=self.beams, depth=self.max_steps, model=self.model
         )
-        return Outcome(answer, solution)
 
     def _step(self, task: Task, path: _Path, tokens: int, verdict_tokens: int) -> tuple[Call, Call]:
         """Write one more step of a chain, and have the chain judged."""

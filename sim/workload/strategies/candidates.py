@@ -1,10 +1,10 @@
 """Candidates of a search: how many next steps a proposal lists, and where they stand in it."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sim.schema import StrictModel
 from sim.units import PositiveInt
@@ -19,7 +19,7 @@ VALUE_HEAD = 200
 
 
 class Candidates(StrictModel):
-    """A lognormal number of candidates, rounded, at least 1.
+    """A lognormal number of candidates, rounded and clipped to a range.
 
     >>> Candidates(median=5).sample(np.random.default_rng(0), 3)
     array([5, 5, 5])
@@ -29,13 +29,22 @@ class Candidates(StrictModel):
     """Median before rounding."""
     sigma: Annotated[float, Field(ge=0)] = 0.0
     """Standard deviation of the natural logarithm; 0: always the median."""
+    fewest: PositiveInt = 1
+    """Fewest; smaller draws become this many."""
     most: PositiveInt | None = None
     """Most; larger draws become this many."""
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> Self:
+        if self.most is not None and self.fewest > self.most:
+            msg = f"fewest {self.fewest} is above most {self.most}"
+            raise ValueError(msg)
+        return self
 
     def sample(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
         """Return the numbers of candidates of ``count`` proposals."""
         drawn = np.rint(self.median * np.exp(self.sigma * rng.standard_normal(count)))
-        return np.clip(drawn, 1, self.most).astype(np.int64)
+        return np.clip(drawn, self.fewest, self.most).astype(np.int64)
 
 
 def lines_of(call: Call, tokens: list[int]) -> list[Run]:

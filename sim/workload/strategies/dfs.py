@@ -13,7 +13,7 @@ from sim.workload.strategies.candidates import (
     Candidates,
     lines_of,
 )
-from sim.workload.strategies.direct import Outcome, question_text
+from sim.workload.strategies.direct import question_text
 
 
 class DepthFirst(StrictModel):
@@ -67,13 +67,8 @@ class DepthFirst(StrictModel):
 
     def control(self, task: Task) -> Control:
         """Work on a question; the generator returns the answer's class."""
-        outcome = yield from self.outcome(task)
-        return outcome.answer
-
-    def outcome(self, task: Task) -> Control:
-        """Work on a question; the generator returns the `Outcome`."""
         question = question_text(task)
-        proposal, waiting = yield from self._proposed(task, 1, question, question)
+        waiting = yield from self._proposed(task, 1, question, question)
         steps, solved = 0, False
         while waiting and steps < self.max_steps and not solved:
             steps += 1
@@ -84,24 +79,20 @@ class DepthFirst(StrictModel):
             if depth == self.depth:
                 solved = not pruned and bool(task.rng.random() < self.solved_fraction)
             elif not pruned and steps < self.max_steps:
-                proposal, found = yield from self._proposed(task, depth + 1, path, shown)
-                waiting += found
+                waiting += yield from self._proposed(task, depth + 1, path, shown)
         if not task.question.known:
-            return Outcome(None, proposal)
+            return None
         breadth = max(1, round(self.candidates.median))
-        answer = task.question.searched(
-            task.rng, breadth=breadth, depth=self.depth, model=self.model
-        )
-        return Outcome(answer, proposal)
+        return task.question.searched(task.rng, breadth=breadth, depth=self.depth, model=self.model)
 
     def _proposed(self, task: Task, depth: int, path: Content, shown: Content) -> Control:
-        """Propose candidates of a state; returns the call, and them, the first one last."""
+        """Propose candidates of a state; returns them, the first one last."""
         count = int(self.candidates.sample(task.rng, 1)[0])
         tokens = self.candidate_tokens.sample(task.rng, count).tolist()
         prompt = task.head(self.instruction_tokens, PROPOSAL_HEAD) + shown
         call: Call = yield task.call("propose", prompt, sum(tokens), model=self.model)
         lines = lines_of(call, tokens)[: self.max_tried]
-        return call, [(depth, joined(path, line)) for line in reversed(lines)]
+        return [(depth, joined(path, line)) for line in reversed(lines)]
 
     def _judged(self, task: Task, shown: Content) -> Control:
         """Have a state judged by some calls side by side."""

@@ -12,7 +12,7 @@ from sim.units import NonNegativeInt, PositiveInt
 from sim.workload.content import Content
 from sim.workload.programs import MAIN, Call, Control, Parallel, Task
 from sim.workload.single import TimeLaw, TokensLaw
-from sim.workload.strategies.direct import Outcome, question_text
+from sim.workload.strategies.direct import question_text
 from sim.workload.strategies.voting import majority
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -210,11 +210,6 @@ class Graph(StrictModel):
 
     def control(self, task: Task) -> Control:
         """Work on a question; the generator returns the answer's class."""
-        outcome = yield from self.outcome(task)
-        return outcome.answer
-
-    def outcome(self, task: Task) -> Control:
-        """Work on a question; the generator returns the `Outcome`."""
         calls, parents = self._calls(task)
         children: dict[_Copy, list[_Copy]] = {copy: [] for copy in calls}
         for copy, others in parents.items():
@@ -233,11 +228,7 @@ class Graph(StrictModel):
                 yield Parallel([run(child) for child in ready])
 
         yield Parallel([run(copy) for copy, others in parents.items() if not others])
-        if self.answer is None:
-            return Outcome(None, None)
-        chosen = classes.index(majority(classes)) if classes else 0
-        turn = self._last(self.answer)
-        return Outcome(classes[chosen] if classes else None, calls[turn, chosen])
+        return majority(classes) if classes else None
 
     def _known(self, names: Iterable[str], what: str) -> None:
         for name in sorted(names):

@@ -10,7 +10,7 @@ from sim.schema import StrictModel
 from sim.units import Fraction, NonNegativeInt, PositiveInt
 from sim.workload.programs import MAIN, Call, Control, Task
 from sim.workload.single import TokensLaw
-from sim.workload.strategies.direct import Answering, Outcome
+from sim.workload.strategies.direct import Answering
 
 
 class ContentCritic(StrictModel):
@@ -74,11 +74,6 @@ class Refine(Answering):
 
     def control(self, task: Task) -> Control:
         """Work on a question; the generator returns the answer's class."""
-        outcome = yield from self.outcome(task)
-        return outcome.answer
-
-    def outcome(self, task: Task) -> Control:
-        """Work on a question; the generator returns the `Outcome`."""
         first_tokens = int(self.output_tokens(task, task.rng, 1)[0])
         rewrites = self.rewrite_tokens or self.answer_tokens or task.answer_tokens
         critique_tokens = self.critique_tokens.sample(task.rng, self.rounds).tolist()
@@ -88,7 +83,6 @@ class Refine(Answering):
         answer = self.answer_class(task, effort)
 
         call: Call = yield task.call("answer", self.prompt(task), first_tokens, model=self.model)
-        solution = call
         for done in range(self.rounds):
             content = self._is_content(answer, verdicts[done])
             written = 0 if content else rewrite_tokens[done]
@@ -98,12 +92,11 @@ class Refine(Answering):
             if self.separate_critique:
                 asked = call.transcript + task.text(self.rewrite_instruction_tokens)
                 call = yield task.call("rewrite", asked, written, model=self.model)
-            solution = call
             if answer is not None:
                 answer = task.question.revised(
                     task.rng, answer, rounds_before=done, effort=effort, model=self.model
                 )
-        return Outcome(answer, solution)
+        return answer
 
     def _critique(self, task: Task, last: Call, tokens: int, rewrite_tokens: int) -> Call:
         """Ask for the critique, in one call with what is written after it unless that is apart."""

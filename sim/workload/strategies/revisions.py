@@ -7,7 +7,7 @@ from pydantic import model_validator
 
 from sim.units import PositiveInt
 from sim.workload.programs import MAIN, Call, Control, Parallel, Task
-from sim.workload.strategies.direct import Answering, Outcome
+from sim.workload.strategies.direct import Answering
 from sim.workload.strategies.verifier import Verifier
 from sim.workload.strategies.voting import majority
 
@@ -49,11 +49,6 @@ class Revisions(Answering):
 
     def control(self, task: Task) -> Control:
         """Work on a question; the generator returns the answer's class."""
-        outcome = yield from self.outcome(task)
-        return outcome.answer
-
-    def outcome(self, task: Task) -> Control:
-        """Work on a question; the generator returns the `Outcome`."""
         lengths = self.output_tokens(task, task.rng, self.answers).tolist()
         classes = self._classes(task)
         score_tokens: list[int] = []
@@ -69,8 +64,7 @@ class Revisions(Answering):
         if self.verifier is not None:
             pairs = zip(chain, score_tokens, strict=True)
             yield Parallel([self.verifier.call(task, call, tokens) for call, tokens in pairs])
-        chosen = self._chosen(task, classes)
-        return Outcome(classes[chosen] if classes else None, chain[chosen])
+        return self._chosen(task, classes)
 
     def _classes(self, task: Task) -> list[int]:
         """Draw what the answers of the chain turn out to be; none if nobody knows."""
@@ -87,12 +81,13 @@ class Revisions(Answering):
             )
         return classes
 
-    def _chosen(self, task: Task, classes: list[int]) -> int:
-        """Choose one answer of the chain; the last where nothing is known of them."""
-        if not classes or self.select == "last":
-            return self.answers - 1
+    def _chosen(self, task: Task, classes: list[int]) -> int | None:
+        """Choose one answer of the chain; none where nothing is known of them."""
+        if not classes:
+            return None
+        if self.select == "last":
+            return classes[-1]
         if self.verifier is None:
-            return classes.index(majority(classes))
+            return majority(classes)
         answers = np.array(classes, dtype=np.int64)
-        scores = task.question.scores(task.rng, answers, verifier=self.verifier.model)
-        return int(np.argmax(scores))
+        return int(answers[np.argmax(self.verifier.scores(task, task.rng, answers))])

@@ -16,7 +16,7 @@ from sim.workload.strategies.candidates import (
     Candidates,
     lines_of,
 )
-from sim.workload.strategies.direct import Outcome, question_text
+from sim.workload.strategies.direct import question_text
 
 Sigma = Annotated[float, Field(ge=0)]
 
@@ -102,15 +102,6 @@ class _Factors(NamedTuple):
     vote_tokens: float
 
 
-class _State(NamedTuple):
-    """Where the search has come to."""
-
-    path: Content
-    """Question, and candidates on the way."""
-    call: Call | None
-    """Which has the last of them in its completion."""
-
-
 class Tree(StrictModel):
     """Breadth-first search of a tree of thoughts.
 
@@ -142,16 +133,11 @@ class Tree(StrictModel):
 
     def control(self, task: Task) -> Control:
         """Work on a question; the generator returns the answer's class."""
-        outcome = yield from self.outcome(task)
-        return outcome.answer
-
-    def outcome(self, task: Task) -> Control:
-        """Work on a question; the generator returns the `Outcome`."""
         spread = self.between_questions
         factors = _Factors(
             _factor(task.rng, spread.new_states_sigma), _factor(task.rng, spread.vote_tokens_sigma)
         )
-        states = [_State(question_text(task), None)]
+        states = [question_text(task)]
         for stage in self.stages:
             candidates = yield from self._generated(task, stage.generate, states)
             order = np.arange(len(candidates))
@@ -159,50 +145,45 @@ class Tree(StrictModel):
                 yield from self._valued(task, stage.value, candidates, factors)
                 order = task.rng.permutation(len(candidates))
             states = [candidates[index] for index in order[: stage.keep].tolist()]
-        solution = states[0].call
         if self.final_tokens is not None:
             tokens = int(self.final_tokens.sample(task.rng, 1)[0])
-            solution = yield task.call("answer", states[0].path, tokens, model=self.model)
+            yield task.call("answer", states[0], tokens, model=self.model)
         if not task.question.known:
-            return Outcome(None, solution)
+            return None
         breadth = max(stage.keep for stage in self.stages)
-        answer = task.question.searched(
+        return task.question.searched(
             task.rng, breadth=breadth, depth=len(self.stages), model=self.model
         )
-        return Outcome(answer, solution)
 
-    def _generated(self, task: Task, law: Generation, states: list[_State]) -> Control:
+    def _generated(self, task: Task, law: Generation, states: list[Content]) -> Control:
         """Ask for the candidates of some states; returns those."""
         counts = law.candidates.sample(task.rng, len(states)).tolist()
         lengths = {stage.generate.instruction_tokens for stage in self.stages}
         head = _head(task, PROPOSAL_HEAD, lengths, law.instruction_tokens)
         calls: list[Call] = []
-        candidates: list[_State] = []
+        candidates: list[Content] = []
         for state, count in zip(states, counts, strict=True):
             tokens = law.candidate_tokens.sample(task.rng, count).tolist()
             prompt = head + _shown(task, law.state_tokens, state)
             if law.how == "propose":
-                call = task.call("propose", prompt, sum(tokens), model=self.model)
-                calls.append(call)
-                candidates += [_State(joined(state.path, x), call) for x in lines_of(call, tokens)]
+                asked = [task.call("propose", prompt, sum(tokens), model=self.model)]
+                lines = lines_of(asked[0], tokens)
             else:
-                samples = [task.call("sample", prompt, n, model=self.model) for n in tokens]
-                calls += samples
-                candidates += [
-                    _State(joined(state.path, (call.answer_stream, 0, n)), call)
-                    for call, n in zip(samples, tokens, strict=True)
-                ]
+                asked = [task.call("sample", prompt, n, model=self.model) for n in tokens]
+                lines = [(call.answer_stream, 0, call.output_tokens) for call in asked]
+            calls += asked
+            candidates += [joined(state, line) for line in lines]
         yield Parallel(calls)
         return candidates
 
     def _valued(
-        self, task: Task, law: Valuation, candidates: list[_State], factors: _Factors
+        self, task: Task, law: Valuation, candidates: list[Content], factors: _Factors
     ) -> Control:
         """Have candidates judged."""
         lengths = {each.value.instruction_tokens for each in self.stages if each.value is not None}
         head = _head(task, VALUE_HEAD, lengths, law.instruction_tokens)
         if law.how == "vote":
-            shown = [run for state in candidates for run in state.path[1:]]
+            shown = [run for state in candidates for run in state[1:]]
             prompts = [(*head, *question_text(task), *shown)]
         else:
             new = _new(task, law.new_states, len(candidates), factors)
@@ -232,10 +213,10 @@ def _head(task: Task, first: int, lengths: set[int], tokens: int) -> Content:
     return task.head(tokens, first + sorted(lengths).index(tokens))
 
 
-def _shown(task: Task, state_tokens: TokensLaw | None, state: _State) -> Content:
+def _shown(task: Task, state_tokens: TokensLaw | None, state: Content) -> Content:
     """Say what a prompt shows of a state."""
     if state_tokens is None:
-        return state.path
+        return state
     return task.text(int(state_tokens.sample(task.rng, 1)[0]))
 
 
