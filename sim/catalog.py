@@ -319,10 +319,14 @@ def _files(roots: Sequence[Path], folder: str) -> dict[str, Path]:
     }
 
 
+_NOUNS: Mapping[Kind, str] = {"prices": "price book", "lengths": "lengths", "measured": "measured"}
+"""What an entry is called, where that is not its kind in the singular."""
+
+
 def _unknown(kind: Kind, entry_id: str, names: Sequence[str]) -> str:
     """Say that a name leads nowhere, which ones are near, and how to see them all."""
     hint = did_you_mean(entry_id, names, most=3) or "."
-    noun = kind if kind in ("prices", "lengths", "measured") else kind.removesuffix("s")
+    noun = _NOUNS.get(kind, kind.removesuffix("s"))
     few = f"There are: {', '.join(names) or 'none'}"
     many = f"'rackcast list {kind}' shows all {len(names)}"
     return f"unknown {noun} {entry_id!r}{hint} {few if len(names) <= FEW_NAMES else many}"

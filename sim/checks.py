@@ -30,8 +30,10 @@ from sim.service import Fleet, Service, service_of
 from sim.speculation import MeasuredAcceptance
 from sim.tenancy import check_tenants
 from sim.upkeep_plans import upkeep_plans
-from sim.workload.kinds import MixWorkload, Workload
+from sim.workload.kinds import MixWorkload, ProgramsWorkload, Workload
 from sim.workload.sessions import SessionTraffic
+from sim.workload.strategies.entry import StrategyEntry, read_entry
+from sim.workload.tasks import strategy_name, strategy_of
 from sim.workload.traffic import TrafficLaw
 
 MODELS: Mapping[str, type[StrictModel]] = {
@@ -46,6 +48,7 @@ MODELS: Mapping[str, type[StrictModel]] = {
     "lengths": TrafficLaw,
     "sessions": SessionTraffic,
     "speculation": MeasuredAcceptance,
+    "strategy": StrategyEntry,
     "reliability": Reliability,
     "measured": Published,
 }
@@ -64,6 +67,7 @@ _TELLING_KEYS: tuple[tuple[str, str], ...] = (
     ("lengths", "lengths"),
     ("law", "sessions"),
     ("tasks", "speculation"),
+    ("strategy", "strategy"),
     ("host", "reliability"),
     ("boot", "reliability"),
     ("comparisons", "measured"),
@@ -82,6 +86,7 @@ _FOLDERS: Mapping[str, str] = {
     "lengths": "lengths",
     "sessions": "sessions",
     "speculation": "speculation",
+    "strategies": "strategy",
     "reliability": "reliability",
     "measured": "measured",
     "scenarios": "scenario",
@@ -108,6 +113,8 @@ def check_file(path: Path, catalog: Catalog) -> str:
     kind = _kind_of(path)
     if kind == "scenario":
         resolve(load_scenario(path), catalog)
+    elif kind == "strategy":
+        read_entry(load_yaml(path), partial(catalog.located, "strategies"))
     else:
         validate(MODELS[kind], load_yaml(path))
     return kind
@@ -165,11 +172,26 @@ _LookUp = Callable[[], object]
 def _names(case: Case, catalog: Catalog) -> Iterator[tuple[KeyPath, _LookUp]]:
     """List the names in a case, each with its key and what finds out whether it leads somewhere."""
     yield ("prices", "book"), partial(catalog.prices, case.prices.book)
+    if isinstance(case.workload, ProgramsWorkload):
+        yield ("workload", "strategy"), partial(_check_strategy, case, case.workload, catalog)
     for key, look_up in _names_of_traffic(case.workload, catalog):
         yield ("workload", *key), look_up
     for role in case.roles:
         for key, look_up in _names_of_pool(case.of_pool(role), catalog):
             yield (*case.place_of(role), *key), look_up
+
+
+def _check_strategy(case: Case, workload: ProgramsWorkload, catalog: Catalog) -> None:
+    """Find out whether a strategy is known, and whether all models that it calls are there."""
+    strategy = strategy_of(workload.strategy, catalog)
+    missing = sorted(strategy.models - set(case.other_models))
+    if missing:
+        has = ", ".join(case.other_models) or "none"
+        raise InputError(
+            f"strategy {strategy_name(workload.strategy)!r} calls the model {missing[0]!r}, which "
+            f"the case does not have (other_models: {has}): give it a pool, such as "
+            f"'other_models: {{{missing[0]}: {{model: llama_3_1_8b, replicas: 1}}}}'"
+        )
 
 
 def _names_of_pool(pool: Case, catalog: Catalog) -> Iterator[tuple[KeyPath, _LookUp]]:

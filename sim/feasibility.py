@@ -110,7 +110,7 @@ def _too_few_chips(case: Case, system: System, fitting: int) -> InfeasibleError:
     serving = asked - spares
     who = f"{serving} replica{'s' if serving > 1 else ''}"
     who += f" and {spares} spare{'s' if spares > 1 else ''}" if spares else ""
-    who += f" of {each} chips need{'s' if asked == 1 else ''}"
+    who += f" of {each} chip{'s' if each > 1 else ''} need{'s' if asked == 1 else ''}"
     most = max(case.replicas or 0, 0)
     scales = case.autoscaling is not None and case.autoscaling.max_replicas >= most
     count = "autoscaling.max_replicas" if scales else "replicas"

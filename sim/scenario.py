@@ -135,7 +135,11 @@ class Case(Pool):
         own: dict[str, object] = {key: getattr(pool, key) for key in Pool.model_fields}
         if pool.systems is None:
             own["systems"] = self.systems if pool.system == self.system else 1
-        alone: dict[str, object] = {"pools": None, "other_models": {}, "name": f"{self.name}, {role}"}
+        alone: dict[str, object] = {
+            "pools": None,
+            "other_models": {},
+            "name": f"{self.name}, {role}",
+        }
         return self.model_copy(update=own | alone)
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 from sim.catalog import Catalog
 from sim.cost.fabric import Fabric
 from sim.deployment import Deployment, deploy
-from sim.errors import InfeasibleError, InputError, under
+from sim.errors import InfeasibleError, InputError, KeyPath, under
 from sim.hardware import System
 from sim.image_encoding import encoding_of_pool
 from sim.parallelism import ChipGroup
@@ -235,12 +235,14 @@ def _dealt_out(case: Case, parts: dict[Role, Case], catalog: Catalog) -> dict[Ro
         if part.built_replicas is not None
     }
     said = ", ".join(f"{role} {chips}" for role, chips in taken.items())
+    largest = max(taken, key=lambda role: taken[role], default=unsaid[0] if unsaid else "serve")
+    keys: list[KeyPath] = [(*case.place_of(largest), "replicas"), ("systems",), ("pools",)]
     more = -(-sum(taken.values()) // system.chips)
     if sum(taken.values()) > total:
         raise InfeasibleError(
             f"the pools need {sum(taken.values())} chips ({said}), {has}: systems >= {more} or "
             "fewer replicas",
-            key=["systems", "pools"],
+            key=keys,
         )
     if not unsaid:
         return parts
@@ -253,7 +255,7 @@ def _dealt_out(case: Case, parts: dict[Role, Case], catalog: Catalog) -> dict[Ro
             f"a replica of the {unsaid[0]} pool{_and_spares(rest)} needs {each} chips, {has} and "
             f"the other pools take {sum(taken.values())} ({said}): systems >= {more} or fewer "
             "replicas",
-            key=["systems", "pools"],
+            key=keys,
         )
     return parts | {unsaid[0]: rest.model_copy(update={"replicas": replicas})}
 

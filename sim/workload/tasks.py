@@ -7,7 +7,7 @@ import yaml
 from numpy.typing import NDArray
 
 from sim.catalog import Catalog
-from sim.errors import InputError, under
+from sim.errors import InputError
 from sim.quality import Question, Unknown
 from sim.schema import load_yaml, validate
 from sim.seeds import stream
@@ -65,12 +65,8 @@ def strategy_of(choice: StrategyChoice, catalog: Catalog) -> Strategy:
         A name that leads nowhere, or fields that its kind does not have.
     """
     written = load_yaml(yaml.safe_dump({"strategy": choice}), "strategy")
-    with under("workload", "strategy"):
-        try:
-            found = resolved(written, lambda name: catalog.located("strategies", name))
-            return validate(StrategyHolder, found).strategy
-        except InputError as error:
-            raise InputError(str(error)) from error
+    found = resolved(written, lambda name: catalog.located("strategies", name))
+    return validate(StrategyHolder, found).strategy
 
 
 def strategy_name(choice: StrategyChoice) -> str:

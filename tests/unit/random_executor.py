@@ -12,7 +12,7 @@ from sim.workload.programs import Call, Control, Ledger, Parallel, Unanswered
 def answered_in_any_order(
     control: Control,
     order: np.random.Generator,
-    lost: Callable[[Call], bool] = lambda call: False,
+    lost: Callable[[Call], bool] = lambda _: False,
 ) -> Ledger:
     """Run a program: of all calls under way, a random one is answered next.
 

@@ -202,7 +202,7 @@ class TestBadInput:
             ),
             (
                 "prices.book=us_2062_11",
-                "--set prices.book: unknown prices 'us_2062_11'; did you mean",
+                "--set prices.book: unknown price book 'us_2062_11'; did you mean",
             ),
             (
                 "prices={book: us_2026_11, mode: rent, rent: spot}",

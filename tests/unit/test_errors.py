@@ -68,9 +68,9 @@ class TestKeys:
         assert several.problems[0].keys == (("boot",), ("faults", "rates"))
 
     def test_what_stands_above_comes_in_front_the_outermost_first(self) -> None:
-        with pytest.raises(InputError, match=r"^x$") as caught, under("pools", "decode"):
-            with under("engine"):
-                raise InputError("x", key=["name", "kernels"])
+        raised = pytest.raises(InputError, match=r"^x$")
+        with raised as caught, under("pools", "decode"), under("engine"):
+            raise InputError("x", key=["name", "kernels"])
         assert caught.value.problems[0].keys == (
             ("pools", "decode", "engine", "name"),
             ("pools", "decode", "engine", "kernels"),

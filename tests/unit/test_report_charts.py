@@ -362,7 +362,7 @@ def test_replicas_have_a_panel_where_their_number_changes() -> None:
     drawing = drawn("timeline", coming_and_going())
     assert len(replica_panels(drawing)) == 2
     words = [text.get_text() for text in texts(drawing)]
-    assert {"Replicas up", "booting", "failed"} <= set(words)
+    assert {"Replicas up", "booting", "down"} <= set(words)
     assert "2 to 7 replicas up" in drawing.alt
     assert "0 to 2 replicas up" in drawing.alt
 
@@ -378,7 +378,7 @@ def test_where_the_number_of_replicas_stays_it_is_written() -> None:
     ]
     assert "2 throughout" in words
     assert "booting" in words
-    assert "failed" not in words
+    assert "down" not in words
 
 
 def test_what_boots_or_has_failed_stands_on_what_is_up() -> None:

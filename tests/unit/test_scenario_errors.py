@@ -235,12 +235,26 @@ BROKEN = {
     ),
     "pools that are too large": Broken(
         (
-            (SYSTEM, f"{SYSTEM}\nsystems: 1 {MARK}"),
-            more(TOGETHER % (", replicas: 2", ", replicas: 1")),
+            more(
+                "pools:\n  prefill:\n    parallelism: {tp: 4}\n"
+                f"    replicas: 2 {MARK}\n  decode: {{parallelism: {{tp: 4}}, replicas: 1}}\n"
+            ),
         ),
-        "systems",
-        "12 chips",
-        "systems >= 2",
+        "pools.prefill.replicas",
+        "12 chips (prefill 8, decode 4)",
+        "systems >= 2 or fewer replicas",
+        3,
+    ),
+    "pools that leave no room for another": Broken(
+        (
+            more(
+                "pools:\n  prefill:\n    parallelism: {tp: 8}\n"
+                f"    replicas: 1 {MARK}\n  decode: {{parallelism: {{tp: 4}}}}\n"
+            ),
+        ),
+        "pools.prefill.replicas",
+        "a replica of the decode pool needs 4 chips",
+        "systems >= 2 or fewer replicas",
         3,
     ),
     "the split of a pool": Broken(
@@ -554,7 +568,7 @@ class TestCases:
         first, second, third = self.lines(
             rackcast, tmp_path, system, own, ("us_2026_11\n", "us_2025\n")
         )
-        assert first.startswith("18: prices.book: unknown prices 'us_2025'")
+        assert first.startswith("18: prices.book: unknown price book 'us_2025'")
         assert second.startswith("23: model: case 'b': unknown model 'lama'")
         assert third.startswith("25: system: case 'c': unknown system 'h200_sxmx8'")
 

@@ -3,6 +3,8 @@
 The question has 100 tokens and a direct answer 20, unless a test says otherwise.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from fake_question import FakeQuestion, common_tokens, task_of
@@ -16,7 +18,6 @@ from sim.workload.single import ConstantTokens, LognormalTokens, UniformTokens
 from sim.workload.strategies.budget import Budget
 from sim.workload.strategies.chain import Chain
 from sim.workload.strategies.direct import Direct
-
 
 # --- Direct.
 
@@ -95,7 +96,7 @@ def test_a_chain_in_separate_calls_continues_its_transcript():
     calls = answered_at_once(strategy.control(task_of())).calls
     assert [call.input_tokens for call in calls] == [100, 125, 150]
     assert [call.output_tokens for call in calls] == [20, 20, 20]
-    for before, after in zip(calls, calls[1:], strict=False):
+    for before, after in pairwise(calls):
         assert after.prompt[: len(before.transcript)] == before.transcript
 
 
@@ -134,7 +135,7 @@ def test_thinking_is_cut_off_at_the_budget():
 
 def test_a_wait_resumes_on_its_own_transcript():
     # Thinking of 500, then 200 after each of two waits; the answer of 20 ends the last call.
-    # Prompts: 100; 100 + 500 + 1; 601 + 200 + 1.
+    # Before each wait the prompt grows by what was thought, and by the word itself.
     strategy = Budget(
         thinking_tokens=ConstantTokens(tokens=500), waits=2, wait_tokens=ConstantTokens(tokens=200)
     )

@@ -233,6 +233,24 @@ def test_a_decided_majority_cancels_the_rest():
         assert ledger.answer == Counter(told).most_common(1)[0][0]
 
 
+def test_votes_of_earlier_batches_count_once():
+    # Of eight, five equal ones cannot be overtaken: the first of the third batch of two.
+    strategy = Samples(samples=8, batch=2, cancel=True)
+    question = ToldQuestion(told=(7,) * 8)
+    assert len(answered_at_once(strategy.control(task_of(question))).calls) == 5
+    # Side by side, its other sample has been sent when that comes.
+    found = answered_in_any_order(strategy.control(task_of(question)), np.random.default_rng(0))
+    assert (len(found.calls), found.answer) == (6, 7)
+
+
+def test_the_last_of_a_batch_can_decide():
+    # Of three, two equal ones cannot be overtaken, though nothing is left to cancel then.
+    strategy = Samples(samples=3, batch=2, cancel=True)
+    control = strategy.control(task_of(ToldQuestion(told=(7, 7, 7))))
+    found = answered_in_any_order(control, np.random.default_rng(0))
+    assert (len(found.calls), found.answer) == (2, 7)
+
+
 def test_a_perfect_check_cancels_the_rest():
     question = ToldQuestion(told=(3, 2, 0, 1, 0))
     strategy = Samples(samples=5, select="oracle", cancel=True)

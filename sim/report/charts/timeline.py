@@ -71,7 +71,7 @@ REPLICAS = Panel(
 )
 """Drawn where the number changes in some case, beside the queue that it explains."""
 REPLICAS_PLACE = 2
-ON_TOP_NAMES: Mapping[str, str] = {"replicas_booting": "booting", "replicas_down": "failed"}
+ON_TOP_NAMES: Mapping[str, str] = {"replicas_booting": "booting", "replicas_down": "down"}
 LEAST_CHANGE = 1e-6
 """Replicas: what times that do not add up to a bin in the last digit may look like."""
 POOL_DASHES: Mapping[str, str] = {"encode": ":", "prefill": "-", "decode": "--", "serve": "-"}
@@ -125,7 +125,7 @@ def _subtitle(tables: RunTables, *, replicas: bool) -> str:
     if said:
         both = ", and so are replicas" if replicas else ""
         dark += f" ({', '.join(said)}{both})"
-    on_top = " Replicas that boot or have failed stand on those that are up." if replicas else ""
+    on_top = " Replicas that boot or are down stand on those that are up." if replicas else ""
     return f"{dark}.{on_top} Every case has its own scales."
 
 

@@ -196,7 +196,7 @@ class _Poll:
             Their numbers, in the order in which they came; none for one that is lost.
         """
         self._count(came[self.over - self.over_before :])
-        self.over = self.over_before
+        self.over = self.over_before + len(came)
         return self.is_enough()
 
     def end_batch(self, results: Sequence[int | None]) -> None:
