@@ -283,7 +283,7 @@ def open_catalog(extra: Sequence[Path] = ()) -> Catalog:
     'h100_sxm_x8.yaml'
     >>> open_catalog().accelerator("h100_smx")
     Traceback (most recent call last):
-    sim.errors.InputError: unknown accelerator 'h100_smx'; did you mean h100_sxm? ...
+    sim.errors.InputError: unknown accelerator 'h100_smx'; did you mean h100_sxm, ...
     """
     variable = os.environ.get(ENVIRONMENT_VARIABLE, "")
     named = [Path(part) for part in variable.split(os.pathsep) if part]

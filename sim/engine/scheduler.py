@@ -427,28 +427,28 @@ class Scheduler:
     def _has_room(self, request: Request, needed: int, upto: int, found: Found) -> bool:
         """Tell whether there are blocks for a request's next chunk, as the engine's rules say.
 
-        With ``needed`` blocks more it has the first ``upto`` tokens of its context.
+        With ``needed`` blocks more it has the first ``upto`` tokens of its context. Blocks of those
+        whose keys and values are on their way cannot be taken back, so two sequences could push
+        each other out for ever, each while the other one is on its way. They do not: where there
+        is such a way, whoever was preempted comes in again only with room for all of its context
+        and its next step, and nothing is fetched into blocks that the decoding sequences need
+        next. So one of those who come in gets on, or somebody completes before the next does.
         """
         idle = 0 if found.match is None else found.match.idle_blocks
         must_fit, whole = needed, request.input_tokens + request.generated_tokens
         spare = self._watermark if self.running_requests or self._unknown_places else 0
-        if upto < whole and self.rules.whole_prompt_must_fit:
+        if request.preemptions and self._transport is not None:
+            whole += self._tokens_per_sequence - 1
             must_fit = self._held(whole) - self._held(found.cached_tokens)
-        elif found.remote_tokens > found.cached_tokens:
-            after = found.remote_tokens + self._next_tokens(whole - found.remote_tokens)
-            must_fit = self._held(after) - self._held(found.cached_tokens)
+        elif upto < whole and self.rules.whole_prompt_must_fit:
+            must_fit = self._held(whole) - self._held(found.cached_tokens)
         if found.remote_tokens > found.cached_tokens and self.rules.prefill_first:
-            spare += self.batch.blocks_needed(1)  # others have been given theirs already
+            spare += self.batch.blocks_needed(1)
         if must_fit + idle + spare > self.pool.free_blocks:
             return False
         return self.reservation is None or self.reservation.admits(
             request, needed + idle, self.pool.free_blocks
         )
-
-    def _next_tokens(self, missing: int) -> int:
-        """Tokens of the next step of a sequence whose keys and values have come, at most."""
-        chunk = min(missing, self.rules.max_num_batched_tokens, self._max_chunk_tokens)
-        return max(chunk, self._tokens_per_sequence)
 
     def _let_in(self, request: Request, found: Found, needed: int) -> None:
         """Take note of what an admitted request need not compute."""

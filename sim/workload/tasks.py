@@ -89,7 +89,7 @@ def _starts(workload: ProgramsWorkload, seed: int, names: tuple[str | int, ...])
     """Draw when questions are asked."""
     law, rng = workload.arrivals, stream(seed, *names, "arrivals")
     if law is None:
-        raise InputError("the workload gives no arrivals", key=["workload.arrivals"])
+        raise InputError("the workload gives no arrivals", key="arrivals")
     if workload.duration_s is None or isinstance(law, BurstArrivals):
         return law.sample_count(rng, workload.tasks or 0)
     start_s = law.sample_duration(rng, workload.duration_s)[: workload.tasks]
@@ -97,7 +97,7 @@ def _starts(workload: ProgramsWorkload, seed: int, names: tuple[str | int, ...])
         raise InputError(
             f"no question is asked in {workload.duration_s} s; give a longer duration_s or a "
             "higher rate",
-            key=["workload.duration_s"],
+            key="duration_s",
         )
     return start_s
 
@@ -106,9 +106,9 @@ def _lengths(workload: ProgramsWorkload, catalog: Catalog) -> tuple[TokensLaw, T
     """Give the laws of questions and direct answers: the workload's own, or the benchmark's."""
     question, answer = workload.question_tokens, workload.answer_tokens
     if workload.benchmark is not None:
-        raise InputError("benchmarks are not read yet", key=["workload.benchmark"])
+        raise InputError("benchmarks are not read yet", key="benchmark")
     if question is None or answer is None:
-        raise InputError("give question_tokens and answer_tokens", key=["workload"])
+        raise InputError("give question_tokens and answer_tokens", key=())
     return question, answer
 
 
@@ -123,4 +123,4 @@ def _questions(
     del catalog, seed, names
     if workload.benchmark is None:
         return [Unknown()] * count
-    raise InputError("benchmarks are not read yet", key=["workload.benchmark"])
+    raise InputError("benchmarks are not read yet", key="benchmark")

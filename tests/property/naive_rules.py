@@ -215,6 +215,8 @@ class NaiveServer:
     began: int = 0
     boundary: int | None = None
     """When its step ends, or the moment at which it wakes up; none while idle."""
+    is_behind: bool = False
+    """Whether prompts are handed over to it."""
     share: float = 0.0
     share_steps: int = 0
     """Decoding steps since the share was set."""
@@ -456,12 +458,19 @@ class NaiveServer:
         upto = fetched + 1 if fetched else cached + new
         blocks = rules.blocks_of(upto) - found
         fits = blocks
-        if rules.whole_prompt_must_fit:
+        fetches = rules.swap_tokens > 0 or self.is_behind
+        again = fetches and job.preemptions > 0
+        if rules.whole_prompt_must_fit or again:
             fits = rules.blocks_of(job.known) - found
         runs = bool(self.running or self.leaving)
         spare = int(rules.watermark_fraction * rules.kv_blocks) if runs else 0
+        if fetched and rules.prefill_first:
+            spare += sum(self.missing_blocks(other, 1) for other in self.running if other.decoding)
         if fits + idle + spare > self.free:
             self.seen["held back by blocks"] += 1
+            self.seen["held back since it was preempted"] += (
+                again and not rules.whole_prompt_must_fit and blocks + idle + spare <= self.free
+            )
             self.seen["held back by the rest of its prompt"] += blocks + idle + spare <= self.free
             self.seen["held back by the watermark"] += fits + idle <= self.free
             return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.workload.content import Content
 from sim.workload.programs import Call, Task
 from sim.workload.single import ConstantTokens, TokensLaw
 
@@ -100,15 +101,29 @@ def task_of(
     )
 
 
-def common_tokens(one: Call, other: Call) -> int:
-    """Count the tokens with which two prompts begin alike."""
+def common_tokens(one: Content, other: Content) -> int:
+    """Count the tokens with which two contents begin alike."""
     count = 0
-    for (stream, start, tokens), (stream_2, start_2, tokens_2) in zip(
-        one.prompt, other.prompt, strict=False
-    ):
+    for (stream, start, tokens), (stream_2, start_2, tokens_2) in zip(one, other, strict=False):
         if (stream, start) != (stream_2, start_2):
             break
         count += min(tokens, tokens_2)
         if tokens != tokens_2:
             break
     return count
+
+
+def prefill_tokens(calls: Sequence[Call], model: str = "") -> tuple[int, int]:
+    """Count the tokens of a model's prompts: all, and those that no earlier call of it has had.
+
+    The second is what a prefix cache without blocks and without a limit leaves to compute.
+    """
+    seen: list[Content] = []
+    everything = new = 0
+    for call in calls:
+        if call.model == model:
+            cached = max((common_tokens(call.prompt, each) for each in seen), default=0)
+            everything += call.input_tokens
+            new += call.input_tokens - cached
+            seen.append(call.transcript)
+    return everything, new

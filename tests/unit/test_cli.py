@@ -243,7 +243,8 @@ class TestBadInput:
         assert (done.code, done.out) == (2, "")
         lines = done.err.removeprefix("rackcast: ").splitlines()
         assert [re.split("[;?]", re.sub("[.] .*", "", line))[0] for line in lines] == [
-            "--set cases.0.parallelism.tp: case 'H100': 64 query heads cannot be cut over tp = 3 ranks",
+            "--set cases.0.parallelism.tp: case 'H100': 64 query heads cannot be cut over tp = 3 "
+            "ranks",
             "--set cases.0.parallelism.tp: case 'H100': 8 KV heads and tp = 3: one must divide the "
             "other",
             "--set cases.2.system: case 'B200': unknown system 'b20'",

@@ -199,7 +199,7 @@ def test_terms_of_ownership_come_from_the_book_and_the_system() -> None:
 def test_a_price_the_book_lacks_is_named() -> None:
     with pytest.raises(InputError, match=r"for 'wse3': write a price book that has one"):
         rental(BOOK, "wse3", "on_demand")
-    with pytest.raises(InputError, match="called 'spot': set .* there are: contract, on_demand"):
+    with pytest.raises(InputError, match=r"called 'spot': set .* there are: contract, on_demand"):
         rental(BOOK, "h100_sxm", "spot")
 
 

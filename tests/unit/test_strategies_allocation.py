@@ -17,7 +17,7 @@ from sim.errors import InputError
 from sim.quality import RIGHT, Unknown
 from sim.workload.programs import Task, Unanswered, answered_at_once
 from sim.workload.single import ConstantTokens, UniformTokens
-from sim.workload.strategies.cascade import Agreement, Cascade, Score
+from sim.workload.strategies.cascade import Agreement, Cascade, Check, Score
 from sim.workload.strategies.chain import Chain
 from sim.workload.strategies.direct import Direct
 from sim.workload.strategies.dynamic import Dynamic, Gate, Level, Router
@@ -63,7 +63,7 @@ def test_an_answer_with_a_high_score_stands(score: float, stands: bool):
 def test_both_strategies_ask_the_same_question():
     question = ToldQuestion(told=(2,), told_scores=(0.0,))
     first, _, then = answered_at_once(BY_SCORE.control(task_of(question))).calls
-    assert common_tokens(first, then) == 100
+    assert common_tokens(first.prompt, then.prompt) == 100
 
 
 def test_cost_and_accuracy_of_a_cascade():
@@ -107,9 +107,17 @@ def test_a_cascade_has_to_know_answers(cascade: Cascade):
         answered_at_once(cascade.control(task))
 
 
-def test_one_answer_cannot_agree():
+@pytest.mark.parametrize("first", [Direct(), Samples(samples=3, select="oracle")])
+def test_one_answer_cannot_agree(first: Direct | Samples):
     with pytest.raises(ValidationError, match="kind samples"):
-        Cascade(first=Direct(), accept=Agreement(threshold=1.0), then=Direct())
+        Cascade(first=first, accept=Agreement(threshold=1.0), then=Direct())
+
+
+@pytest.mark.parametrize(("told", "models"), [(0, ["small"]), (3, ["small", ""])])
+def test_an_answer_that_passes_a_perfect_check_stands(told: int, models: list[str]):
+    cascade = Cascade(first=Direct(model="small"), accept=Check(), then=Direct())
+    ledger = answered_at_once(cascade.control(task_of(ToldQuestion(told=(told,)))))
+    assert [call.model for call in ledger.calls] == models
 
 
 def test_three_models_in_a_row():
@@ -151,7 +159,7 @@ def test_a_guess_without_a_gate_costs_nothing():
 def test_the_gate_of_the_model_itself_reads_the_question_for_it():
     strategy = Router(gate=Gate(), difficulty_threshold=0.5, easy=Direct(), hard=Chain(steps=8))
     gate, answer = answered_at_once(strategy.control(task_of())).calls
-    assert common_tokens(gate, answer) == 100
+    assert common_tokens(gate.prompt, answer.prompt) == 100
 
 
 def test_cost_of_a_router():

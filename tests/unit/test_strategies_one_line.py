@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from fake_question import FakeQuestion, common_tokens, task_of
+from fake_question import FakeQuestion, common_tokens, prefill_tokens, task_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,7 +35,7 @@ def test_two_questions_share_the_instructions_only():
     first = task_of()
     second = Task(1, first.rng, first.question, 100, first.answer_tokens, first_stream=5000)
     calls = [answered_at_once(strategy.control(task)).calls[0] for task in (first, second)]
-    assert common_tokens(*calls) == 30
+    assert common_tokens(calls[0].prompt, calls[1].prompt) == 30
 
 
 def test_thinking_comes_in_the_same_call_and_is_effort():
@@ -100,6 +100,13 @@ def test_a_chain_in_separate_calls_continues_its_transcript():
         assert after.prompt[: len(before.transcript)] == before.transcript
 
 
+def test_separate_calls_read_everything_but_compute_what_is_new():
+    # k prompts of P + (i - 1) (O + 5) tokens; new are P, and 5 for each call after the first.
+    strategy = Chain(steps=8, separate_calls=True, step_instruction_tokens=5)
+    calls = answered_at_once(strategy.control(task_of())).calls
+    assert prefill_tokens(calls) == (8 * 100 + 28 * 25, 100 + 7 * 5)
+
+
 def test_thinking_stands_before_the_first_step():
     strategy = Chain(steps=2, separate_calls=True, thinking_tokens=ConstantTokens(tokens=7))
     calls = answered_at_once(strategy.control(task_of())).calls
@@ -146,6 +153,12 @@ def test_a_wait_resumes_on_its_own_transcript():
     assert [call.output_tokens for call in calls] == [500, 200, 220]
     assert calls[2].prompt[: len(calls[1].transcript)] == calls[1].transcript
     assert question.asked == [(1, 46.0, "")]  # (500 + 2 * 200 + 20) / 20
+
+
+def test_a_wait_computes_only_the_word():
+    law = ConstantTokens(tokens=500)
+    calls = answered_at_once(Budget(thinking_tokens=law, waits=3).control(task_of())).calls
+    assert prefill_tokens(calls) == (4 * 100 + 6 * 501, 100 + 3)
 
 
 def test_a_used_up_budget_leaves_no_calls():

@@ -5,6 +5,7 @@ The question has 100 tokens and a direct answer 20, unless a test says otherwise
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def continues(call: Call, other: Call) -> bool:
 # --- Refinement.
 
 
-def test_each_round_is_a_critique_and_a_rewriting_that_continue_the_transcript():
+def test_each_round_is_a_critique_and_a_rewriting_that_continue_the_transcript() -> None:
     strategy = Refine(
         rounds=2,
         critique_tokens=CRITIQUE,
@@ -84,7 +85,7 @@ def test_each_round_is_a_critique_and_a_rewriting_that_continue_the_transcript()
     assert ledger.answer is None
 
 
-def test_one_call_writes_critique_and_rewriting():
+def test_one_call_writes_critique_and_rewriting() -> None:
     strategy = Refine(rounds=2, critique_tokens=CRITIQUE, separate_critique=False)
     ledger = answered_at_once(strategy.control(unknown_task()))
     assert [(call.input_tokens, call.output_tokens) for call in ledger.calls] == [
@@ -96,14 +97,14 @@ def test_one_call_writes_critique_and_rewriting():
 
 
 @pytest.mark.parametrize("separate", [True, False])
-def test_a_content_critic_writes_its_critique_and_nothing_is_rewritten(separate):
+def test_a_content_critic_writes_its_critique_and_nothing_is_rewritten(separate: bool) -> None:
     stop = ContentCritic(accepts_right_fraction=1.0, accepts_wrong_fraction=1.0)
     strategy = Refine(rounds=3, critique_tokens=CRITIQUE, separate_critique=separate, stop=stop)
     ledger = answered_at_once(strategy.control(unknown_task()))
     assert [call.output_tokens for call in ledger.calls] == [20, 7]
 
 
-def test_a_critic_without_false_alarms_stops_at_the_first_right_answer():
+def test_a_critic_without_false_alarms_stops_at_the_first_right_answer() -> None:
     stop = ContentCritic(accepts_right_fraction=1.0, accepts_wrong_fraction=0.0)
     strategy = Refine(rounds=5, critique_tokens=CRITIQUE, stop=stop, model="small")
     question = RevisedQuestion(told=[3], revisions=[4, 0, 9, 9, 9])
@@ -116,7 +117,7 @@ def test_a_critic_without_false_alarms_stops_at_the_first_right_answer():
     assert strategy.models == {"small"}
 
 
-def test_chances_of_a_content_critic():
+def test_chances_of_a_content_critic() -> None:
     # Right answers: stopped with 0.8, so 1 + 0.8 * 1 + 0.2 * 2 = 2.2 calls; wrong ones 2.9.
     stop = ContentCritic(accepts_right_fraction=0.8, accepts_wrong_fraction=0.1)
     strategy = Refine(rounds=1, critique_tokens=CRITIQUE, stop=stop)
@@ -133,14 +134,14 @@ def test_chances_of_a_content_critic():
         assert np.mean(calls) == pytest.approx(expected, abs=0.04)
 
 
-def test_a_critic_that_tells_right_from_wrong_needs_to_know():
+def test_a_critic_that_tells_right_from_wrong_needs_to_know() -> None:
     stop = ContentCritic(accepts_right_fraction=0.9, accepts_wrong_fraction=0.1)
     strategy = Refine(rounds=1, critique_tokens=CRITIQUE, stop=stop)
     with pytest.raises(InputError, match="give a benchmark"):
         answered_at_once(strategy.control(unknown_task()))
 
 
-def test_another_model_criticises():
+def test_another_model_criticises() -> None:
     strategy = Refine(rounds=1, critique_tokens=CRITIQUE, critic_model="critic")
     calls = answered_at_once(strategy.control(unknown_task())).calls
     assert [call.model for call in calls] == ["", "critic", ""]
@@ -149,7 +150,7 @@ def test_another_model_criticises():
         Refine(rounds=1, critique_tokens=CRITIQUE, critic_model="critic", separate_critique=False)
 
 
-def test_refinement_is_serial():
+def test_refinement_is_serial() -> None:
     strategy = Refine(rounds=3, critique_tokens=CRITIQUE)
     assert timed(strategy.control(unknown_task())).end == 7
 
@@ -157,7 +158,7 @@ def test_refinement_is_serial():
 # --- Revisions.
 
 
-def test_the_context_has_the_last_answers():
+def test_the_context_has_the_last_answers() -> None:
     strategy = Revisions(answers=5, kept=2, instruction_tokens=10)
     calls = answered_at_once(strategy.control(unknown_task())).calls
     # 10 + 100, and 20 for each answer in the window: 0, 1, 2, 2, 2 of them.
@@ -170,13 +171,13 @@ def test_the_context_has_the_last_answers():
     # While the window grows each call continues the one before; then the question is all it shares.
     assert continues(calls[1], calls[0])
     assert continues(calls[2], calls[1])
-    assert common_tokens(calls[3], calls[2]) == 110
-    assert common_tokens(calls[4], calls[3]) == 110
+    assert common_tokens(calls[3].prompt, calls[2].prompt) == 110
+    assert common_tokens(calls[4].prompt, calls[3].prompt) == 110
 
 
 @given(st.integers(1, 12), st.integers(1, 6), st.integers(0, 2**32 - 1))
 @settings(max_examples=50, deadline=None)
-def test_tokens_of_a_chain(answers, kept, seed):
+def test_tokens_of_a_chain(answers: int, kept: int, seed: int) -> None:
     task = Task(
         0,
         np.random.default_rng(seed),
@@ -194,7 +195,7 @@ def test_tokens_of_a_chain(answers, kept, seed):
 
 
 @pytest.mark.parametrize(("select", "expected"), [("last", 4), ("majority", 3)])
-def test_choice_along_the_chain(select, expected):
+def test_choice_along_the_chain(select: Literal["last", "majority"], expected: int) -> None:
     question = RevisedQuestion(told=[3], revisions=[0, 3, 4])
     strategy = Revisions(answers=4, select=select)
     ledger = answered_at_once(strategy.control(task_of(question)))
@@ -203,7 +204,7 @@ def test_choice_along_the_chain(select, expected):
     assert [rounds for _, rounds, *_ in question.revised_from] == [0, 1, 2]
 
 
-def test_a_verifier_reads_question_and_one_answer_each():
+def test_a_verifier_reads_question_and_one_answer_each() -> None:
     question = RevisedQuestion(told=[3], revisions=[0, 4], told_scores=[0.1, 0.9, 0.3])
     verifier = Verifier(kind="outcome", model="judge", instruction_tokens=8)
     strategy = Revisions(answers=3, select="verifier", verifier=verifier)
@@ -219,14 +220,14 @@ def test_a_verifier_reads_question_and_one_answer_each():
     assert strategy.models == {"judge"}
 
 
-def test_a_verifier_is_there_if_it_selects():
+def test_a_verifier_is_there_if_it_selects() -> None:
     with pytest.raises(ValidationError, match="needs a verifier"):
         Revisions(answers=3, select="verifier")
     with pytest.raises(ValidationError, match="needs a verifier"):
         Revisions(answers=3, verifier=Verifier(kind="outcome"))
 
 
-def test_effort_is_the_length_of_a_chain_of_thought():
+def test_effort_is_the_length_of_a_chain_of_thought() -> None:
     question = RevisedQuestion(told=[3], revisions=[1])
     strategy = Revisions(answers=2, answer_tokens=ConstantTokens(tokens=60))
     answered_at_once(strategy.control(task_of(question)))

@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from fake_question import FakeQuestion, ToldQuestion, common_tokens, task_of
+from fake_question import FakeQuestion, ToldQuestion, common_tokens, prefill_tokens, task_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -58,7 +58,7 @@ def test_each_sample_is_verified_as_soon_as_it_is_there():
     assert labels(ledger) == ["sample", "verify", "sample", "verify"]
     assert (check.input_tokens, check.output_tokens, check.model) == (130, 1, "judge")
     assert check.prompt[-1] == (sample.answer_stream, 0, 20)
-    assert common_tokens(check, check_2) == 110
+    assert common_tokens(check.prompt, check_2.prompt) == 110
     assert strategy.models == {"judge"}
 
 
@@ -70,6 +70,25 @@ def test_a_model_verifies_its_own_transcript():
     assert (check.input_tokens, check.output_tokens) == (130, 40)
     assert check.prompt[: len(sample.transcript)] == sample.transcript
     assert strategy.models == frozenset()
+
+
+def test_prefill_of_best_of_n():
+    # Samples read N P, of which P is new; a verifier reads N (P + O), of which P + N O is new.
+    judge = Verifier(model="judge", kind="process")
+    strategy = Samples(samples=16, select="verifier", verifier=judge)
+    calls = answered_at_once(strategy.control(task_of())).calls
+    assert prefill_tokens(calls) == (16 * 100, 100)
+    assert prefill_tokens(calls, "judge") == (16 * 120, 100 + 16 * 20)
+
+
+def test_prefill_of_a_model_that_verifies_itself():
+    # Each verdict reads P + O + 10, of which the 10 of its instructions are new.
+    verifier = Verifier(
+        kind="generative", output_tokens=ConstantTokens(tokens=40), instruction_tokens=10
+    )
+    strategy = Samples(samples=16, select="verifier", verifier=verifier)
+    calls = answered_at_once(strategy.control(task_of())).calls
+    assert prefill_tokens(calls) == (16 * 100 + 16 * 130, 100 + 16 * 10)
 
 
 def test_batches_are_one_after_the_other():

@@ -80,12 +80,12 @@ def stage(**changes: Any) -> Stage:
 # --- Candidates.
 
 
-def test_candidates_of_a_completion_lie_one_after_the_other():
+def test_candidates_of_a_completion_lie_one_after_the_other() -> None:
     call = Call("propose", ((0, 0, 9),), 30, answer_stream=7)
     assert lines_of(call, [10, 15, 5]) == [(7, 0, 10), (7, 10, 15), (7, 25, 5)]
 
 
-def test_law_of_candidates():
+def test_law_of_candidates() -> None:
     # Mean of a lognormal: 8 exp(0.3^2 / 2) = 8.368; its sd is the mean times sqrt(exp(0.09) - 1).
     drawn = Candidates(median=8, sigma=0.3).sample(np.random.default_rng(1), 100_000)
     assert drawn.mean() == pytest.approx(8.368, abs=0.03)
@@ -102,7 +102,7 @@ def test_law_of_candidates():
 # --- Breadth first.
 
 
-def test_calls_of_two_stages_by_hand():
+def test_calls_of_two_stages_by_hand() -> None:
     strategy = Tree(stages=(stage(), stage()), final_tokens=ConstantTokens(tokens=50))
     ledger = answered_at_once(strategy.control(unknown_task()))
     # Stage 1: 1 proposal, 3 candidates with 2 votes each; stage 2: 2 proposals, 6 candidates.
@@ -115,28 +115,28 @@ def test_calls_of_two_stages_by_hand():
     assert prompt_tokens(ledger) == 140 + 2 * 150 + 3 * 170 + 6 * 180 + 120
 
 
-def test_stages_are_barriers():
+def test_stages_are_barriers() -> None:
     strategy = Tree(stages=(stage(), stage(), stage()), final_tokens=ConstantTokens(tokens=50))
     run = timed(strategy.control(unknown_task()), lambda call: float(call.input_tokens))
-    # All of a stage wait for the slowest: proposals 140, 150, 160; values 170, 180, 190; answer 130.
+    # All of a stage wait for the slowest: proposals 140, 150, 160; values 170, 180, 190; then 130.
     assert run.end == 140 + 150 + 160 + 170 + 180 + 190 + 130
 
 
-def test_siblings_share_instructions_question_and_way():
+def test_siblings_share_instructions_question_and_way() -> None:
     strategy = Tree(stages=(stage(), stage()))
     calls = answered_at_once(strategy.control(unknown_task())).calls
     first, *later = [call for call in calls if call.label == "propose"]
     values = [call for call in calls if call.label == "value"]
     # Proposals share instructions and question; the way to the second is of the first's candidates.
-    assert [common_tokens(call, first) for call in later] == [140, 140]
+    assert [common_tokens(call.prompt, first.prompt) for call in later] == [140, 140]
     assert {call.prompt[-1][0] for call in later} == {first.answer_stream}
     # Votes on one state have one prompt, those on others the question in common.
     assert values[0].prompt == values[1].prompt
-    assert common_tokens(values[0], values[2]) == 160 + 0
+    assert common_tokens(values[0].prompt, values[2].prompt) == 160
     assert len({call.answer_stream for call in calls}) == len(calls)
 
 
-def test_instructions_are_shared_by_stages_where_they_are_equally_long():
+def test_instructions_are_shared_by_stages_where_they_are_equally_long() -> None:
     other = Generation(
         candidates=Candidates(median=3),
         candidate_tokens=ConstantTokens(tokens=10),
@@ -152,7 +152,7 @@ def test_instructions_are_shared_by_stages_where_they_are_equally_long():
     assert {call.prompt[0] for call in calls if call.label == "value"}.isdisjoint(heads)
 
 
-def test_sampled_candidates_are_calls_of_their_own():
+def test_sampled_candidates_are_calls_of_their_own() -> None:
     generate = Generation(
         how="sample", candidates=Candidates(median=5), candidate_tokens=ConstantTokens(tokens=10)
     )
@@ -168,7 +168,7 @@ def test_sampled_candidates_are_calls_of_their_own():
     assert run.end == 4
 
 
-def test_states_written_anew_take_the_place_of_question_and_way():
+def test_states_written_anew_take_the_place_of_question_and_way() -> None:
     generate = Generation(
         candidates=Candidates(median=3),
         candidate_tokens=ConstantTokens(tokens=10),
@@ -187,7 +187,7 @@ def test_states_written_anew_take_the_place_of_question_and_way():
     assert len(set(states)) == len(states)
 
 
-def test_equal_states_are_valued_once():
+def test_equal_states_are_valued_once() -> None:
     # Of 30 candidates a share of 0.8 (n + 1)^-0.5 is new: 24 in the first task, 12 in the fourth.
     value = Valuation(
         votes=3,
@@ -208,7 +208,7 @@ def test_equal_states_are_valued_once():
         assert all(each % 3 == 0 for each in values)
 
 
-def test_questions_differ_with_factors_of_mean_one():
+def test_questions_differ_with_factors_of_mean_one() -> None:
     value = Valuation(vote_tokens=ConstantTokens(tokens=1000))
     strategy = Tree(
         stages=(stage(value=value),), between_questions=BetweenQuestions(vote_tokens_sigma=0.5)
@@ -229,7 +229,7 @@ def test_questions_differ_with_factors_of_mean_one():
     assert np.log(means).std() == pytest.approx(0.5, abs=0.04)
 
 
-def test_models_of_a_search():
+def test_models_of_a_search() -> None:
     strategy = Tree(stages=(stage(),), model="small", judge_model="judge")
     calls = answered_at_once(strategy.control(unknown_task())).calls
     assert {(call.label, call.model) for call in calls} == {
@@ -240,14 +240,14 @@ def test_models_of_a_search():
     assert Tree(stages=(stage(),)).models == frozenset()
 
 
-def test_the_answer_is_what_a_search_of_that_size_finds():
+def test_the_answer_is_what_a_search_of_that_size_finds() -> None:
     question = SearchedQuestion()
     strategy = Tree(stages=(stage(keep=4), stage(), stage()), model="small")
     assert answered_at_once(strategy.control(task_of(question))).answer == 7
     assert question.searches == [(4, 3, "small")]
 
 
-def test_a_vote_takes_no_cache():
+def test_a_vote_takes_no_cache() -> None:
     with pytest.raises(ValidationError, match="a vote shows all candidates"):
         Valuation(
             how="vote",
@@ -258,7 +258,7 @@ def test_a_vote_takes_no_cache():
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
 @settings(max_examples=30, deadline=None)
-def test_the_order_of_answers_changes_nothing(seed, order):
+def test_the_order_of_answers_changes_nothing(seed: int, order: int) -> None:
     generate = Generation(
         candidates=Candidates(median=4, sigma=0.5),
         candidate_tokens=UniformTokens(min_tokens=1, max_tokens=20),
@@ -288,7 +288,7 @@ def depth_first(**changes: Any) -> DepthFirst:
     return DepthFirst(**(fields | changes))
 
 
-def test_a_full_tree_without_pruning():
+def test_a_full_tree_without_pruning() -> None:
     # Two levels of two candidates: 6 steps of 3 judgements; proposals from the question and from
     # the two states of the first level.
     run = timed(depth_first().control(unknown_task()))
@@ -302,18 +302,18 @@ def test_a_full_tree_without_pruning():
     assert levels == [110, 120, 120, 110, 120, 120]
 
 
-def test_steps_are_limited():
+def test_steps_are_limited() -> None:
     run = timed(depth_first(depth=9, max_steps=4).control(unknown_task()))
     # The fourth step goes nowhere, for there is none after it.
     assert counted(run.calls) == {"propose": 1 + 3, "value": 4 * 3}
 
 
-def test_all_pruned_is_one_level():
+def test_all_pruned_is_one_level() -> None:
     run = timed(depth_first(prune_fraction=1.0).control(unknown_task()))
     assert counted(run.calls) == {"propose": 1, "value": 2 * 3}
 
 
-def test_a_solution_ends_the_search():
+def test_a_solution_ends_the_search() -> None:
     question = SearchedQuestion()
     strategy = depth_first(depth=3, solved_fraction=1.0)
     run = timed(strategy.control(task_of(question)))
@@ -323,14 +323,14 @@ def test_a_solution_ends_the_search():
     assert question.searches == [(2, 3, "")]
 
 
-def test_few_candidates_of_a_state_are_tried():
+def test_few_candidates_of_a_state_are_tried() -> None:
     strategy = depth_first(candidates=Candidates(median=8), max_tried=1, depth=5)
     run = timed(strategy.control(unknown_task()))
     assert counted(run.calls) == {"propose": 5, "value": 15}
     assert {call.output_tokens for call in run.calls if call.label == "propose"} == {80}
 
 
-def test_states_as_prompts_show_them():
+def test_states_as_prompts_show_them() -> None:
     strategy = depth_first(
         state_tokens=ConstantTokens(tokens=30),
         instruction_tokens=200,
@@ -354,7 +354,7 @@ def entry(name: str) -> StrategyEntry:
     )
 
 
-def test_game_of_24_has_the_published_calls_and_tokens():
+def test_game_of_24_has_the_published_calls_and_tokens() -> None:
     # Yao et al., arXiv:2305.10601: log of 100 problems with breadth 5 in the authors' repository,
     # github.com/princeton-nlp/tree-of-thought-llm: mean and 95th percentile of prompt tokens 13,879
     # and 23,266, of completion tokens 5,479 and 10,212; 0.745 USD a problem at 0.03 and 0.06 USD
@@ -362,7 +362,7 @@ def test_game_of_24_has_the_published_calls_and_tokens():
     strategy = entry("tree_of_thoughts_game24").strategy
     ledgers = [
         answered_at_once(strategy.control(unknown_task(seed, number)))
-        for seed in range(20)
+        for seed in range(10)
         for number in range(100)
     ]
     assert {counted(ledger.calls)["propose"] for ledger in ledgers} == {1 + 5 + 5 + 5}
@@ -376,12 +376,12 @@ def test_game_of_24_has_the_published_calls_and_tokens():
     assert usd == pytest.approx(0.745, rel=0.05)
 
 
-def test_mini_crosswords_reach_the_limit_as_often_as_recorded():
+def test_mini_crosswords_reach_the_limit_as_often_as_recorded() -> None:
     # Of 20 recorded puzzles 17 reached 100 steps; a step is five judgements.
     strategy = entry("tree_of_thoughts_crosswords").strategy
     steps = [
         counted(answered_at_once(strategy.control(unknown_task(seed))).calls)["value"] / 5
-        for seed in range(1000)
+        for seed in range(400)
     ]
     assert max(steps) == 100
     assert np.mean(np.equal(steps, 100)) == pytest.approx(17 / 20, abs=0.05)

@@ -27,7 +27,7 @@ class Timed:
 
 class _TimedRun(_Run):
     def __init__(self, duration: Callable[[Call], float]) -> None:
-        super().__init__(np.random.default_rng(0), lambda call: False)
+        super().__init__(np.random.default_rng(0), lambda _: False)
         self.duration = duration
         self.now = 0.0
         self.sent: list[float] = []
@@ -50,7 +50,7 @@ class _TimedRun(_Run):
             self.advance(frame, call)
 
 
-def timed(control: Control, duration: Callable[[Call], float] = lambda call: 1.0) -> Timed:
+def timed(control: Control, duration: Callable[[Call], float] = lambda _: 1.0) -> Timed:
     """Run a program; ``end`` is its critical path in calls unless they are told to take longer."""
     run = _TimedRun(duration)
     run.advance(_Frame(control, None, 0), None)

@@ -118,15 +118,15 @@ def timeline_chart(tables: RunTables) -> Drawing:
 def _subtitle(tables: RunTables, *, replicas: bool) -> str:
     dark = "Waiting requests are the dark line"
     said = [
-        f"of {role} {DASH_NAMES[dash]}"
+        f"{role} {DASH_NAMES[dash]}"
         for role, dash in POOL_DASHES.items()
         if any(column.startswith(f"{role}_") for column in tables.timeline.columns)
     ]
     if said:
-        both = ", and so are replicas" if replicas else ""
+        both = ", as for replicas" if replicas else ""
         dark += f" ({', '.join(said)}{both})"
-    on_top = " Replicas that boot or are down stand on those that are up." if replicas else ""
-    return f"{dark}.{on_top} Every case has its own scales."
+    on_top = " On the replicas that are up stand those that boot or are down." if replicas else ""
+    return f"{dark}. Every case has its own scales.{on_top}"
 
 
 def _legend(tables: RunTables) -> list[LegendEntry]:

@@ -6,6 +6,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from sim.errors import InputError
+from sim.quality import RIGHT
 from sim.schema import StrictModel
 from sim.units import Fraction
 from sim.workload.programs import MAIN, Call, Control, Task
@@ -66,6 +67,24 @@ class Score(StrictModel):
         return score >= self.threshold
 
 
+class Check(StrictModel):
+    """Trust what a perfect check passes, such as unit tests or a proof checker, which is free."""
+
+    kind: Literal["check"] = "check"
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Names of the models that it calls beside the main one."""
+        return frozenset()
+
+    def accepts(self, task: Task, outcome: Outcome) -> Control:
+        """Judge an outcome; the generator returns whether it stands."""
+        del task
+        answer, _ = _known(outcome)
+        return answer == RIGHT
+        yield  # a generator that asks nobody
+
+
 def _known(outcome: Outcome) -> tuple[int, Call]:
     """Give an answer's class, which the question has to tell, and the call that gave it."""
     if outcome.answer is None or outcome.solution is None:
@@ -84,16 +103,19 @@ class Cascade(StrictModel):
     kind: Literal["cascade"] = "cascade"
     first: Opening
     """What every question is tried with."""
-    accept: Annotated[Agreement | Score, Field(discriminator="kind")]
+    accept: Annotated[Agreement | Score | Check, Field(discriminator="kind")]
     """Whether its answer stands."""
     then: "StrategyKind"
     """What the other questions are given to, from the start."""
 
     @model_validator(mode="after")
     def _samples_can_agree(self) -> Self:
-        if isinstance(self.accept, Agreement) and not isinstance(self.first, Samples):
+        first = self.first
+        votes = isinstance(first, Samples) and first.select != "oracle"
+        if isinstance(self.accept, Agreement) and not votes:
             raise ValueError(
-                "accept by agreement needs several samples: make first of kind samples"
+                "accept by agreement needs several samples among which nobody knows the right one: "
+                "make first of kind samples, and do not let it select by oracle"
             )
         return self
 

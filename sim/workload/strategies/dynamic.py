@@ -114,8 +114,8 @@ class Dynamic(_Gated):
     def control(self, task: Task) -> Control:
         """Work on a question; the generator returns the answer's class."""
         guess = yield from self.difficulty(task)
-        chosen = next(level.strategy for level in self.levels if guess <= level.up_to)
-        return (yield from chosen.control(task))
+        chosen = next((level for level in self.levels if guess <= level.up_to), self.levels[-1])
+        return (yield from chosen.strategy.control(task))
 
 
 def _check_levels(ends: Sequence[float]) -> None:

@@ -25,8 +25,8 @@ class BetaStop(StrictModel):
     """
 
     kind: Literal["beta"] = "beta"
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Chance that is enough."""
+    threshold: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Chance that is enough; without any sample it is one half."""
 
     def is_met(self, tally: Tally) -> bool:
         """Tell whether the votes are enough."""
@@ -49,9 +49,10 @@ class Samples(Answering):
 
     They share the prompt: a prefix cache computes it once. ``majority`` is self-consistency (Wang
     et al., arXiv:2203.11171); ``verifier`` is best-of-N by score (Cobbe et al.,
-    arXiv:2110.14168); ``weighted`` adds up the scores of equal answers (Li et al.,
-    arXiv:2206.02336); ``oracle`` is a perfect check, such as unit tests or a proof checker, so
-    that the share of right answers is the coverage, pass@k (Brown et al., arXiv:2407.21787).
+    arXiv:2110.14168); ``weighted`` adds up the scores of equal answers, which makes sense of
+    scores that are chances of being right (Li et al., arXiv:2206.02336); ``oracle`` is a perfect
+    check, such as unit tests or a proof checker, so that the share of right answers is the
+    coverage, pass@k (Brown et al., arXiv:2407.21787).
 
     A sample that gets no answer has no vote.
     """
