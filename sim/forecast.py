@@ -174,7 +174,7 @@ def measure(run: CaseRun, terms: Sequence[Terms]) -> Measured:
     if asked is requests:
         return found
     tasks, calls = measured_tasks(service, record, requests, books, inventory)
-    told = {**_strategy(service.case), **task_summary(tasks_in(tasks, window))}
+    told = {**_strategy(service.case), **task_summary(tasks_in(tasks, window), service.case.slo)}
     return replace(found, tasks=tasks, calls=calls, summary=summary | told)
 
 

@@ -176,12 +176,17 @@ class RateLimit(StrictModel):
 
 
 class Slo(StrictModel):
-    """What a request must meet to count as goodput."""
+    """What a request must meet to count as goodput, and a task of test-time compute beside it."""
 
     ttft_s: Seconds
     """Arrival to first token."""
     tpot_s: Seconds
     """Mean time per output token after the first."""
+    task_s: Annotated[Seconds, Field(gt=0)] | None = None
+    """Deadline of a task of test-time compute, from the question to the answer; none unless
+    given."""
+    usd_per_task: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Budget of such a task in dollars; none unless given."""
 
 
 class ServiceClass(StrictModel):

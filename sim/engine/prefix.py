@@ -199,13 +199,6 @@ class PrefixCache(BlockPool):
             moment -= 1
         return True
 
-    def fork(self, holding: Holding) -> Holding:
-        """Let another sequence read the same blocks: a further sample of one prompt."""
-        self._read(holding.node)
-        return Holding(
-            holding.node, holding.tokens, shared_blocks=holding.tokens // self.block_tokens
-        )
-
     def extend(
         self, holding: Holding, content: Content, tokens: int, written: Written = AT_ONCE
     ) -> None:

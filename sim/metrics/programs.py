@@ -11,6 +11,7 @@ from sim.engine.cluster import RunRecord
 from sim.engine.records import Columns
 from sim.metrics.accounts import Accounts, Inventory
 from sim.metrics.requests import Window, statistics
+from sim.routing_policy import Slo
 from sim.service import Service
 
 Floats = npt.NDArray[np.float64]
@@ -38,8 +39,8 @@ def rates(totals: Floats, books: Accounts, inventory: Inventory) -> Rates:
     """Spread what each pool cost over the tokens that it computed in the window.
 
     Of a pool's busy time prompts and answers each cause a part; they bear those parts of its cost.
-    So idle time is paid for by whoever used the pool, and all tokens of the window together bear
-    all of it.
+    So idle time is paid for by whoever used the pool, a pool that nobody used by the tokens of
+    the others in proportion, and all tokens of the window together bear all of it.
 
     Parameters
     ----------
@@ -51,10 +52,11 @@ def rates(totals: Floats, books: Accounts, inventory: Inventory) -> Rates:
     """
     share = np.array([pool.prefill_share for pool in books.pools])
     did = inventory.tally.pools
-    return Rates(
-        prefill=_each(totals * share, did.prefill_tokens[:, 0]),
-        output=_each(totals * (1.0 - share), did.output_tokens[:, 0]),
-    )
+    prefilled, produced = did.prefill_tokens[:, 0], did.output_tokens[:, 0]
+    prompts, answers = totals * share, totals * (1.0 - share)
+    borne = float(prompts[prefilled > 0].sum() + answers[produced > 0].sum())
+    whole = float(totals.sum()) / borne if borne > 0 else 0.0
+    return Rates(_each(prompts * whole, prefilled), _each(answers * whole, produced))
 
 
 def _each(total: Floats, tokens: Floats) -> Floats:
@@ -64,7 +66,8 @@ def _each(total: Floats, tokens: Floats) -> Floats:
 def call_table(calls: Columns, requests: pd.DataFrame, losses: Columns) -> pd.DataFrame:
     """One row per call that was sent: its request, what it was for, and what was computed for it.
 
-    ``prefilled_tokens`` and ``produced_tokens`` are those of all its attempts, answered or not.
+    ``prefilled_tokens`` and ``produced_tokens`` are those of all its attempts, answered or not;
+    ``first_tokens`` are those of the produced ones that came out of prefill.
     """
     table = pd.DataFrame(calls).merge(requests, on="request_id", how="inner", validate="1:1")
     done = table["outcome"] == "completed"
@@ -74,10 +77,11 @@ def call_table(calls: Columns, requests: pd.DataFrame, losses: Columns) -> pd.Da
     table["prefilled_tokens"] = computed.where(done, 0) + thrown["prefilled_tokens"].to_numpy()
     produced = table["output_tokens"].where(done, 0) + thrown["generated_tokens"].to_numpy()
     table["produced_tokens"] = produced
+    table["first_tokens"] = done.astype(int) + thrown["first_tokens"].to_numpy()
     return table
 
 
-_LOST = ("prefilled_tokens", "generated_tokens")
+_LOST = ("prefilled_tokens", "generated_tokens", "first_tokens")
 
 
 def task_table(
@@ -101,7 +105,8 @@ def task_table(
     known = table["answer"] != NO_ANSWER
     table["solved"] = (table["answer"] == RIGHT).astype(float).where(known)
     places = _place_of(service)
-    place = np.array([places[name] for name in calls["model"]], dtype=np.int64)
+    answers = np.array([places[name] for name in calls["model"]], dtype=np.int64)
+    prompts = _prompt_places(service, answers)
     amounts = {
         "input_tokens": calls["input_tokens"],
         "cached_tokens": calls["cached_tokens"],
@@ -109,13 +114,13 @@ def task_table(
         "output_tokens": calls["produced_tokens"],
         "discarded_tokens": calls["produced_tokens"].where(calls["outcome"] != "completed", 0),
     }
-    prefilled, produced = (
-        calls[name].to_numpy(float) for name in ("prefilled_tokens", "produced_tokens")
-    )
+    prefilled = calls["prefilled_tokens"].to_numpy(float)
+    # a pool that takes over after prefill does not compute the first token
+    decoded = calls["produced_tokens"] - calls["first_tokens"].where(prompts != answers, 0)
     for name, rate in prices.items():
-        prompts, answers = _places(service, place)
         amounts[name] = pd.Series(
-            prefilled * rate.prefill[prompts] + produced * rate.output[answers], index=calls.index
+            prefilled * rate.prefill[prompts] + decoded.to_numpy(float) * rate.output[answers],
+            index=calls.index,
         )
     sums = pd.DataFrame(amounts).groupby(calls["task"]).sum().reindex(table["task"]).fillna(0)
     for name in amounts:
@@ -129,13 +134,10 @@ def _place_of(service: Service) -> dict[str, int]:
     return {**places, "": service.pools.index(service.answer_pool)}
 
 
-def _places(
-    service: Service, answers: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Give the pools that computed prompts and answers."""
+def _prompt_places(service: Service, answers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Give the pools that computed the prompts of calls which other pools answered."""
     main = service.pools.index(service.answer_pool)
-    prompts = np.where(answers == main, service.pools.index(service.prompt_pool), answers)
-    return prompts, answers
+    return np.where(answers == main, service.pools.index(service.prompt_pool), answers)
 
 
 def measured_tasks(
@@ -177,13 +179,18 @@ def tasks_in(tasks: pd.DataFrame, window: Window) -> pd.DataFrame:
     return tasks[tasks["arrival_s"].between(window.start_s, window.end_s)]
 
 
-def task_summary(tasks: pd.DataFrame) -> dict[str, float]:
+def task_summary(tasks: pd.DataFrame, slo: Slo) -> dict[str, float]:
     """Sum up tasks: how many are solved, how long they take, what they cost.
+
+    Means, percentiles and accuracy are those of tasks that were completed. A solved task bears the
+    cost of all others too.
 
     Parameters
     ----------
     tasks : DataFrame
         Those that count.
+    slo : Slo
+        The deadline and the budget of a task, if there are any.
     """
     done = tasks[tasks["outcome"] == "completed"]
     known = done["solved"].dropna()
@@ -203,12 +210,28 @@ def task_summary(tasks: pd.DataFrame) -> dict[str, float]:
         **statistics("usd_per_task", done["usd"], QUANTILES),
         "usd_per_task_cvar95": conditional_value_at_risk(done["usd"].to_numpy(float)),
         "usd_per_solved_task": float(tasks["usd"].sum()) / solved if solved else np.nan,
+        "task_slo_attainment_fraction": _within(tasks, slo),
+        "slo_task_s": np.nan if slo.task_s is None else slo.task_s,
+        "slo_usd_per_task": np.nan if slo.usd_per_task is None else slo.usd_per_task,
     }
+
+
+def _within(tasks: pd.DataFrame, slo: Slo) -> float:
+    """Share of tasks that were completed within deadline and budget; not defined without both."""
+    if not len(tasks) or (slo.task_s is None and slo.usd_per_task is None):
+        return np.nan
+    met = tasks["outcome"] == "completed"
+    if slo.task_s is not None:
+        met &= tasks["task_s"] <= slo.task_s
+    if slo.usd_per_task is not None:
+        met &= tasks["usd"] <= slo.usd_per_task
+    return float(met.mean())
 
 
 _COUNTS = ("calls", "cancelled_calls", "critical_calls")
 _AMOUNTS = (
     "input_tokens",
+    "cached_tokens",
     "prefilled_tokens",
     "output_tokens",
     "discarded_tokens",
@@ -250,18 +273,31 @@ def against_baseline(summary: pd.DataFrame) -> pd.DataFrame:
     ``compute_multiplier`` is that of the tokens that are generated for a task, finished or thrown
     away, ``compute_multiplier_chip_s`` that of the time of chips. They differ: chips that generate
     many answers at once take less time for each, and prompts cost time too.
+    ``latency_multiplier`` is that of the mean time of a task, and ``linear_latency_ratio`` what it
+    is of ``compute_multiplier``: 1 where tasks take as many times longer as they generate tokens,
+    1 / n where n calls run side by side at no loss.
     ``accuracy_gain_per_multiple`` is the compute efficiency ratio: what accuracy gains for each
     time the baseline's chip-seconds that are spent beyond it.
     """
     if "output_tokens_per_task" not in summary:
         return summary
-    base = summary[summary["output_tokens_per_task"].notna()].iloc[0]
+    known = summary[summary["output_tokens_per_task"].notna()]
+    if known.empty:
+        return summary.assign(**dict.fromkeys(_COMPARED, np.nan))
+    base = known.iloc[0]
     tokens = summary["output_tokens_per_task"] / base["output_tokens_per_task"]
     chip_s = summary["chip_s_per_task"] / base["chip_s_per_task"]
+    latency = summary["task_s_mean"] / base["task_s_mean"]
     gain = summary["accuracy_fraction"] - base["accuracy_fraction"]
     more = (chip_s - 1.0).where(chip_s != 1.0)
-    return summary.assign(
-        compute_multiplier=tokens,
-        compute_multiplier_chip_s=chip_s,
-        accuracy_gain_per_multiple=gain / more,
-    )
+    found = (tokens, chip_s, latency, latency / tokens, gain / more)
+    return summary.assign(**dict(zip(_COMPARED, found, strict=True)))
+
+
+_COMPARED = (
+    "compute_multiplier",
+    "compute_multiplier_chip_s",
+    "latency_multiplier",
+    "linear_latency_ratio",
+    "accuracy_gain_per_multiple",
+)

@@ -255,9 +255,12 @@ TASK_SUMMARY_COLUMNS: tuple[str, ...] = (
     "accuracy_standard_error",
     "compute_multiplier",
     "compute_multiplier_chip_s",
+    "latency_multiplier",
+    "linear_latency_ratio",
     "accuracy_gain_per_multiple",
     "tokens_per_task",
     "input_tokens_per_task",
+    "cached_tokens_per_task",
     "prefilled_tokens_per_task",
     "output_tokens_per_task",
     "discarded_tokens_per_task",
@@ -276,6 +279,9 @@ TASK_SUMMARY_COLUMNS: tuple[str, ...] = (
     "usd_per_solved_task",
     "energy_j_per_task",
     "chip_s_per_task",
+    "task_slo_attainment_fraction",
+    "slo_task_s",
+    "slo_usd_per_task",
 )
 """Columns of the summary where a strategy of test-time compute works on tasks, after the others."""
 CURVE_COLUMNS: tuple[str, ...] = (

@@ -71,6 +71,8 @@ class NaiveCluster:
                 NaiveServer(index, rules, self.step_ticks, self.seen, self.at, self.transfer_ticks)
                 for index in range(first, first + replicas)
             ]
+            for server in servers:
+                server.is_behind = first > 0
             self.servers += servers
             self.groups.append(NaivePool(servers))
 

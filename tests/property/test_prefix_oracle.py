@@ -128,9 +128,11 @@ def test_samples_of_one_prompt_read_the_same_blocks(size: int) -> None:
     holding = cache.hold(cache.match(prompt, 39))
     cache.extend(holding, prompt, 40)
     used = cache.used_blocks
-    other = cache.fork(holding)
-    assert cache.used_blocks == used
     full = 40 // size
+    found = cache.match(prompt, 40)
+    assert found.tokens == full * size
+    other = cache.hold(found)
+    assert cache.used_blocks == used
     cache.release(holding, prompt, 40, private_blocks=-(-40 // size) - full)
     assert cache.used_blocks == full  # the other sample still reads them
     cache.release(other, prompt, 40, private_blocks=0)

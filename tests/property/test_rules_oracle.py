@@ -450,8 +450,18 @@ swapping: dict[str, Any] = {
 
 def test_preempted_sequences_move_to_the_host() -> None:
     assert_all_equal(
-        cases(**swapping, whole_prompt_must_fit=st.booleans(), steps_ahead=ahead),
-        ("swapped out", "came back by the host", "waited for the host"),
+        cases(
+            **swapping,
+            whole_prompt_must_fit=st.booleans(),
+            prefill_first=st.booleans(),
+            steps_ahead=ahead,
+        ),
+        (
+            "swapped out",
+            "came back by the host",
+            "waited for the host",
+            "held back since it was preempted",
+        ),
         200,
     )
 

@@ -346,51 +346,6 @@ class TestHooks:
         assert seen == [(A, 8), (((1, 0, 4),), 4), (B, 8)]
 
 
-class TestForks:
-    PROMPT: Content = ((1, 0, 10),)
-
-    def test_a_fork_reads_full_blocks_and_copies_the_partial_one(self) -> None:
-        """Ten tokens: two full blocks and two tokens in a third, which both will write to.
-
-        With answers of six tokens each has two blocks of its own in the end: 2 + 2 + 2.
-        """
-        cache = PrefixCache(10, SIZE)
-        parent = compute(cache, self.PROMPT)
-        assert cache.used_blocks == 3
-        child = cache.fork(parent)
-        assert (child.shared_blocks, child.tokens, cache.used_blocks) == (2, 8, 3)
-        cache.take(1)  # its copy of the third block
-        answers: list[Content] = [(*self.PROMPT, (stream, 0, 6)) for stream in (8, 9)]
-        for holding, content in zip((parent, child), answers, strict=True):
-            cache.take(1)
-            cache.extend(holding, content, 16)
-            assert (holding.shared_blocks, holding.duplicate_blocks) == (4, 0)
-        assert cache.used_blocks == 6
-        leave(cache, parent, answers[0])
-        assert cache.used_blocks == 4
-        leave(cache, child, answers[1])
-        assert cache.used_blocks == 0
-        assert [found(cache, content) for content in (*answers, self.PROMPT)] == [16, 16, 8]
-
-    def test_a_fork_of_one_with_copies_reads_those_that_can_be_found(self) -> None:
-        """Two computed the same eight tokens: two blocks each. The fork of the second takes none.
-
-        When the second has left, the pair of the first remains in use until the fork has gone too.
-        """
-        cache = PrefixCache(10, SIZE)
-        holdings = [cache.hold(cache.match(A, 7)) for _ in range(2)]
-        for holding in holdings:
-            cache.take(2)
-            cache.extend(holding, A, 8)
-        fork = cache.fork(holdings[1])
-        assert (fork.shared_blocks, fork.duplicate_blocks, cache.used_blocks) == (2, 0, 4)
-        leave(cache, holdings[1], A)
-        leave(cache, holdings[0], A)
-        assert cache.used_blocks == 2
-        leave(cache, fork, A)
-        assert cache.used_blocks == 0
-
-
 class TestSelfCheck:
     def test_a_lost_block_is_noticed(self) -> None:
         cache = PrefixCache(4, SIZE)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from fake_question import ToldQuestion, common_tokens, task_of
+from fake_question import ToldQuestion, common_tokens, prefill_tokens, task_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -82,6 +82,8 @@ def test_each_round_is_a_critique_and_a_rewriting_that_continue_the_transcript()
     assert labels(ledger) == ["answer", "critique", "rewrite", "critique", "rewrite"]
     for before, after in zip(ledger.calls, ledger.calls[1:], strict=False):
         assert continues(after, before)
+    # A prefix cache leaves the first prompt and the instructions: 150 + 2 * (4 + 5).
+    assert prefill_tokens(ledger.calls) == (150 + 174 + 186 + 220 + 232, 168)
     assert ledger.answer is None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_question import FakeQuestion, common_tokens, task_of
+from fake_question import FakeQuestion, common_tokens, prefill_tokens, task_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -18,6 +18,7 @@ from timed_executor import timed
 
 from sim.catalog import open_catalog
 from sim.quality import Unknown
+from sim.workload.content import tokens_of
 from sim.workload.programs import Call, Ledger, Task, answered_at_once
 from sim.workload.single import ConstantTokens, UniformTokens
 from sim.workload.strategies.candidates import Candidates, lines_of
@@ -134,6 +135,19 @@ def test_siblings_share_instructions_question_and_way() -> None:
     assert values[0].prompt == values[1].prompt
     assert common_tokens(values[0].prompt, values[2].prompt) == 160
     assert len({call.answer_stream for call in calls}) == len(calls)
+
+
+def test_what_a_prefix_cache_leaves_to_compute():
+    strategy = Tree(stages=(stage(), stage()))
+    calls = answered_at_once(strategy.control(unknown_task())).calls
+    # Proposals: 40 + 100 once, then each of the two states, 10 tokens, unless the first candidate
+    # is one of them, which continues its proposal so that a cache has it. Values: 60 + 100 once,
+    # then the 10 tokens of each of 3 and the last 10 of each of 6; their ways are there.
+    states = [call.prompt[-1] for call in calls if call.label == "propose"][1:]
+    proposed = 140 + sum(10 for _, start, _ in states if start)
+    everything, new = prefill_tokens(calls)
+    assert everything == 140 + 2 * 150 + 6 * 170 + 12 * 180
+    assert new == proposed + 160 + 3 * 10 + 6 * 10
 
 
 def test_instructions_are_shared_by_stages_where_they_are_equally_long() -> None:
@@ -298,8 +312,10 @@ def test_a_full_tree_without_pruning() -> None:
     ways = [call.input_tokens for call in run.calls if call.label == "propose"]
     assert ways == [100, 110, 110]
     # First all below the first candidate, then the second.
-    levels = [call.input_tokens for call in run.calls if call.label == "value"][::3]
-    assert levels == [110, 120, 120, 110, 120, 120]
+    steps = [call.prompt for call in run.calls if call.label == "value"][::3]
+    assert [tokens_of(prompt) for prompt in steps] == [110, 120, 120, 110, 120, 120]
+    # Each level in the order of its proposal: from token 0 of it, then from token 10.
+    assert [prompt[-1][1] for prompt in steps] == [0, 0, 10, 10, 0, 10]
 
 
 def test_steps_are_limited() -> None:

@@ -67,7 +67,7 @@ class Beam(StrictModel):
         """Work on a question; the generator returns the answer's class."""
         shape = (self.max_steps, self.beams)
         tokens = self.step_tokens.sample(task.rng, self.max_steps * self.beams).reshape(shape)
-        scores = task.rng.random(shape)
+        ranks = task.rng.random(shape)
         ends = task.rng.random(shape) < self.finish_fraction
 
         verdicts = self.verifier.output_tokens.sample(task.rng, tokens.size).reshape(shape)
@@ -86,9 +86,8 @@ class Beam(StrictModel):
             yield Parallel([_in_turn(pair) for pair in calls])
             grown = [_Path(chain.transcript, judged.prompt) for chain, judged in calls]
             going = np.flatnonzero(~ends[step, : len(grown)])
-            # One in `width` of those that go on, rounded up, has `width` successors.
-            best = going[np.argsort(-scores[step, going], kind="stable")]
-            best = best[: -(-len(going) // self.width)]
+            # The best ones, each with `width` successors, as far as there are places for them.
+            best = going[np.argsort(ranks[step, going])]
             paths = [grown[index] for index in best for _ in range(self.width)][: len(going)]
             if not paths:
                 break
