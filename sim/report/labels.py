@@ -95,6 +95,10 @@ class Canvas:
                     return box
         return None
 
+    def keep_clear(self, strokes: Points) -> None:
+        """Let no further label cover some points; shape (n, 2)."""
+        self._strokes = np.vstack([self._strokes, strokes])
+
     def _free(self, box: Box) -> bool:
         inside = (
             box.x >= 0

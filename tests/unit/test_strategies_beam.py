@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_question import FakeQuestion, common_tokens, task_of
+from fake_question import FakeQuestion, task_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -90,11 +90,13 @@ def test_the_reward_model_reads_the_same_chain() -> None:
 
 
 def test_one_model_judges_on_its_own_keys_and_values() -> None:
-    # Without instructions to the verifier its prompt is the transcript itself.
-    calls = answered_at_once(beam(verifier=Verifier(kind="process")).control(unknown_task())).calls
-    step, verdict = calls[0], calls[1]
-    assert verdict.prompt == step.transcript
-    assert common_tokens(verdict.prompt, step.prompt) == 100
+    verifier = Verifier(kind="process", instruction_tokens=30)
+    calls = answered_at_once(beam(verifier=verifier).control(unknown_task())).calls
+    # The chain so far, then the instructions; the next step goes on from the chain alone.
+    for step, verdict in zip(calls[::2], calls[1::2], strict=True):
+        assert verdict.prompt[:-1] == step.transcript
+        assert verdict.prompt[-1][2] == 30
+    assert calls[16].prompt in {call.transcript for call in calls[:16:2]}
 
 
 def test_steps_are_barriers() -> None:

@@ -137,7 +137,7 @@ def test_siblings_share_instructions_question_and_way() -> None:
     assert len({call.answer_stream for call in calls}) == len(calls)
 
 
-def test_what_a_prefix_cache_leaves_to_compute():
+def test_what_a_prefix_cache_leaves_to_compute() -> None:
     strategy = Tree(stages=(stage(), stage()))
     calls = answered_at_once(strategy.control(unknown_task())).calls
     # Proposals: 40 + 100 once, then each of the two states, 10 tokens, unless the first candidate

@@ -60,7 +60,14 @@ rows = st.lists(
     bytes_per_tick=st.sampled_from([0.05, 0.2, 1.0, 5.0]),
 )
 # two answers, prompts first: each was fetched into what the other one needed for its next token
-@example(SchedulerRules(6, 56, prefill_first=True), [(5, 5, 5), (5, 7, 3)], 5, 2, 20, 0.05)
+@example(
+    SchedulerRules(6, 56, prefill_first=True, watermark_fraction=0.05, steps_ahead=1),
+    [(5, 5, 5), (5, 7, 3), (22, 5, 4)],
+    8,
+    2,
+    20,
+    0.05,
+)
 # prompts in chunks: each held a part of its prompt, and none had room for the next one
 @example(
     SchedulerRules(4, 53, max_chunk_tokens=4, steps_ahead=1),

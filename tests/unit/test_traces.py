@@ -444,7 +444,9 @@ class TestMoreBlocksThanTokens:
         path = tmp_path / "trace.jsonl"
         row = {"timestamp": 0, "input_length": 600, "output_length": 1, "hash_ids": [1, 2, 3]}
         path.write_text(json.dumps(row))
-        with pytest.raises(InputError, match=r"trace.jsonl:1: hash_ids: .*: 3 blocks of 512 tokens"):
+        with pytest.raises(
+            InputError, match=r"trace.jsonl:1: hash_ids: .*: 3 blocks of 512 tokens"
+        ):
             read_trace(path, "mooncake")
 
     def test_rows_that_are_dropped_do_not_count(self, path: Path) -> None:

@@ -131,7 +131,6 @@ def _contents(
         weights=ranges.last - ranges.first + 1,
         minlength=len(recorded.input_tokens),
     ).astype(np.int64)
-    answered = recorded.output_tokens > 0
     inputs = recorded.input_tokens
     bad = (inputs > 0) & (recorded.output_tokens > 0) & ((counts - 1) * block_tokens >= inputs)
     if bad.any():

@@ -69,7 +69,6 @@ class Beam(StrictModel):
         tokens = self.step_tokens.sample(task.rng, self.max_steps * self.beams).reshape(shape)
         ranks = task.rng.random(shape)
         ends = task.rng.random(shape) < self.finish_fraction
-
         verdicts = self.verifier.output_tokens.sample(task.rng, tokens.size).reshape(shape)
 
         question = question_text(task)
@@ -100,6 +99,8 @@ class Beam(StrictModel):
     def _step(self, task: Task, path: _Path, tokens: int, verdict_tokens: int) -> tuple[Call, Call]:
         """Write one more step of a chain, and have the chain judged."""
         call = task.call("step", path.chain, tokens, model=self.model)
+        if self.verifier.model == self.model:
+            return call, self.verifier.call(task, call, verdict_tokens)
         judged = joined(path.judged, (call.answer_stream, 0, tokens))
         return call, task.call("verify", judged, verdict_tokens, model=self.verifier.model)
 
