@@ -319,7 +319,12 @@ def _files(roots: Sequence[Path], folder: str) -> dict[str, Path]:
     }
 
 
-_NOUNS: Mapping[Kind, str] = {"prices": "price book", "lengths": "lengths", "measured": "measured"}
+_NOUNS: Mapping[Kind, str] = {
+    "prices": "price book",
+    "lengths": "lengths",
+    "strategies": "strategy",
+    "measured": "measured",
+}
 """What an entry is called, where that is not its kind in the singular."""
 
 

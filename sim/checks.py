@@ -173,7 +173,7 @@ def _names(case: Case, catalog: Catalog) -> Iterator[tuple[KeyPath, _LookUp]]:
     """List the names in a case, each with its key and what finds out whether it leads somewhere."""
     yield ("prices", "book"), partial(catalog.prices, case.prices.book)
     if isinstance(case.workload, ProgramsWorkload):
-        yield ("workload", "strategy"), partial(_check_strategy, case, case.workload, catalog)
+        yield ("workload",), partial(_check_strategy, case, case.workload, catalog)
     for key, look_up in _names_of_traffic(case.workload, catalog):
         yield ("workload", *key), look_up
     for role in case.roles:
@@ -190,8 +190,12 @@ def _check_strategy(case: Case, workload: ProgramsWorkload, catalog: Catalog) ->
         raise InputError(
             f"strategy {strategy_name(workload.strategy)!r} calls the model {missing[0]!r}, which "
             f"the case does not have (other_models: {has}): give it a pool, such as "
-            f"'other_models: {{{missing[0]}: {{model: llama_3_1_8b, replicas: 1}}}}'"
+            f"'other_models: {{{missing[0]}: {{model: llama_3_1_8b, replicas: 1}}}}'",
+            key="strategy",
         )
+    if workload.benchmark is None:
+        with under("strategy"):
+            _check_without_answers(strategy)
 
 
 def _names_of_pool(pool: Case, catalog: Catalog) -> Iterator[tuple[KeyPath, _LookUp]]:

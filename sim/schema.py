@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationErro
 from pydantic_core import CoreSchema, ErrorDetails
 from yaml.reader import Reader
 
-from sim.errors import InputError, KeyPath
+from sim.errors import InputError, KeyPath, Problem, with_problems
 
 __all__ = [
     "KeyPath",
@@ -61,6 +61,10 @@ class Position(NamedTuple):
     def __str__(self) -> str:
         return self.source if self.line is None else f"{self.source}:{self.line}"
 
+
+HERE = Position("", None)
+"""Of data that was read before: whoever asks knows where it was written. Problems with it name
+their keys alone."""
 
 _NOT_IN_YAML = frozenset({"tuple", "set", "frozenset", "enum", "lax-or-strict"})
 _NOT_A_SCHEMA = frozenset({"metadata", "default", "serialization"})
@@ -181,6 +185,19 @@ def _value_at(data: Any, path: KeyPath) -> Any:
     for key in path:
         data = data[key]
     return data
+
+
+def unplaced(data: Any) -> Located:
+    """Give plain data that was read before positions that say so (`HERE`)."""
+    return Located(data, dict.fromkeys(_paths(data), HERE))
+
+
+def _paths(data: Any) -> Iterator[KeyPath]:
+    """List the paths to all values in some data, its root first."""
+    yield ()
+    if isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from ((key, *path) for path in _paths(value))
 
 
 def merge(base: Located, override: Located) -> Located:
@@ -542,7 +559,9 @@ def validate(model_cls: type[ModelT], located: Located) -> ModelT:
         return model_cls.model_validate(located.data)
     except ValidationError as error:
         details = error.errors(include_url=False)
-    raise InputError("\n".join(_problems(details, located, _Shapes(json_schema(model_cls)))))
+    raise with_problems(
+        InputError, _problems(details, located, _Shapes(json_schema(model_cls)))
+    )
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
@@ -567,8 +586,10 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     return f"; did you mean {listed}?" if listed else ""
 
 
-def _problems(details: Iterable[ErrorDetails], located: Located, shapes: _Shapes) -> list[str]:
-    """Return one line per path that has a problem, in the order of the file."""
+def _problems(
+    details: Iterable[ErrorDetails], located: Located, shapes: _Shapes
+) -> list[Problem]:
+    """Return one problem per path that has any, in the order of the file."""
     messages: dict[KeyPath, list[str]] = {}
     for detail in details:
         path = _data_path(detail, located.data)
@@ -580,7 +601,11 @@ def _problems(details: Iterable[ErrorDetails], located: Located, shapes: _Shapes
         key=lambda item: (item[0].source, item[0].line or 0),
     )
     # A value that fits no branch of a union has one message per branch.
-    return [problem_line(where, path, "; or ".join(messages[path])) for where, path in placed]
+    found = [(where, path, "; or ".join(messages[path])) for where, path in placed]
+    return [
+        Problem(message, (path,)) if where == HERE else Problem(problem_line(where, path, message))
+        for where, path, message in found
+    ]
 
 
 def _is_long_enough(detail: ErrorDetails, path: KeyPath, data: Any) -> bool:

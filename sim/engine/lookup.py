@@ -46,5 +46,10 @@ class Found(NamedTuple):
     """Those that could be fetched, counted from the start; no less than ``cached_tokens``."""
     match: Match | None
 
+    @property
+    def idle_blocks(self) -> int:
+        """Blocks of what was found that nobody holds: free ones, until it comes in."""
+        return 0 if self.match is None else self.match.idle_blocks
+
 
 NOTHING_FOUND = Found(0, 0, None)

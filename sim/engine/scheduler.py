@@ -303,8 +303,7 @@ class Scheduler:
         """Take a request out between two steps, wherever it is; its blocks are free again."""
         if self.drop_waiting(request):
             return
-        cached = request.computed_tokens
-        blocks = self._held(cached)
+        cached, blocks = request.computed_tokens, self._held(request.computed_tokens)
         if request in self.fetching:
             blocks = self._held(self.fetching.pop(request) + 1)  # what is in them has not come
         elif request in self.ready:
@@ -434,21 +433,18 @@ class Scheduler:
         and its next step, and nothing is fetched into blocks that the decoding sequences need
         next. So one of those who come in gets on, or somebody completes before the next does.
         """
-        idle = 0 if found.match is None else found.match.idle_blocks
+        idle, free = found.idle_blocks, self.pool.free_blocks
         must_fit, whole = needed, request.input_tokens + request.generated_tokens
         spare = self._watermark if self.running_requests or self._unknown_places else 0
-        if request.preemptions and self._transport is not None:
-            whole += self._tokens_per_sequence - 1
-            must_fit = self._held(whole) - self._held(found.cached_tokens)
-        elif upto < whole and self.rules.whole_prompt_must_fit:
+        again = request.preemptions > 0 and self._transport is not None
+        if again or (upto < whole and self.rules.whole_prompt_must_fit):
+            whole += self._tokens_per_sequence - 1 if again else 0
             must_fit = self._held(whole) - self._held(found.cached_tokens)
         if found.remote_tokens > found.cached_tokens and self.rules.prefill_first:
             spare += self.batch.blocks_needed(1)
-        if must_fit + idle + spare > self.pool.free_blocks:
+        if must_fit + idle + spare > free:
             return False
-        return self.reservation is None or self.reservation.admits(
-            request, needed + idle, self.pool.free_blocks
-        )
+        return self.reservation is None or self.reservation.admits(request, needed + idle, free)
 
     def _let_in(self, request: Request, found: Found, needed: int) -> None:
         """Take note of what an admitted request need not compute."""
@@ -585,8 +581,7 @@ class Scheduler:
         assert request is not None and self._transport is not None  # noqa: S101
         if self._transport.changes_by_itself:
             return True
-        match = self._find(request).match
-        return match is not None and match.idle_blocks > 0
+        return self._find(request).idle_blocks > 0
 
     def _steps_to_admission(self, limit: int, free_blocks: int) -> int:
         """Count the steps after which the head of the line may come in, though nobody leaves.

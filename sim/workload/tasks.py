@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from sim.catalog import Catalog
 from sim.errors import InputError
 from sim.quality import Question, Unknown
-from sim.schema import load_yaml, validate
+from sim.schema import unplaced, validate
 from sim.seeds import stream
 from sim.workload.arrivals import BurstArrivals
 from sim.workload.kinds import ProgramsWorkload, StrategyChoice
@@ -62,9 +61,10 @@ def strategy_of(choice: StrategyChoice, catalog: Catalog) -> Strategy:
     Raises
     ------
     InputError
-        A name that leads nowhere, or fields that its kind does not have.
+        A name that leads nowhere, or fields that its kind does not have; with their keys, of which
+        the first is ``strategy``.
     """
-    written = load_yaml(yaml.safe_dump({"strategy": choice}), "strategy")
+    written = unplaced({"strategy": choice})
     found = resolved(written, lambda name: catalog.located("strategies", name))
     return validate(StrategyHolder, found).strategy
 

@@ -56,7 +56,7 @@ def catalogued(name: str) -> StrategyKind:
         ("strategy: {name: long}", Chain(steps=8)),
         ("strategy: {name: long, steps: 2, model: small}", Chain(steps=2, model="small")),
         ("strategy: {name: longer, model: small}", Chain(steps=16, model="small")),
-        ("strategy: {name: plain, kind: chain, steps: 3}", Chain(steps=3)),
+        ("strategy: {name: long, kind: chain, steps: 3}", Chain(steps=3)),
     ],
 )
 def test_a_name_stands_for_its_strategy(text: str, expected: StrategyKind):
@@ -88,6 +88,12 @@ def test_names_within_strategies():
 def test_a_name_that_leads_nowhere():
     with pytest.raises(InputError, match=r"here.yaml:1: unknown strategy 'nobody'"):
         strategy("strategy: nobody")
+
+
+def test_a_name_beside_another_kind():
+    """A case that names a strategy, over shared keys that write another, would run the latter."""
+    with pytest.raises(InputError, match=r"here.yaml:1: strategy 'plain' is of kind direct, and h"):
+        strategy("strategy: {kind: chain, steps: 3, name: plain}")
 
 
 def test_a_strategy_that_holds_itself():

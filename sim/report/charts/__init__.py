@@ -15,17 +15,38 @@ from sim.report.charts.bars import cost_chart, energy_chart
 from sim.report.charts.curves import cost_curve_chart, throughput_chart
 from sim.report.charts.drawing import Drawing
 from sim.report.charts.latency import latency_chart
+from sim.report.charts.task_costs import task_cost_chart, task_cost_tail_chart
+from sim.report.charts.tasks import (
+    accuracy_cost_chart,
+    accuracy_latency_chart,
+    latency_compute_chart,
+)
 from sim.report.charts.timeline import timeline_chart
 from sim.report.charts.waterfall import waterfall_chart
 from sim.report.data import RunTables
 from sim.report.explanation import ExplainedStep
 from sim.report.style import chart_settings
+from sim.report.task_findings import answered, tasks_of
 
 PNG_DOTS_PER_IN = 200
 """Two pixels of the PNG for each pixel of a page a thousand wide."""
 
-PAINTERS: Mapping[str, Callable[[RunTables], Drawing]] = MappingProxyType(
+Painter = Callable[[RunTables], Drawing]
+
+TASK_PAINTERS: Mapping[str, Painter] = MappingProxyType(
     {
+        "accuracy_cost": accuracy_cost_chart,
+        "accuracy_latency": accuracy_latency_chart,
+        "task_cost": task_cost_chart,
+        "task_cost_tail": task_cost_tail_chart,
+        "latency_compute": latency_compute_chart,
+    }
+)
+"""What draws the charts of tasks of test-time compute."""
+
+PAINTERS: Mapping[str, Painter] = MappingProxyType(
+    {
+        **TASK_PAINTERS,
         "cost": cost_chart,
         "throughput_interactivity": throughput_chart,
         "cost_interactivity": cost_curve_chart,
@@ -55,12 +76,22 @@ class Chart:
 
 def draw_charts(tables: RunTables) -> tuple[Chart, ...]:
     """Draw every chart the run has data for, in the order of the report."""
-    has_curve = tables.curve is not None and not tables.curve.empty
     return tuple(
         _render(name, partial(painter, tables))
         for name, painter in PAINTERS.items()
-        if has_curve or not name.endswith("_interactivity")
+        if _has_data(name, tables)
     )
+
+
+def _has_data(name: str, tables: RunTables) -> bool:
+    """Tell whether a chart would show anything."""
+    if name.endswith("_interactivity"):
+        return tables.curve is not None and not tables.curve.empty
+    if name.startswith("accuracy_"):
+        return not answered(tables.summary).empty
+    if name == "latency_compute":
+        return len(tasks_of(tables.summary)) > 1
+    return name not in TASK_PAINTERS or not tasks_of(tables.summary).empty
 
 
 def draw_steps(steps: Sequence[ExplainedStep], version: str) -> tuple[Chart, ...]:

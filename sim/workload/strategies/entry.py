@@ -15,14 +15,15 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from sim.errors import InputError, KeyPath
-from sim.schema import Located, Position, StrictModel, merge, validate
+from sim.errors import InputError, KeyPath, under
+from sim.schema import HERE, Located, Position, StrictModel, merge, validate
 from sim.workload.strategies.kinds import StrategyKind
 
 Lookup = Callable[[str], Located]
 """Gives the file of a strategy by its name; InputError if there is none."""
 
 _NAME = "name"
+_KIND = "kind"
 _STRATEGY = "strategy"
 _HOLDERS = frozenset({_STRATEGY, "first", "then", "easy", "hard"})
 """Keys under which a strategy stands."""
@@ -99,7 +100,8 @@ def _within(located: Located, lookup: Lookup, names: tuple[str, ...]) -> Located
     for key in keys:
         part = located.at((key,))
         resolve = _strategy if key in _HOLDERS else _within
-        parts[key] = resolve(part, lookup, names)
+        with under(key):
+            parts[key] = resolve(part, lookup, names)
     return _together(located, parts)
 
 
@@ -112,21 +114,35 @@ def _strategy(located: Located, lookup: Lookup, names: tuple[str, ...]) -> Locat
         return _within(located, lookup, names)
     fields = {key: located.at((key,)) for key in data if key != _NAME}
     changes = _within(_together(located, fields), lookup, names)
-    return merge(_named(data[_NAME], located.at((_NAME,)), lookup, names), changes)
+    found = _named(data[_NAME], located.at((_NAME,)), lookup, names)
+    kind = data.get(_KIND, found.data[_KIND])
+    if kind != found.data[_KIND]:
+        raise _error(
+            f"strategy {data[_NAME]!r} is of kind {found.data[_KIND]}, and here its kind is "
+            f"{kind!r}: give a name and fields of its own kind, or a kind without a name",
+            located,
+        )
+    return merge(found, changes)
 
 
 def _named(name: str, where: Located, lookup: Lookup, names: tuple[str, ...]) -> Located:
     """Give the strategy of a name, itself resolved."""
     if name in names:
         circle = " -> ".join((*names[names.index(name) :], name))
-        raise InputError(f"{where.position(())}: strategy {name!r} holds itself: {circle}")
+        raise _error(f"strategy {name!r} holds itself: {circle}", where)
     try:
         entry = lookup(name)
     except InputError as error:
-        raise InputError(f"{where.position(())}: {error}") from None
+        raise _error(str(error), where) from None
     if not isinstance(entry.data, dict) or _STRATEGY not in entry.data:
-        raise InputError(f"{entry.position(())}: strategy {name!r} has no key {_STRATEGY!r}")
+        raise _error(f"strategy {name!r} has no key {_STRATEGY!r}", entry)
     return _strategy(entry.at((_STRATEGY,)), lookup, (*names, name))
+
+
+def _error(message: str, where: Located) -> InputError:
+    """Say what is wrong, and where unless whoever asks knows."""
+    position = where.position(())
+    return InputError(message if position == HERE else f"{position}: {message}")
 
 
 def _together(whole: Located, parts: Mapping[Any, Located]) -> Located:

@@ -1,0 +1,299 @@
+"""What the tasks of test-time compute say, in words that do not claim more than they do.
+
+Accuracies are shares of a sample of questions: two of them are called level unless they differ by
+more than twice the standard error of their difference.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from sim.report.findings import TIE_FRACTION, Measure, rank
+from sim.report.formats import brief, duration, percent, usd
+
+LEVEL_ERRORS = 2.0
+"""Standard errors by which accuracies must differ."""
+BUDGET_QUANTILES = (0.25, 0.5, 0.75)
+"""Of what the cases offer: budgets and deadlines, where the scenario gives none."""
+FEWEST_TO_CHOOSE = 3
+"""Cases from which on budgets and deadlines are worth a sentence."""
+LINEAR_RATIO = (0.8, 1.25)
+"""Latency over compute multiple between which latency is said to grow with compute."""
+MOST_NAMED = 6
+"""Cases that a sentence names at most."""
+
+
+def usd_of_task(cost_usd: float) -> str:
+    """Write what a task costs: three digits, however little it is.
+
+    >>> usd_of_task(0.00022361), usd_of_task(2.5)
+    ('$0.000224', '$2.50')
+    """
+    return usd(cost_usd)
+
+
+PER_TASK = Measure(
+    "usd_per_task", "low", "cost per task", "has the cheapest tasks", usd_of_task, usd_of_task
+)
+PER_SOLVED_TASK = Measure(
+    "usd_per_solved_task",
+    "low",
+    "cost per solved task",
+    "solves a task at the least cost",
+    usd_of_task,
+    usd_of_task,
+)
+
+
+def tasks_of(summary: pd.DataFrame) -> pd.DataFrame:
+    """Give the cases that worked on tasks and completed some; none if there are none."""
+    if "task_s_p50" not in summary:
+        return summary.iloc[:0]
+    return summary[summary["task_s_p50"].notna()]
+
+
+def answered(summary: pd.DataFrame) -> pd.DataFrame:
+    """Give those of them whose accuracy is known."""
+    tasks = tasks_of(summary)
+    return tasks[tasks["accuracy_fraction"].notna()] if len(tasks) else tasks
+
+
+def front(summary: pd.DataFrame, column: str) -> tuple[str, ...]:
+    """Name the cases that no other one beats, by rising cost.
+
+    A case is beaten by one that costs no more and solves more, or costs less and solves as many.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        With ``accuracy_fraction``.
+    column : str
+        What is to be low: money or time.
+
+    Examples
+    --------
+    >>> summary = pd.DataFrame({"case": ["a", "b", "c"], "accuracy_fraction": [0.3, 0.5, 0.4],
+    ...                         "usd_per_task": [1.0, 2.0, 3.0]})
+    >>> front(summary, "usd_per_task")
+    ('a', 'b')
+    """
+    ordered = summary.sort_values(
+        [column, "accuracy_fraction"], ascending=[True, False], kind="stable"
+    )
+    before = ordered["accuracy_fraction"].cummax().shift(fill_value=-math.inf)
+    best = ordered[ordered["accuracy_fraction"] > before]
+    return tuple(str(case) for case in best["case"])
+
+
+def dominated(summary: pd.DataFrame) -> dict[str, str]:
+    """Name the cases that nobody should choose, each with the one to choose instead.
+
+    That one solves no fewer tasks, in no more time, for clearly less money.
+    """
+    found = {}
+    rows = answered(summary).sort_values("accuracy_fraction", ascending=False, kind="stable")
+    for _, case in rows.iterrows():
+        better = rows[
+            (rows["accuracy_fraction"] >= case["accuracy_fraction"])
+            & (rows["task_s_p50"] <= case["task_s_p50"])
+            & (rows["usd_per_task"] * (1.0 + TIE_FRACTION) < case["usd_per_task"])
+        ]
+        if len(better):
+            found[str(case["case"])] = str(better.iloc[0]["case"])
+    return found
+
+
+def task_sentences(summary: pd.DataFrame) -> tuple[str, ...]:
+    """Say what tasks cost, what they buy and what was in vain, a sentence each."""
+    tasks = tasks_of(summary)
+    return tuple(
+        sentence
+        for part in (_cost, _targets, _budgets, _deadlines, _dominated, _tail, _latency)
+        for sentence in part(tasks)
+        if len(tasks)
+    ) + tuple((*_discarded(tasks), *_cached(tasks), *_failed(summary)))
+
+
+def _cost(tasks: pd.DataFrame) -> Iterator[str]:
+    measure = PER_SOLVED_TASK if len(answered(tasks)) else PER_TASK
+    ranking = rank(tasks, measure)
+    if ranking is None:
+        yield "No task was solved: what a solved task costs is not defined."
+        return
+    best = measure.write(ranking.best_value)
+    if ranking.second is None:
+        yield f"{ranking.best}: {measure.what} {best}."
+        return
+    second = f"{measure.write(ranking.second_value)} for {ranking.second}"
+    if ranking.separated:
+        yield f"{ranking.best} {measure.lead}: {best}, against {second}."
+    else:
+        yield f"{ranking.best} ({best}) is level with {second} on {measure.what}."
+
+
+def _targets(tasks: pd.DataFrame) -> Iterator[str]:
+    """Say how many tasks met what the scenario asks of them."""
+    known = tasks[tasks["task_slo_attainment_fraction"].notna()]
+    limits = list(
+        dict.fromkeys(
+            _limits(float(row["slo_task_s"]), float(row["slo_usd_per_task"]))
+            for _, row in known.iterrows()
+        )
+    )
+    if limits:
+        shares = _listed(
+            f"{row['case']} {percent(float(row['task_slo_attainment_fraction']))}"
+            for _, row in known.iterrows()
+        )
+        within = limits[0] if len(limits) == 1 else "deadline and budget of their cases"
+        yield f"Tasks completed within {within}: {shares}."
+
+
+def _limits(deadline_s: float, budget_usd: float) -> str:
+    parts = [duration(deadline_s)] * math.isfinite(deadline_s)
+    parts += [usd_of_task(budget_usd)] * math.isfinite(budget_usd)
+    return " and ".join(parts)
+
+
+def _budgets(tasks: pd.DataFrame) -> Iterator[str]:
+    """Say which strategy solves most for some money, by the mean cost of its tasks."""
+    for budget, best in _best_under(tasks, "usd_per_task", "slo_usd_per_task"):
+        yield f"For {usd_of_task(budget)} per task on average or less, {best}."
+
+
+def _deadlines(tasks: pd.DataFrame) -> Iterator[str]:
+    """Say which strategy solves most in some time, in 95 of 100 cases."""
+    for deadline_s, best in _best_under(tasks, "task_s_p95", "slo_task_s"):
+        yield f"With 95 % of the tasks done in {duration(deadline_s)} or less, {best}."
+
+
+def _best_under(tasks: pd.DataFrame, column: str, given: str) -> Iterator[tuple[float, str]]:
+    """Give limits with the case that solves most within them, and those that are level with it."""
+    known = answered(tasks)
+    asked = sorted(set(known[given].dropna())) if len(known) else []
+    if not asked and len(known) < FEWEST_TO_CHOOSE:
+        return
+    # a limit that some case just meets says more than one between two cases
+    offers = known[column].quantile(list(BUDGET_QUANTILES), interpolation="lower")
+    said = ""
+    for limit in asked or sorted(set(offers)):
+        words = _most_solved(known[known[column] <= limit])
+        if words != said:
+            yield float(limit), words
+        said = words
+
+
+def _most_solved(cases: pd.DataFrame) -> str:
+    if cases.empty:
+        return "there is no strategy"
+    best = cases.sort_values("accuracy_fraction", ascending=False, kind="stable").iloc[0]
+    level = [
+        str(row["case"])
+        for _, row in cases.iterrows()
+        if row["case"] != best["case"] and _level(row, best)
+    ]
+    share = percent(float(best["accuracy_fraction"]))
+    words = f"{best['case']} solves most ({share})"
+    return f"{words}; level with it: {_listed(level)}" if level else words
+
+
+def _level(one: "pd.Series[float]", other: "pd.Series[float]") -> bool:
+    """Whether two accuracies may be equal, as far as the number of tasks tells."""
+    apart = abs(float(one["accuracy_fraction"]) - float(other["accuracy_fraction"]))
+    errors = (float(row["accuracy_standard_error"]) for row in (one, other))
+    return apart <= LEVEL_ERRORS * math.hypot(*errors)
+
+
+def _dominated(tasks: pd.DataFrame) -> Iterator[str]:
+    pairs = [f"{case} (by {better})" for case, better in dominated(tasks).items()]
+    if pairs:
+        yield (
+            f"Dominated, since another solves no fewer tasks in no more time for less: "
+            f"{_listed(pairs)}."
+        )
+
+
+def _tail(tasks: pd.DataFrame) -> Iterator[str]:
+    """Say where costs differ most from task to task."""
+    times = tasks["usd_per_task_cvar95"] / tasks["usd_per_task"]
+    if times.notna().any():
+        place = times.idxmax()
+        yield (
+            f"The dearest 5 % of the tasks of {tasks.loc[place, 'case']} cost {brief(times[place])} "
+            f"times its mean, {usd_of_task(float(tasks.loc[place, 'usd_per_task_cvar95']))} each"
+            f"{', more than in any other case' if len(tasks) > 1 else ''}."
+        )
+
+
+def _latency(tasks: pd.DataFrame) -> Iterator[str]:
+    """Say whether tasks take as many times longer as they generate tokens."""
+    if len(tasks) < 2:  # noqa: PLR2004 - the baseline is compared with another
+        return
+    base, ratios = tasks.iloc[0]["case"], tasks["linear_latency_ratio"]
+    low, high = LINEAR_RATIO
+    others = tasks.index > tasks.index[0]
+    for which, words in (
+        (ratios < low, "grows more slowly than compute where calls run side by side"),
+        (ratios.between(low, high), "grows as compute does"),
+        (ratios > high, "grows faster than compute"),
+    ):
+        named = [
+            f"{row['case']} ({brief(float(row['latency_multiplier']))} times the time, "
+            f"{brief(float(row['compute_multiplier']))} times the tokens)"
+            for _, row in tasks[which & others].iterrows()
+        ]
+        if named:
+            yield f"Against {base}, latency {words}: {_listed(named)}."
+
+
+def _discarded(tasks: pd.DataFrame) -> Iterator[str]:
+    wasted = tasks[tasks["discarded_tokens_per_task"] > 0] if len(tasks) else tasks
+    shares = [
+        f"{percent(float(row['discarded_tokens_per_task'] / row['output_tokens_per_task']))} "
+        f"of {row['case']}"
+        for _, row in wasted.iterrows()
+    ]
+    if shares:
+        yield (
+            "Of the generated tokens, some were thrown away with calls that were cancelled or "
+            f"not answered: {_listed(shares)}."
+        )
+
+
+def _cached(tasks: pd.DataFrame) -> Iterator[str]:
+    """Say how much of the prompts was not computed, as another call had done so."""
+    if tasks.empty:
+        return
+    shares = tasks["cached_tokens_per_task"] / tasks["input_tokens_per_task"]
+    most, least = shares.idxmax(), shares.idxmin()
+    if not shares[most] > 0:
+        yield "Prefix caching saved nothing: no prompt began like one that was cached."
+        return
+    words = f"{percent(float(shares[most]))} in {tasks.loc[most, 'case']}"
+    if len(tasks) > 1:
+        words = f"{percent(float(shares[least]))} in {tasks.loc[least, 'case']} to {words}"
+        words = f"from {words}"
+    yield f"Prefix caching spared the computing of prompt tokens: {words}."
+
+
+def _failed(summary: pd.DataFrame) -> Iterator[str]:
+    if "failed_tasks" not in summary:
+        return
+    for _, row in summary[summary["failed_tasks"] > 0].iterrows():
+        yield (
+            f"{row['case']} failed in {row['failed_tasks']:,.0f} of {row['tasks']:,.0f} tasks; its "
+            "accuracy, times and mean costs are those of the others."
+        )
+
+
+def _listed(names: Iterator[str] | Sequence[str]) -> str:
+    """Join names, with a count in place of those beyond the most that a sentence bears.
+
+    >>> _listed(["a", "b"]), _listed([*"abcdefgh"])
+    ('a, b', 'a, b, c, d, e, f and 2 more')
+    """
+    found = list(names)
+    rest = len(found) - MOST_NAMED
+    head = ", ".join(found[:MOST_NAMED])
+    return f"{head} and {rest} more" if rest > 0 else head
