@@ -33,7 +33,7 @@ from sim.upkeep_plans import upkeep_plans
 from sim.workload.kinds import MixWorkload, ProgramsWorkload, Workload
 from sim.workload.sessions import SessionTraffic
 from sim.workload.strategies.entry import StrategyEntry, read_entry
-from sim.workload.tasks import strategy_name, strategy_of
+from sim.workload.tasks import needs_answers, strategy_name, strategy_of
 from sim.workload.traffic import TrafficLaw
 
 MODELS: Mapping[str, type[StrictModel]] = {
@@ -193,9 +193,12 @@ def _check_strategy(case: Case, workload: ProgramsWorkload, catalog: Catalog) ->
             f"'other_models: {{{missing[0]}: {{model: llama_3_1_8b, replicas: 1}}}}'",
             key="strategy",
         )
-    if workload.benchmark is None:
-        with under("strategy"):
-            _check_without_answers(strategy)
+    if workload.benchmark is None and needs_answers(strategy):
+        raise InputError(
+            f"strategy {strategy_name(workload.strategy)!r} goes by how good answers are, of which "
+            "nothing is known here: name a benchmark beside it",
+            key="strategy",
+        )
 
 
 def _names_of_pool(pool: Case, catalog: Catalog) -> Iterator[tuple[KeyPath, _LookUp]]:

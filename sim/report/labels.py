@@ -29,6 +29,8 @@ class Wanted:
     """The points it may name, best first; shape (n, 2)."""
     distance: float
     """From an anchor to the nearest edge of the label."""
+    led_to: Points | None = None
+    """What it names, if a line may lead there from places that are not beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,23 @@ def around(points: Points, diameter: float) -> Points:
     return (points[:, None, :] + rim).reshape(-1, 2)
 
 
+def leader(box: Box, wanted: Wanted) -> Points | None:
+    """Ends of the line from a label to what it names; None if it stands beside that.
+
+    >>> wanted = Wanted(2.0, 1.0, np.zeros((0, 2)), 3.0, led_to=np.array([[0.0, 0.5]]))
+    >>> leader(Box(10.0, 0.0, 2.0, 1.0), wanted).tolist()
+    [[10.0, 0.5], [0.0, 0.5]]
+    """
+    if wanted.led_to is None:
+        return None
+    low, high = np.array([box.x, box.y]), np.array([box.x + box.width, box.y + box.height])
+    nearest = np.clip(wanted.led_to, low, high)
+    gaps = np.hypot(*(nearest - wanted.led_to).T)
+    which = int(np.argmin(gaps))
+    beside = gaps[which] <= wanted.distance + GAP_PT
+    return None if beside else np.vstack([nearest[which], wanted.led_to[which]])
+
+
 def _steps(start: Points, end: Points) -> int:
     return max(1, int(np.ceil(float(np.hypot(*(end - start))) / STROKE_PT)))
 
@@ -90,14 +109,21 @@ class Canvas:
         """Take the first free place of a label; None if there is none."""
         for anchor in wanted.anchors:
             for box in _around(wanted, float(anchor[0]), float(anchor[1])):
-                if self._free(box):
+                if self._free(box) and self._led(box, wanted):
                     self._taken.append(box)
                     return box
         return None
 
-    def keep_clear(self, strokes: Points) -> None:
-        """Let no further label cover some points; shape (n, 2)."""
-        self._strokes = np.vstack([self._strokes, strokes])
+    def _led(self, box: Box, wanted: Wanted) -> bool:
+        """Whether the line to what a label names covers no other label; keep it clear if so."""
+        ends = leader(box, wanted)
+        if ends is None:
+            return True
+        line = along(ends)
+        if any(_crosses(line, other) for other in self._taken):
+            return False
+        self._strokes = np.vstack([self._strokes, line])
+        return True
 
     def _free(self, box: Box) -> bool:
         inside = (
@@ -109,14 +135,7 @@ class Canvas:
         return inside and not any(_touch(box, other) for other in self._taken) and self._clear(box)
 
     def _clear(self, box: Box) -> bool:
-        x, y = self._strokes[:, 0], self._strokes[:, 1]
-        covered = (
-            (x > box.x - GAP_PT)
-            & (x < box.x + box.width + GAP_PT)
-            & (y > box.y - GAP_PT)
-            & (y < box.y + box.height + GAP_PT)
-        )
-        return not bool(covered.any())
+        return not _crosses(self._strokes, box)
 
 
 def _around(wanted: Wanted, x: float, y: float) -> Sequence[Box]:
@@ -134,6 +153,18 @@ def _around(wanted: Wanted, x: float, y: float) -> Sequence[Box]:
         (x - slant - w, y - slant - h),
     )
     return [Box(left, bottom, w, h) for left, bottom in corners]
+
+
+def _crosses(points: Points, box: Box) -> bool:
+    """Whether any of some points lies in a box, or next to it."""
+    x, y = points[:, 0], points[:, 1]
+    covered = (
+        (x > box.x - GAP_PT)
+        & (x < box.x + box.width + GAP_PT)
+        & (y > box.y - GAP_PT)
+        & (y < box.y + box.height + GAP_PT)
+    )
+    return bool(covered.any())
 
 
 def _touch(one: Box, other: Box) -> bool:

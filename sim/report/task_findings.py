@@ -228,7 +228,7 @@ def _tail(tasks: pd.DataFrame) -> Iterator[str]:
 
 def _latency(tasks: pd.DataFrame) -> Iterator[str]:
     """Say whether tasks take as many times longer as they generate tokens."""
-    if len(tasks) < 2:  # noqa: PLR2004 - the baseline is compared with another
+    if len(tasks) < 2:
         return
     base, ratios = tasks.iloc[0]["case"], tasks["linear_latency_ratio"]
     low, high = LINEAR_RATIO

@@ -180,7 +180,10 @@ class ProgramsWorkload(StrictModel):
         if self.tasks is None and (self.duration_s is None or self.concurrency is not None):
             raise ValueError("give tasks; with arrivals, duration_s will do too")
         if self.concurrency is not None and self.load_fraction is not None:
-            raise ValueError("load_fraction needs arrivals")
+            raise ValueError(
+                "load_fraction needs arrivals: give those in place of concurrency, or set "
+                "load_fraction to null"
+            )
         if self.benchmark is None and (self.question_tokens is None or self.answer_tokens is None):
             raise ValueError("name a benchmark, or give both question_tokens and answer_tokens")
         if self.load_fraction is not None and isinstance(self.arrivals, BurstArrivals):

@@ -124,6 +124,11 @@ class Task:
         """Give tokens that no other prompt has, until this text is part of one again."""
         return ((self.stream(), 0, tokens),) if tokens else ()
 
+    @cached_property
+    def asked(self) -> Content:
+        """The question's text: the same tokens in every prompt that holds it."""
+        return self.text(self.question_tokens)
+
     def head(self, tokens: int, number: int = 0) -> Content:
         """Give the beginning that prompts of one kind share in all tasks: instructions, examples.
 

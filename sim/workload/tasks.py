@@ -12,9 +12,9 @@ from sim.schema import unplaced, validate
 from sim.seeds import stream
 from sim.workload.arrivals import BurstArrivals
 from sim.workload.kinds import ProgramsWorkload, StrategyChoice
-from sim.workload.programs import ProgramPlans, Strategy
+from sim.workload.programs import ProgramPlans, Strategy, Task, answered_at_once
 from sim.workload.requests import Traffic
-from sim.workload.single import TokensLaw
+from sim.workload.single import ConstantTokens, TokensLaw
 from sim.workload.strategies.entry import StrategyHolder, resolved
 
 Floats = NDArray[np.float64]
@@ -76,6 +76,21 @@ def strategy_name(choice: StrategyChoice) -> str:
     ('direct', 'chain_8')
     """
     return choice if isinstance(choice, str) else str(choice.get("name") or choice.get("kind"))
+
+
+def needs_answers(strategy: Strategy) -> bool:
+    """Tell whether a strategy cannot do without knowing how good answers are.
+
+    Those that stop, choose a branch or skip work by them ask for them whatever else happens, so
+    that one question of which nothing is known tells.
+    """
+    tokens = ConstantTokens(tokens=1)
+    task = Task(0, np.random.default_rng(0), Unknown(), 1, tokens)
+    try:
+        answered_at_once(strategy.control(task))
+    except InputError:
+        return True
+    return False
 
 
 def traffic_of(plans: ProgramPlans) -> Traffic:

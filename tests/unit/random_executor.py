@@ -27,15 +27,6 @@ def answered_in_any_order(
     return run.ledger
 
 
-def answered_in_time(control: Control, ticks: Callable[[Call], int]) -> tuple[Ledger, int]:
-    """Run a program whose calls take as long as they are said to; give the tick of its end."""
-    run = _TimedRun(ticks)
-    run.advance(_Frame(control, None, 0), None)
-    while run.under_way:
-        run.answer_one()
-    return run.ledger, run.now
-
-
 @dataclass(eq=False)
 class _Group:
     """Branches side by side."""
@@ -146,28 +137,3 @@ class _Run:
         for frame in reversed(ended):
             assert frame.control is not None
             frame.control.close()
-
-
-class _TimedRun(_Run):
-    """Of all calls under way, the one that is over first is answered next."""
-
-    def __init__(self, ticks: Callable[[Call], int]) -> None:
-        super().__init__(np.random.default_rng(0), lambda _: False)
-        self.ticks = ticks
-        self.now = 0
-        self.ends: dict[int, int] = {}
-        """Tick of the end of each call, by its stream."""
-
-    def send(self, frame: _Frame, call: Call) -> None:
-        super().send(frame, call)
-        self.ends[call.answer_stream] = self.now + self.ticks(call)
-
-    def answer_one(self) -> None:
-        first = min(self.under_way, key=lambda sent: self.ends[sent[1].answer_stream])
-        self.under_way.remove(first)
-        frame, call = first
-        self.now = self.ends[call.answer_stream]
-        if frame.control is not None:
-            self.advance(frame, call)
-        else:
-            self.over(frame, call)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_question import FakeQuestion
-from random_executor import answered_in_time
 from small_clusters import STEP, replica_plan
+from timed_executor import timed
 
 from sim.catalog import open_catalog
 from sim.engine.clock import TICKS_PER_S, to_ticks
@@ -77,16 +77,16 @@ def test_a_program_takes_as_long_as_its_slowest_way(name: str) -> None:
     strategy = strategy_of(name, CATALOG)
     for seed in SEEDS:
         source = served(strategy, seed, replicas=128)
-        ledger, end = answered_in_time(
+        program = timed(
             plans(strategy, seed).control(0),
             lambda call: to_ticks(call.wait_s) + STEP * call.output_tokens,
         )
         done_s, answer, calls = (
             source.programs[column][0] for column in ("done_s", "answer", "calls")
         )
-        assert done_s * TICKS_PER_S == pytest.approx(end, rel=1e-15)
-        assert answer == (-1 if ledger.answer is None else ledger.answer)
-        assert calls == len(ledger.calls)
+        assert done_s * TICKS_PER_S == pytest.approx(program.end, rel=1e-15)
+        assert answer == (-1 if program.answer is None else program.answer)
+        assert calls == len(program.calls)
 
 
 def tokens_of(content: Content) -> Iterator[tuple[int, int]]:

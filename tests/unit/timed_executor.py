@@ -1,6 +1,5 @@
 """Run a program of calls that each take a time, with as many side by side as it sends."""
 
-import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,31 +18,31 @@ class Timed:
     sent: list[float]
     answered: list[float]
     answer: Any
-
-    @property
-    def end(self) -> float:
-        return max(self.answered)
+    end: float
+    """When the program was over; calls that were cancelled would have taken longer."""
 
 
 class _TimedRun(_Run):
+    """Of all calls under way, the one that is over first is answered next."""
+
     def __init__(self, duration: Callable[[Call], float]) -> None:
         super().__init__(np.random.default_rng(0), lambda _: False)
         self.duration = duration
         self.now = 0.0
-        self.sent: list[float] = []
-        self.answered: list[float] = []
-        self.heap: list[tuple[float, int, _Frame]] = []
+        self.sent: dict[int, float] = {}
+        self.answered: dict[int, float] = {}
+        """By the stream of the answer."""
 
     def send(self, frame: _Frame, call: Call) -> None:
-        end = self.now + self.duration(call)
-        heapq.heappush(self.heap, (end, len(self.sent), frame))
-        self.ledger.calls.append(call)
-        self.sent.append(self.now)
-        self.answered.append(end)
+        super().send(frame, call)
+        self.sent[call.answer_stream] = self.now
+        self.answered[call.answer_stream] = self.now + self.duration(call)
 
     def answer_next(self) -> None:
-        self.now, number, frame = heapq.heappop(self.heap)
-        call = self.ledger.calls[number]
+        first = min(self.under_way, key=lambda each: self.answered[each[1].answer_stream])
+        self.under_way.remove(first)
+        frame, call = first
+        self.now = self.answered[call.answer_stream]
         if frame.control is None:
             self.over(frame, call)
         else:
@@ -54,6 +53,9 @@ def timed(control: Control, duration: Callable[[Call], float] = lambda _: 1.0) -
     """Run a program; ``end`` is its critical path in calls unless they are told to take longer."""
     run = _TimedRun(duration)
     run.advance(_Frame(control, None, 0), None)
-    while run.heap:
+    while run.under_way:
         run.answer_next()
-    return Timed(run.ledger.calls, run.sent, run.answered, run.ledger.answer)
+    calls = run.ledger.calls
+    sent = [run.sent[call.answer_stream] for call in calls]
+    answered = [run.answered[call.answer_stream] for call in calls]
+    return Timed(calls, sent, answered, run.ledger.answer, run.now)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from sim.report.charts.drawing import Floats
-from sim.report.labels import Box, Canvas, Wanted, along
+from sim.report.labels import Canvas, Wanted, leader
 from sim.report.style import (
     LABEL_PT,
     POINTS_PER_IN,
@@ -28,7 +28,7 @@ NAME_IN = 1.7
 NAME_LINES = 2
 NEAR_PT = 7.0
 """From a point to its name."""
-RINGS_PT = (0.0, 12.0, 24.0, 38.0, 54.0, 72.0, 92.0)
+RINGS_PT = (0.0, 12.0, 24.0, 38.0, 54.0, 72.0, 92.0, 116.0)
 """How far away from a point its name is looked for, nearest first."""
 DIRECTIONS = 16
 FEW_CASES = 8
@@ -90,10 +90,13 @@ def _write_name(axes: Axes, canvas: Canvas, name: Named, size_pt: float) -> bool
     width = max(text_width_in(line, size_pt, bold=name.bold) for line in lines) * POINTS_PER_IN
     leading = line_height_in(size_pt) * POINTS_PER_IN
     at = in_points(axes, name.anchors)
-    box = canvas.place(Wanted(width, len(lines) * leading, np.vstack([*_rings(at)]), NEAR_PT))
+    wanted = Wanted(width, len(lines) * leading, np.vstack([*_rings(at)]), NEAR_PT, led_to=at)
+    box = canvas.place(wanted)
     if box is None:
         return False
-    _lead(axes, canvas, box, at)
+    ends = leader(box, wanted)
+    if ends is not None:
+        _draw_leader(axes, ends)
     for index, line in enumerate(lines):
         axes.annotate(
             line,
@@ -120,20 +123,8 @@ def _rings(at: Floats) -> Iterator[Floats]:
             yield point + radius * ways
 
 
-def _lead(axes: Axes, canvas: Canvas, box: Box, at: Floats) -> None:
-    """Draw a line from a name to what it names, if it is not beside it."""
-    nearest = np.column_stack(
-        [
-            np.clip(at[:, 0], box.x, box.x + box.width),
-            np.clip(at[:, 1], box.y, box.y + box.height),
-        ]
-    )
-    gaps = np.hypot(*(nearest - at).T)
-    which = int(np.argmin(gaps))
-    if gaps[which] <= NEAR_PT + 1.0:
-        return
-    ends = np.vstack([nearest[which], at[which]])
-    canvas.keep_clear(along(ends))
+def _draw_leader(axes: Axes, ends: Floats) -> None:
+    """Draw the line from a name to what it names."""
     axes.annotate(
         "",
         xy=tuple(ends[1]),

@@ -21,7 +21,7 @@ from sim.report.charts.drawing import (
 from sim.report.charts.names import Named, in_points, numbered_legend, write_names
 from sim.report.data import RunTables, rows_of
 from sim.report.findings import headline
-from sim.report.formats import percent, plain, tick_usd
+from sim.report.formats import plain, tick_usd
 from sim.report.labels import along, around
 from sim.report.style import (
     LABEL_PT,
@@ -135,8 +135,12 @@ class Tail:
 
     @property
     def dearer(self) -> Floats:
-        """Share of tasks that cost as much as each of them or more."""
-        return 1.0 - np.arange(self.cost_usd.size) / self.cost_usd.size
+        """Share of tasks that cost more than each of them, so that the median has a half.
+
+        Of the dearest one it is that of one task, for a logarithmic axis.
+        """
+        size = self.cost_usd.size
+        return np.maximum(1.0 - np.arange(size) / max(size - 1, 1), 1.0 / size)
 
     @property
     def p99_usd(self) -> float:
@@ -149,7 +153,7 @@ class Tail:
         return conditional_value_at_risk(self.cost_usd)
 
     def share_above(self, cost_usd: float) -> float:
-        """Share of tasks that cost as much or more, between tasks interpolated."""
+        """Share of tasks that cost more, between tasks interpolated."""
         return float(np.interp(cost_usd, self.cost_usd, self.dearer))
 
     @property
@@ -168,7 +172,7 @@ def task_cost_tail_chart(tables: RunTables) -> Drawing:
         sheet, _ = _tail_sheet(tables, tails, numbered_legend({t.case: t.style for t in tails}))
     words = (
         f"{tail.case} p99 {usd_of_task(tail.p99_usd)}, mean of the dearest "
-        f"{percent(TAIL_FRACTION)} {usd_of_task(tail.cvar_usd)}"
+        f"{_tick_percent(TAIL_FRACTION)} {usd_of_task(tail.cvar_usd)}"
         for tail in tails
     )
     return Drawing(sheet, TAIL_TITLE, f"Line chart. {'; '.join(words)}.")
@@ -197,16 +201,16 @@ def _tail_sheet(
     left_in, bottom_in, plot_in, height_in = 0.85, 0.62, WIDTH_IN - 1.15, 4.9
     subtitle = (
         "Both axes logarithmic; further left is better. Filled marks: p99. Hollow marks: mean of "
-        f"the dearest {percent(TAIL_FRACTION)} (CVaR)."
+        f"the dearest {_tick_percent(TAIL_FRACTION)} (CVaR)."
     )
     sheet = Sheet(heading_of(tables, TAIL_TITLE, subtitle), bottom_in + height_in + 0.34, legend)
     axes = sheet.axes(left_in, bottom_in, plot_in, height_in)
-    what = "Share of the tasks that cost so much or more"
+    what = "Share of the tasks that cost more"
     sheet.text(MARGIN_IN, bottom_in + height_in + 0.14, what, LABEL_PT, {"color": "muted"})
     axes.set_xlabel("US dollars per task (logarithmic)", labelpad=8)
     log_axis(axes, "x", np.concatenate([tail.cost_usd for tail in tails]), tick_usd)
     log_axis(axes, "y", np.concatenate([tail.dearer for tail in tails]), _tick_percent)
-    axes.set_ylim(top=1.25)
+    axes.set_ylim(min(tail.dearer[-1] for tail in tails) / 1.5, 1.25)
     axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 1.0])
     strokes, names = [], []
     for number, tail in enumerate(tails, 1):

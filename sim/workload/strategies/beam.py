@@ -10,7 +10,7 @@ from sim.units import Fraction, NonNegativeInt, PositiveInt
 from sim.workload.content import Content, joined
 from sim.workload.programs import MAIN, Call, Control, Parallel, Task
 from sim.workload.single import TokensLaw
-from sim.workload.strategies.direct import ANSWER_HEAD, VERIFIER_HEAD, question_text
+from sim.workload.strategies.direct import ANSWER_HEAD, VERIFIER_HEAD
 from sim.workload.strategies.verifier import Verifier
 
 
@@ -71,7 +71,7 @@ class Beam(StrictModel):
         ends = task.rng.random(shape) < self.finish_fraction
         verdicts = self.verifier.output_tokens.sample(task.rng, tokens.size).reshape(shape)
 
-        question = question_text(task)
+        question = task.asked
         start = _Path(
             task.head(self.instruction_tokens, ANSWER_HEAD) + question,
             task.head(self.verifier.instruction_tokens, VERIFIER_HEAD) + question,

@@ -13,7 +13,6 @@ from sim.workload.strategies.candidates import (
     Candidates,
     lines_of,
 )
-from sim.workload.strategies.direct import question_text
 
 
 class DepthFirst(StrictModel):
@@ -67,7 +66,7 @@ class DepthFirst(StrictModel):
 
     def control(self, task: Task) -> Control:
         """Work on a question; the generator returns the answer's class."""
-        question = question_text(task)
+        question = task.asked
         waiting = yield from self._proposed(task, 1, question, question)
         steps, solved = 0, False
         while waiting and steps < self.max_steps and not solved:

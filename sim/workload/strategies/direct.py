@@ -33,18 +33,6 @@ class Outcome:
     """Share of the samples that say the same."""
 
 
-def question_text(task: Task) -> Content:
-    """Give the text of a task's question: the same tokens in every prompt that holds it.
-
-    A strategy inside another one asks the same question, so that it finds the other's prompt in
-    the cache of a model that both use.
-    """
-    known: dict[str, Content] = vars(task)
-    if "_question_text" not in known:
-        known["_question_text"] = task.text(task.question_tokens)
-    return known["_question_text"]
-
-
 class Answering(StrictModel):
     """How a model is asked for one answer.
 
@@ -69,7 +57,7 @@ class Answering(StrictModel):
 
     def prompt(self, task: Task) -> Content:
         """Give the shared instructions and the question."""
-        return task.head(self.instruction_tokens, ANSWER_HEAD) + question_text(task)
+        return task.head(self.instruction_tokens, ANSWER_HEAD) + task.asked
 
     def output_tokens(
         self, task: Task, rng: np.random.Generator, count: int, steps: int = 1

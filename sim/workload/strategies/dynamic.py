@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from sim.schema import StrictModel
 from sim.units import Fraction, NonNegativeInt, Tokens
 from sim.workload.programs import MAIN, Control, Task
-from sim.workload.strategies.direct import GATE_HEAD, question_text
+from sim.workload.strategies.direct import GATE_HEAD
 
 if TYPE_CHECKING:
     from sim.workload.strategies.kinds import StrategyKind
@@ -44,7 +44,7 @@ class _Gated(StrictModel):
         """
         guess = 1.0 - task.question.estimate(task.rng)
         if self.gate is not None:
-            prompt = task.head(self.gate.instruction_tokens, GATE_HEAD) + question_text(task)
+            prompt = task.head(self.gate.instruction_tokens, GATE_HEAD) + task.asked
             yield task.call("gate", prompt, self.gate.output_tokens, model=self.gate.model)
         return guess
 

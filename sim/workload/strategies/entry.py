@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from sim.errors import InputError, KeyPath, under
+from sim.errors import InputError, Key, KeyPath, under
 from sim.schema import HERE, Located, Position, StrictModel, merge, validate
 from sim.workload.strategies.kinds import StrategyKind
 
@@ -115,12 +115,13 @@ def _strategy(located: Located, lookup: Lookup, names: tuple[str, ...]) -> Locat
     fields = {key: located.at((key,)) for key in data if key != _NAME}
     changes = _within(_together(located, fields), lookup, names)
     found = _named(data[_NAME], located.at((_NAME,)), lookup, names)
-    kind = data.get(_KIND, found.data[_KIND])
-    if kind != found.data[_KIND]:
+    kind = found.data.get(_KIND)
+    if data.get(_KIND, kind) != kind:
         raise _error(
-            f"strategy {data[_NAME]!r} is of kind {found.data[_KIND]}, and here its kind is "
-            f"{kind!r}: give a name and fields of its own kind, or a kind without a name",
+            f"strategy {data[_NAME]!r} is of kind {kind}, and here its kind is {data[_KIND]!r}: "
+            "give a name and fields of its own kind, or a kind without a name",
             located,
+            key=_NAME,
         )
     return merge(found, changes)
 
@@ -139,10 +140,10 @@ def _named(name: str, where: Located, lookup: Lookup, names: tuple[str, ...]) ->
     return _strategy(entry.at((_STRATEGY,)), lookup, (*names, name))
 
 
-def _error(message: str, where: Located) -> InputError:
+def _error(message: str, where: Located, key: Key = ()) -> InputError:
     """Say what is wrong, and where unless whoever asks knows."""
     position = where.position(())
-    return InputError(message if position == HERE else f"{position}: {message}")
+    return InputError(message if position == HERE else f"{position}: {message}", key=key)
 
 
 def _together(whole: Located, parts: Mapping[Any, Located]) -> Located:

@@ -12,7 +12,6 @@ from sim.units import NonNegativeInt, PositiveInt
 from sim.workload.content import Content
 from sim.workload.programs import MAIN, Call, Control, Parallel, Task
 from sim.workload.single import TimeLaw, TokensLaw
-from sim.workload.strategies.direct import question_text
 from sim.workload.strategies.voting import majority
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -326,7 +325,7 @@ class Graph(StrictModel):
         law = self.nodes[turn.name].prompt
         prompt = task.head(law.head_tokens, head)
         if law.question and not law.continues:
-            prompt += question_text(task)
+            prompt += task.asked
         for context in law.context:
             other = self._parent(turn, context.node)
             copies = [copy] if context.copies == "same" else range(self.nodes[other.name].count)

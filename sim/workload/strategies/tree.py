@@ -16,7 +16,6 @@ from sim.workload.strategies.candidates import (
     Candidates,
     lines_of,
 )
-from sim.workload.strategies.direct import question_text
 
 Sigma = Annotated[float, Field(ge=0)]
 
@@ -137,7 +136,7 @@ class Tree(StrictModel):
         factors = _Factors(
             _factor(task.rng, spread.new_states_sigma), _factor(task.rng, spread.vote_tokens_sigma)
         )
-        states = [question_text(task)]
+        states = [task.asked]
         for stage in self.stages:
             candidates = yield from self._generated(task, stage.generate, states)
             order = np.arange(len(candidates))
@@ -184,7 +183,7 @@ class Tree(StrictModel):
         head = _head(task, VALUE_HEAD, lengths, law.instruction_tokens)
         if law.how == "vote":
             shown = [run for state in candidates for run in state[1:]]
-            prompts = [(*head, *question_text(task), *shown)]
+            prompts = [(*head, *task.asked, *shown)]
         else:
             new = _new(task, law.new_states, len(candidates), factors)
             prompts = [head + _shown(task, law.state_tokens, candidates[index]) for index in new]

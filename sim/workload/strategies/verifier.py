@@ -9,7 +9,7 @@ from sim.schema import StrictModel
 from sim.units import NonNegativeInt
 from sim.workload.programs import MAIN, Call, Task
 from sim.workload.single import ConstantTokens, Floats, Integers, TokensLaw
-from sim.workload.strategies.direct import VERIFIER_HEAD, question_text
+from sim.workload.strategies.direct import VERIFIER_HEAD
 
 
 class Verifier(StrictModel):
@@ -64,5 +64,5 @@ class Verifier(StrictModel):
             prompt = sample.transcript + instructions
         else:
             solution = (sample.answer_stream, 0, sample.output_tokens)
-            prompt = (*instructions, *question_text(task), solution)
+            prompt = (*instructions, *task.asked, solution)
         return task.call("verify", prompt, tokens, model=self.model)

@@ -1,4 +1,4 @@
-"""How good answers are: what a question's difficulty makes of the compute that is spent on it."""
+"""What strategies may ask of a question, and the question of which nobody knows anything."""
 
 from typing import Never, Protocol
 

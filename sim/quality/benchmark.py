@@ -1,0 +1,166 @@
+"""Benchmarks: published points of accuracy, and the laws that were fitted to them."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from sim.figures import Confidence
+from sim.quality.drawn import LEAST_TOP_SHARE, DrawnQuestion, Questions
+from sim.quality.laws import (
+    Difficulty,
+    EffortLaw,
+    GateLaw,
+    NotNegative,
+    Positive,
+    PowerCoverage,
+    RevisionLaw,
+    SearchLaw,
+    VerifierLaw,
+    WrongAnswers,
+)
+from sim.schema import StrictModel
+from sim.units import Fraction, PositiveInt
+
+AccuracyStrategy = Literal[
+    "answer", "coverage", "vote", "best_of", "effort", "revision", "search", "dynamic"
+]
+"""What was done: one answer; some right answer among x samples; the plurality of x; the best
+scored of x; an answer of x tokens; x rounds of revision; a search of x nodes (breadth times depth);
+a gate that spends x direct answers on average."""
+
+XUnit = Literal["samples", "tokens", "rounds", "nodes", "direct_answers"]
+
+_UNITS: Mapping[AccuracyStrategy, XUnit] = {
+    "answer": "samples",
+    "coverage": "samples",
+    "vote": "samples",
+    "best_of": "samples",
+    "effort": "tokens",
+    "revision": "rounds",
+    "search": "nodes",
+    "dynamic": "direct_answers",
+}
+
+
+class TokensSpread(StrictModel):
+    """A lognormal number of tokens; `sim.workload` draws it."""
+
+    median: Positive
+    """Median, tokens."""
+    sigma: NotNegative
+    """Standard deviation of its natural logarithm."""
+    source: str
+    """Where both were read."""
+    confidence: Confidence
+
+    @property
+    def mean_tokens(self) -> float:
+        """Expected tokens: median exp(sigma^2 / 2)."""
+        return float(self.median * np.exp(self.sigma**2 / 2))
+
+
+class Point(StrictModel):
+    """One published accuracy."""
+
+    strategy: AccuracyStrategy
+    x: NotNegative
+    x_unit: XUnit
+    accuracy: Fraction
+    source: str
+    """Paper, table or file where it stands."""
+    confidence: Confidence
+    verifier: str | None = None
+    """Who chose, of ``best_of``."""
+    fitted: bool = True
+    """Whether laws are fitted to it; others are kept to test against, or for the record."""
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.x_unit != _UNITS[self.strategy]:
+            raise ValueError(f"x of {self.strategy} is in {_UNITS[self.strategy]}")
+        if (self.strategy == "best_of") != (self.verifier is not None):
+            raise ValueError("best_of needs a verifier, and nothing else has one")
+        return self
+
+
+class Laws(StrictModel):
+    """Fitted laws; missing ones are of strategies that nobody measured here."""
+
+    difficulty: Difficulty
+    wrong_answers: WrongAnswers
+    coverage_power: PowerCoverage | None = None
+    effort: EffortLaw | None = None
+    verifiers: Mapping[str, VerifierLaw] = {}
+    """By the name that a scenario gives to the model that verifies."""
+    revision: RevisionLaw | None = None
+    search: SearchLaw | None = None
+    gate: GateLaw | None = None
+    models: Mapping[str, Difficulty] = {}
+    """Difficulty for other models of a case, by their names there. What is hard for one is hard for
+    all: questions keep their rank."""
+
+
+class Assumed(StrictModel):
+    """What the fit must be told, for no point of the file determines it."""
+
+    difficulty_mean: Annotated[float, Field(gt=0, lt=1)] | None = None
+    difficulty_strength: Positive | None = None
+    """a + b of the Beta law."""
+    mean_top_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    top_share_strength: Positive = 2.0
+    effort_kind: Literal["logit", "power"] = "logit"
+    revision_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    revision_broken: Fraction | None = None
+    gate_correlation: Fraction | None = None
+    why: str
+    """Where these numbers come from."""
+
+
+class Benchmark(StrictModel):
+    """Questions of one benchmark as one model, or family of models, answers them.
+
+    ``points`` are facts with their sources. ``laws`` are fitted to them by
+    ``python -m sim.calibration.quality_fit`` and stand last in the file, unless the user writes
+    both: laws need no points.
+    """
+
+    benchmark: str
+    """The set of questions: ``MATH``, ``GSM8K``."""
+    model: str
+    """Who answers."""
+    description: str
+    questions_in_set: PositiveInt | None = None
+    """How many the set has: the standard error of a published accuracy A is sqrt(A (1 - A) / n)."""
+    question_tokens: TokensSpread
+    answer_tokens: TokensSpread
+    """Of one direct answer, effort 1."""
+    points: tuple[Point, ...] = ()
+    assumed: Assumed | None = None
+    laws: Laws
+
+    @property
+    def title(self) -> str:
+        """Benchmark and model, as messages name them.
+
+        It is not the id of the file, which the catalogue knows.
+        """
+        return f"{self.benchmark} ({self.model})"
+
+    def questions(self, rng: np.random.Generator, count: int) -> Questions:
+        """Draw questions.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+        count : int
+            How many; they are drawn with replacement from what the laws say of the set.
+        """
+        ranks = rng.random(count)
+        shares = np.maximum(rng.beta(*self.laws.wrong_answers.shape, count), LEAST_TOP_SHARE)
+        seeds = rng.integers(0, 2**62, count)
+        told: set[str] = set()
+        drawn = zip(ranks.tolist(), shares.tolist(), seeds.tolist(), strict=True)
+        return Questions([DrawnQuestion(self, *each, told) for each in drawn], told)
