@@ -17,6 +17,7 @@ from sim.model import Model
 from sim.overhead import EngineOverheads
 from sim.presets import EnginePreset
 from sim.priors import FamilyPrior
+from sim.quality import Benchmark
 from sim.reliability import Reliability
 from sim.scenario import (
     Case,
@@ -33,7 +34,7 @@ from sim.upkeep_plans import upkeep_plans
 from sim.workload.kinds import MixWorkload, ProgramsWorkload, Workload
 from sim.workload.sessions import SessionTraffic
 from sim.workload.strategies.entry import StrategyEntry, read_entry
-from sim.workload.tasks import needs_answers, strategy_name, strategy_of
+from sim.workload.tasks import benchmark_of, needs_answers, strategy_name, strategy_of
 from sim.workload.traffic import TrafficLaw
 
 MODELS: Mapping[str, type[StrictModel]] = {
@@ -49,6 +50,7 @@ MODELS: Mapping[str, type[StrictModel]] = {
     "sessions": SessionTraffic,
     "speculation": MeasuredAcceptance,
     "strategy": StrategyEntry,
+    "quality": Benchmark,
     "reliability": Reliability,
     "measured": Published,
 }
@@ -68,6 +70,7 @@ _TELLING_KEYS: tuple[tuple[str, str], ...] = (
     ("law", "sessions"),
     ("tasks", "speculation"),
     ("strategy", "strategy"),
+    ("benchmark", "quality"),
     ("host", "reliability"),
     ("boot", "reliability"),
     ("comparisons", "measured"),
@@ -87,6 +90,7 @@ _FOLDERS: Mapping[str, str] = {
     "sessions": "sessions",
     "speculation": "speculation",
     "strategies": "strategy",
+    "quality": "quality",
     "reliability": "reliability",
     "measured": "measured",
     "scenarios": "scenario",
@@ -173,6 +177,9 @@ def _names(case: Case, catalog: Catalog) -> Iterator[tuple[KeyPath, _LookUp]]:
     """List the names in a case, each with its key and what finds out whether it leads somewhere."""
     yield ("prices", "book"), partial(catalog.prices, case.prices.book)
     if isinstance(case.workload, ProgramsWorkload):
+        if case.workload.benchmark is not None:
+            named = case.workload.benchmark
+            yield ("workload", "benchmark"), partial(benchmark_of, named, catalog)
         yield ("workload",), partial(_check_strategy, case, case.workload, catalog)
     for key, look_up in _names_of_traffic(case.workload, catalog):
         yield ("workload", *key), look_up

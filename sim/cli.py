@@ -103,7 +103,7 @@ def run(
     from sim.forecast import forecast  # noqa: PLC0415 - pandas and pydantic take half a second
     from sim.report.document import summary_document  # noqa: PLC0415
     from sim.report.notes import remarks  # noqa: PLC0415
-    from sim.report.tables import console_table  # noqa: PLC0415
+    from sim.report.tables import console_table, console_task_table  # noqa: PLC0415
 
     if trace and out is None:
         raise InputError("--trace needs --out: the folder that trace.json goes to")
@@ -120,7 +120,11 @@ def run(
     if as_json:
         typer.echo(json.dumps(summary_document(tables), indent=2))
     else:
-        _stdout().print(console_table(tables.summary))
+        console = _stdout()
+        console.print(console_table(tables.summary))
+        of_tasks = console_task_table(tables.summary)
+        if of_tasks is not None:
+            console.print(of_tasks)
         for note in () if quiet else remarks(tables):
             typer.echo(f"note: {note}", err=True)
     if out is not None:

@@ -174,8 +174,10 @@ def measure(run: CaseRun, terms: Sequence[Terms]) -> Measured:
     if asked is requests:
         return found
     tasks, calls = measured_tasks(service, record, requests, books, inventory)
-    told = {**_strategy(service.case), **task_summary(tasks_in(tasks, window), service.case.slo)}
-    return replace(found, tasks=tasks, calls=calls, summary=summary | told)
+    told = task_summary(tasks_in(tasks, window), service.case.slo, run.accuracy)
+    return replace(
+        found, tasks=tasks, calls=calls, summary=summary | _strategy(service.case) | told
+    )
 
 
 def _strategy(case: Case) -> dict[str, object]:

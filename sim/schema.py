@@ -559,9 +559,7 @@ def validate(model_cls: type[ModelT], located: Located) -> ModelT:
         return model_cls.model_validate(located.data)
     except ValidationError as error:
         details = error.errors(include_url=False)
-    raise with_problems(
-        InputError, _problems(details, located, _Shapes(json_schema(model_cls)))
-    )
+    raise with_problems(InputError, _problems(details, located, _Shapes(json_schema(model_cls))))
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
@@ -586,9 +584,7 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     return f"; did you mean {listed}?" if listed else ""
 
 
-def _problems(
-    details: Iterable[ErrorDetails], located: Located, shapes: _Shapes
-) -> list[Problem]:
+def _problems(details: Iterable[ErrorDetails], located: Located, shapes: _Shapes) -> list[Problem]:
     """Return one problem per path that has any, in the order of the file."""
     messages: dict[KeyPath, list[str]] = {}
     for detail in details:

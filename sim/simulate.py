@@ -29,6 +29,7 @@ from sim.upkeep_plans import (
     upkeep_plans,
 )
 from sim.workload.draw import draw, pilot
+from sim.workload.judging import Accuracy, accuracy_of
 from sim.workload.kinds import OpenLoopWorkload, ProgramsWorkload, Workload
 from sim.workload.requests import RequestRow, Traffic
 
@@ -56,6 +57,8 @@ class CaseRun:
     """Closed-loop clients."""
     tenants: tuple[str, ...] = ("all",)
     """Names of the tenants, by their index."""
+    accuracy: Accuracy | None = None
+    """Of a strategy of test-time compute, where a benchmark says how good answers are."""
     notes: tuple[str, ...] = ()
     """What a reader must know of this run."""
 
@@ -114,7 +117,12 @@ def simulate(
         circumstances=Circumstances(tenancy_of(case, traffic.tenant_names), upkeep),
     )
     notes = tuple(_run_notes(service, traffic, plans, upkeep))
-    return CaseRun(service, record, capacity, traffic.clients, traffic.tenant_names, notes)
+    names, accuracy = traffic.tenant_names, None
+    if isinstance(workload, ProgramsWorkload):
+        accuracy = accuracy_of(workload, catalog, seed)
+        said = () if accuracy is None else accuracy.notes
+        notes += tuple(f"{case.name}: {workload.benchmark}: {note}." for note in said)
+    return CaseRun(service, record, capacity, traffic.clients, names, accuracy, notes)
 
 
 def _run_notes(

@@ -13,6 +13,7 @@ from sim.metrics.accounts import Accounts, Inventory
 from sim.metrics.requests import Window, statistics
 from sim.routing_policy import Slo
 from sim.service import Service
+from sim.workload.judging import Accuracy
 
 Floats = npt.NDArray[np.float64]
 
@@ -162,13 +163,12 @@ def measured_tasks(
     span_s = books.window.duration_s
     chip_w = np.array([pool.chip_power_w for pool in books.pools])
     chips = np.array([pool.chips_per_replica for pool in service.pools])
-    paid = np.array([pool.replicas_paid for pool in books.pools])
     # what hosts draw is shared out like the power of the chips that they host
     energy_j = _each(books.power_w * span_s * chip_w, np.full(chip_w.size, chip_w.sum()))
     prices = {
         "usd": rates(np.array([pool.usd for pool in books.pools]), books, inventory),
         "energy_j": rates(energy_j, books, inventory),
-        "chip_s": rates(chips * paid * span_s, books, inventory),
+        "chip_s": rates(chips * inventory.tally.pools.busy_s[:, 0], books, inventory),
     }
     calls = call_table(record.calls, requests, record.losses)
     return task_table(record.programs, calls, service, prices), calls
@@ -179,7 +179,9 @@ def tasks_in(tasks: pd.DataFrame, window: Window) -> pd.DataFrame:
     return tasks[tasks["arrival_s"].between(window.start_s, window.end_s)]
 
 
-def task_summary(tasks: pd.DataFrame, slo: Slo) -> dict[str, float]:
+def task_summary(
+    tasks: pd.DataFrame, slo: Slo, accuracy: Accuracy | None = None
+) -> dict[str, float]:
     """Sum up tasks: how many are solved, how long they take, what they cost.
 
     Means, percentiles and accuracy are those of tasks that were completed. A solved task bears the
@@ -191,10 +193,15 @@ def task_summary(tasks: pd.DataFrame, slo: Slo) -> dict[str, float]:
         Those that count.
     slo : Slo
         The deadline and the budget of a task, if there are any.
+    accuracy : Accuracy, optional
+        From more questions than these tasks; that of the tasks unless given.
     """
     done = tasks[tasks["outcome"] == "completed"]
     known = done["solved"].dropna()
-    solved = float(known.sum())
+    solved, share, error = float(known.sum()), known.mean(), _standard_error(known)
+    if accuracy is not None:
+        share, error = accuracy.fraction, accuracy.standard_error
+        solved = share * len(done)
     means = {
         f"{name}_per_task": float(done[name].mean()) if len(done) else np.nan
         for name in (*_COUNTS, *_AMOUNTS)
@@ -202,8 +209,8 @@ def task_summary(tasks: pd.DataFrame, slo: Slo) -> dict[str, float]:
     return {
         "tasks": float(len(tasks)),
         "failed_tasks": float(len(tasks) - len(done)),
-        "accuracy_fraction": solved / len(known) if len(known) else np.nan,
-        "accuracy_standard_error": _standard_error(known),
+        "accuracy_fraction": float(share),
+        "accuracy_standard_error": error,
         "tokens_per_task": means["input_tokens_per_task"] + means["output_tokens_per_task"],
         **means,
         **statistics("task_s", done["task_s"], ("mean", *QUANTILES)),
@@ -271,8 +278,8 @@ def against_baseline(summary: pd.DataFrame) -> pd.DataFrame:
     """Compare what each strategy spends and solves with the first case that has one.
 
     ``compute_multiplier`` is that of the tokens that are generated for a task, finished or thrown
-    away, ``compute_multiplier_chip_s`` that of the time of chips. They differ: chips that generate
-    many answers at once take less time for each, and prompts cost time too.
+    away, ``compute_multiplier_chip_s`` that of the time in which chips were busy. They differ: chips that
+    generate many answers at once take less time for each, and prompts cost time too.
     ``latency_multiplier`` is that of the mean time of a task, and ``linear_latency_ratio`` what it
     is of ``compute_multiplier``: 1 where tasks take as many times longer as they generate tokens,
     1 / n where n calls run side by side at no loss.

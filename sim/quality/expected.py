@@ -78,8 +78,9 @@ def _exact_wins(samples: int, share: float) -> Floats:
     rest = max(1.0 - float(shares.sum()), 0.0)
     powers = np.arange(samples + 1)
     inverse = 1.0 / special.factorial(powers)
-    # Rare wrong answers are all different: they never have more votes than one.
-    table = np.broadcast_to(rest**powers * inverse, (samples + 1, len(z), samples + 1)).copy()
+    # Rare wrong answers are all different: with one vote each they tie at m = 1, and never win else.
+    tie = np.where(m[:, None] == 1, z[None, :], 1.0)
+    table = (rest * tie[:, :, None]) ** powers * inverse
     for weight in shares:
         kernel = weight**powers * inverse
         grown = np.zeros_like(table)

@@ -14,14 +14,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sim.report.caveats import caveats_of
-from sim.report.charts import Chart
+from sim.report.charts import TASK_PAINTERS, Chart
 from sim.report.data import RunTables, ordered_summary, rows_of
 from sim.report.findings import answer
 from sim.report.formats import UNDEFINED, percent, usd
 from sim.report.notes import ALL_CASES, remarks
-from sim.report.parts import parts_tables
+from sim.report.parts import parts_tables, task_parts
 from sim.report.style import CASE_COLOURS, css_variables, themed
-from sim.report.tables import GROUPS, Cell, Row, summary_cell
+from sim.report.tables import Cell, Row, groups_of, summary_cell
+from sim.report.task_findings import task_sentences
 
 UNBROKEN_LETTERS = 16
 """Names up to this long are not broken into two lines within a sentence."""
@@ -103,7 +104,10 @@ def report_page(tables: RunTables, charts: Sequence[Chart]) -> str:
         caveats=[caveats_of(case) for _, case in tables.summary.iterrows()],
         groups=list(_groups(tables.summary)),
         parts=list(parts_tables(tables)),
-        figures=[_figure(chart) for chart in charts],
+        figures=[_figure(chart) for chart in charts if chart.name not in TASK_PAINTERS],
+        tasks=task_parts(tables),
+        said_of_tasks=[_unbroken(said, tables.cases) for said in task_sentences(tables.summary)],
+        task_figures=[_figure(chart) for chart in charts if chart.name in TASK_PAINTERS],
         bills=list(_bills(tables)),
         grounds=list(_grounds(tables)),
         notes=list(remarks(tables)),
@@ -133,7 +137,7 @@ def _system(case: "pd.Series[str]") -> str:
 def _groups(summary: pd.DataFrame) -> Iterator[tuple[str, list[SummaryLine]]]:
     """Lines of the summary table under their headings; a line that no case defines is left out."""
     cases = [case for _, case in ordered_summary(summary).iterrows()]
-    for group in GROUPS:
+    for group in groups_of(summary):
         lines = [
             SummaryLine(row, tuple(summary_cell(case, row) for case in cases)) for row in group.rows
         ]

@@ -6,8 +6,7 @@ say how a terminal shows them. A figure that nobody published is None.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from sim.catalog import KINDS, Catalog, Kind
 from sim.economics import PriceBook
@@ -21,9 +20,9 @@ from sim.model import (
     Model,
 )
 from sim.report.formats import figure
+from sim.report.listing_columns import Column, Listing, Row, count, number, text
+from sim.report.listing_strategies import strategies
 from sim.units import DTYPE_BYTES, GIGA, KILO, TERA, Dtype
-
-Row = Mapping[str, Any]
 
 SPECULATIVE = "speculative"
 """Said of a chip whose vendor has not published its figures."""
@@ -44,35 +43,12 @@ ABOUT: Mapping[Kind, str] = {
     "lengths": "lengths and arrivals fitted to a recorded trace",
     "sessions": "sessions of several turns, fitted to recorded ones",
     "speculation": "how many drafted tokens a model accepts",
+    "strategies": "ways to spend compute on one question",
     "reliability": "how often things fail, and how long they take to come back",
     "measured": "published results that no fit has seen",
     "scenarios": "questions ready to run",
 }
 """What the entries of a kind are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column of a listing."""
-
-    heading: str
-    """With the unit of the numbers as they are shown."""
-    write: Callable[[Row], str]
-    right: bool = False
-    folds: bool = False
-    """Whether a long text may take several lines."""
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """The entries of one kind."""
-
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    group: str = ""
-    """Key of what neighbouring rows have in common and is said once above them, if any."""
-    caption: str = ""
-    """What the columns leave open."""
 
 
 def listing(catalog: Catalog, kind: Kind) -> Listing:
@@ -86,6 +62,7 @@ def listing(catalog: Catalog, kind: Kind) -> Listing:
         "overheads": _overheads,
         "engines": _engines,
         "prices": _prices,
+        "strategies": strategies,
         "scenarios": _scenarios,
     }
     return detailed[kind](catalog) if kind in detailed else _ids(catalog, kind)
@@ -96,29 +73,11 @@ def kinds(catalog: Catalog) -> Listing:
     rows = [
         {"kind": kind, "entries": len(catalog.names(kind)), "about": ABOUT[kind]} for kind in KINDS
     ]
-    columns = (_text("kind"), _count("entries"), _text("about", "what they are"))
+    columns = (text("kind"), count("entries"), text("about", "what they are"))
     return Listing(columns, tuple(rows), caption="`rackcast list KIND` lists the entries of one.")
 
 
-# --- Columns.
-
-
-def _text(key: str, heading: str | None = None, *, folds: bool = False) -> Column:
-    heading = key if heading is None else heading
-    return Column(heading, lambda row: str(row[key] or ""), folds=folds)
-
-
-def _number(key: str, heading: str | None = None, unit: float = 1.0) -> Column:
-    """Show a number in a unit, nothing where there is none."""
-
-    def write(row: Row) -> str:
-        return "" if row[key] is None else figure(row[key] / unit)
-
-    return Column(key if heading is None else heading, write, right=True)
-
-
-def _count(key: str, heading: str | None = None) -> Column:
-    return Column(key if heading is None else heading, lambda row: f"{row[key]:,}", right=True)
+# --- Chips and systems.
 
 
 def _peak(heading: str, usual: Dtype, other: Dtype) -> Column:
@@ -133,20 +92,17 @@ def _peak(heading: str, usual: Dtype, other: Dtype) -> Column:
     return Column(heading, write, right=True)
 
 
-# --- Chips and systems.
-
-
 def _accelerators(catalog: Catalog) -> Listing:
     rows = [_accelerator(catalog, entry_id) for entry_id in catalog.names("accelerators")]
     columns = (
-        _text("id"),
-        _text("memory_kind", "memory", folds=True),
-        _number("memory_bytes", "GB", GIGA),
-        _number("bandwidth_bytes_per_s", "TB/s", TERA),
+        text("id"),
+        text("memory_kind", "memory", folds=True),
+        number("memory_bytes", "GB", GIGA),
+        number("bandwidth_bytes_per_s", "TB/s", TERA),
         _peak("bf16", "bf16", "fp16"),
         _peak("8 bits", "fp8", "int8"),
         _peak("4 bits", "nvfp4", "mxfp4"),
-        _number("tdp_w", "W"),
+        number("tdp_w", "W"),
         Column("calibration", _basis, folds=True),
     )
     caption = (
@@ -201,16 +157,16 @@ def _systems(catalog: Catalog) -> Listing:
     book = _latest_book(catalog)
     rows = [_system(catalog, entry_id, book) for entry_id in catalog.names("systems")]
     columns = (
-        _text("id"),
-        _text("accelerator"),
-        _count("chips"),
-        _text("scale_up", "scale-up"),
-        _count("domain_chips", "domain"),
-        _number("scale_up_bytes_per_s", "up GB/s", GIGA),
-        _number("scale_out_bytes_per_s", "out GB/s", GIGA),
-        _number("provisioned_power_w", "kW", KILO),
-        _number("purchase_usd", "kUSD", KILO),
-        _number("rent_usd_per_chip_hour", "USD/h"),
+        text("id"),
+        text("accelerator"),
+        count("chips"),
+        text("scale_up", "scale-up"),
+        count("domain_chips", "domain"),
+        number("scale_up_bytes_per_s", "up GB/s", GIGA),
+        number("scale_out_bytes_per_s", "out GB/s", GIGA),
+        number("provisioned_power_w", "kW", KILO),
+        number("purchase_usd", "kUSD", KILO),
+        number("rent_usd_per_chip_hour", "USD/h"),
     )
     name = "none" if book is None else book.name
     caption = (
@@ -302,13 +258,13 @@ def _by_generation(rows: Iterable[Row]) -> tuple[Row, ...]:
 def _models(catalog: Catalog) -> Listing:
     rows = [_model(entry_id, catalog.model(entry_id)) for entry_id in catalog.names("models")]
     columns = (
-        _text("id"),
-        _number("parameters", "total (1e9)", GIGA),
-        _number("active_parameters", "active", GIGA),
-        _text("attention", folds=True),
-        _text("experts"),
-        _number("kv_bytes_per_token", "KV kB/token", KILO),
-        _count("max_positions", "context"),
+        text("id"),
+        number("parameters", "total (1e9)", GIGA),
+        number("active_parameters", "active", GIGA),
+        text("attention", folds=True),
+        text("experts"),
+        number("kv_bytes_per_token", "KV kB/token", KILO),
+        count("max_positions", "context"),
         Column("", lambda row: ESTIMATE if row["estimate"] else ""),
     )
     caption = (
@@ -381,7 +337,7 @@ def _calibrations(catalog: Catalog) -> Listing:
         found = catalog.calibration(entry_id)
         if found is not None:
             rows.append({"id": entry_id, "date": found.date, "engines": ", ".join(found.kernels)})
-    return Listing((_text("id"), _text("date", "data of"), _text("engines")), tuple(rows))
+    return Listing((text("id"), text("date", "data of"), text("engines")), tuple(rows))
 
 
 def _priors(catalog: Catalog) -> Listing:
@@ -402,13 +358,13 @@ def _priors(catalog: Catalog) -> Listing:
                 }
             )
     columns = (
-        _text("id"),
-        _text("donor"),
-        _number("compute_ratio", "compute"),
-        _number("memory_ratio", "memory"),
-        _number("floor_ratio", "floors"),
-        _number("spread_fraction", "spread"),
-        _text("about", folds=True),
+        text("id"),
+        text("donor"),
+        number("compute_ratio", "compute"),
+        number("memory_ratio", "memory"),
+        number("floor_ratio", "floors"),
+        number("spread_fraction", "spread"),
+        text("about", folds=True),
     )
     caption = (
         "Compute, memory: share of its peaks that a chip of the family reaches, over the donor's, "
@@ -423,7 +379,7 @@ def _overheads(catalog: Catalog) -> Listing:
     for entry_id in catalog.names("overheads"):
         found = catalog.overheads(cast("Engine", entry_id))  # ids of this kind are engines
         rows.append({"id": entry_id, "date": found.date, "families": ", ".join(found.families)})
-    columns = (_text("id"), _text("date", "fitted"), _text("families", "chip families"))
+    columns = (text("id"), text("date", "fitted"), text("families", "chip families"))
     return Listing(columns, tuple(rows))
 
 
@@ -448,16 +404,16 @@ def _engines(catalog: Catalog) -> Listing:
             }
         )
     columns = (
-        _text("id"),
-        _text("version"),
-        _text("date", "as of"),
-        _text("kernels"),
-        _count("max_num_seqs", "seqs"),
-        _count("max_num_batched_tokens", "tokens"),
-        _count("block_tokens", "block"),
-        _text("composition", "steps", folds=True),
-        _text("admission", folds=True),
-        _text("confidence", "weakest"),
+        text("id"),
+        text("version"),
+        text("date", "as of"),
+        text("kernels"),
+        count("max_num_seqs", "seqs"),
+        count("max_num_batched_tokens", "tokens"),
+        count("block_tokens", "block"),
+        text("composition", "steps", folds=True),
+        text("admission", folds=True),
+        text("confidence", "weakest"),
     )
     caption = (
         "Seqs, tokens: sequences that run and tokens of a step, at most, on a large chip; some "
@@ -481,11 +437,11 @@ def _prices(catalog: Catalog) -> Listing:
             }
         )
     columns = (
-        _text("id"),
-        _text("name"),
-        _text("as_of", "as of"),
-        _count("chips", "chips to rent"),
-        _count("systems", "systems to own"),
+        text("id"),
+        text("name"),
+        text("as_of", "as of"),
+        count("chips", "chips to rent"),
+        count("systems", "systems to own"),
     )
     return Listing(columns, tuple(rows))
 
@@ -495,8 +451,8 @@ def _scenarios(catalog: Catalog) -> Listing:
         {"id": entry_id, "question": str(catalog.located("scenarios", entry_id).data["question"])}
         for entry_id in catalog.names("scenarios")
     ]
-    return Listing((_text("id"), _text("question", folds=True)), tuple(rows))
+    return Listing((text("id"), text("question", folds=True)), tuple(rows))
 
 
 def _ids(catalog: Catalog, kind: Kind) -> Listing:
-    return Listing((_text("id"),), tuple({"id": entry_id} for entry_id in catalog.names(kind)))
+    return Listing((text("id"),), tuple({"id": entry_id} for entry_id in catalog.names(kind)))

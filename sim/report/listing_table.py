@@ -5,7 +5,7 @@ from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sim.report.listing import Listing
+from sim.report.listing_columns import Listing
 
 FOLDED_LETTERS = 14
 """Least width of a column whose texts may take several lines."""

@@ -7,6 +7,7 @@ import pandas as pd
 
 from sim.report.data import RunTables
 from sim.report.formats import figure, percent, usd
+from sim.report.task_findings import tasks_of
 from sim.units import KW, MILLISECOND_S
 
 
@@ -60,6 +61,34 @@ TENANTS: tuple[Column, ...] = (
     ("goodput_requests_per_s", "Goodput, requests/s", figure),
     ("share_fraction", "Share of the cost", percent),
 )
+
+
+TASKS: tuple[Column, ...] = (
+    ("tasks", "Tasks", _count),
+    ("accuracy_fraction", "Solved", percent),
+    ("accuracy_standard_error", "Standard error", percent),
+    ("compute_multiplier", "Tokens, multiple", figure),
+    ("compute_multiplier_chip_s", "Chip-seconds, multiple", figure),
+    ("latency_multiplier", "Time, multiple", figure),
+    ("linear_latency_ratio", "Time over tokens", figure),
+    ("task_s_p50", "Time p50, s", figure),
+    ("task_s_p95", "Time p95, s", figure),
+    ("task_s_p99", "Time p99, s", figure),
+    ("usd_per_task", "USD per task", usd),
+    ("usd_per_task_p99", "USD p99", usd),
+    ("usd_per_solved_task", "USD per solved task", usd),
+    ("energy_j_per_task", "J per task", figure),
+)
+
+
+def task_parts(tables: RunTables) -> PartsTable | None:
+    """Give the table of strategies of test-time compute; None where there are no tasks."""
+    rows = tasks_of(tables.summary)
+    if rows.empty:
+        return None
+    shown = [column for column in TASKS if rows[column[0]].notna().any()]
+    heads = ("Case", "Strategy", *(label for _, label, _ in shown))
+    return PartsTable("Tasks", "tasks", heads, tuple(_rows(rows, "strategy", shown)))
 
 
 def parts_tables(tables: RunTables) -> Iterator[PartsTable]:

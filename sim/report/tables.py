@@ -1,8 +1,10 @@
 """The summary as people read it: a short table for a terminal, a long one for the page."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pandas as pd
 from rich import box
@@ -12,9 +14,15 @@ from rich.text import Text
 from sim.report.caveats import caveats_of
 from sim.report.findings import interval
 from sim.report.formats import UNDEFINED, figure, percent, usd
+from sim.report.task_findings import tasks_of
 from sim.units import GB, KW, MILLISECOND_S
 
 TERMINAL_QUANTILES = ("p50", "p95", "p99")
+NAME_LETTERS = 12
+"""Of a name in the table of tasks, a line."""
+CENT_USD = 0.01
+MANY_TASKS = 1000
+"""What cheap tasks are counted by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,7 @@ GROUPS: tuple[Group, ...] = (
             Row("shed_requests", "of these turned away", "", _count, only_if_any=True),
             Row("lost_requests", "of these lost in failures", "", _count, only_if_any=True),
             Row("unfinished_requests", "of these unfinished", "", _count, only_if_any=True),
+            Row("cancelled_requests", "Cancelled calls of tasks", "", _count, only_if_any=True),
         ),
     ),
     Group(
@@ -102,6 +111,7 @@ GROUPS: tuple[Group, ...] = (
             Row("timed_out_lost_tokens", "of these by clients", "", _count, only_if_any=True),
             Row("failure_lost_tokens", "of these by failures", "", _count, only_if_any=True),
             Row("shed_lost_tokens", "of these turned away", "", _count, only_if_any=True),
+            Row("cancelled_lost_tokens", "of these cancelled", "", _count, only_if_any=True),
             Row("other_lost_tokens", "of these otherwise", "", _count, only_if_any=True),
             Row("kv_transfer_bytes", "KV between pools", "GB", _gb, only_if_any=True),
             Row("embedding_transfer_bytes", "Embeddings sent", "GB", _gb, only_if_any=True),
@@ -152,6 +162,51 @@ GROUPS: tuple[Group, ...] = (
 )
 """The long summary table: every number of the summary once."""
 
+TASK_GROUP = Group(
+    "Tasks",
+    (
+        Row("tasks", "Tasks", "", _count),
+        Row("failed_tasks", "Failed tasks", "", _count, only_if_any=True),
+        Row("accuracy_fraction", "Solved", "%", _percent),
+        Row("accuracy_standard_error", "standard error of it", "%", _percent),
+        Row("compute_multiplier", "Generated tokens, multiple", "", figure),
+        Row("compute_multiplier_chip_s", "Chip-seconds, multiple", "", figure),
+        Row("latency_multiplier", "Time of a task, multiple", "", figure),
+        Row("linear_latency_ratio", "Time over tokens, multiples", "", figure),
+        Row("accuracy_gain_per_multiple", "Solved more per multiple", "%", _percent),
+        Row("tokens_per_task", "All tokens per task", "", figure),
+        Row("input_tokens_per_task", "Prompt tokens per task", "", figure),
+        Row("cached_tokens_per_task", "of these from cache", "", figure, only_if_any=True),
+        Row("prefilled_tokens_per_task", "Prompt tokens computed per task", "", figure),
+        Row("output_tokens_per_task", "Generated tokens per task", "", figure),
+        Row("discarded_tokens_per_task", "of these thrown away", "", figure, only_if_any=True),
+        Row("calls_per_task", "Calls per task", "", figure),
+        Row("cancelled_calls_per_task", "of these cancelled", "", figure, only_if_any=True),
+        Row("critical_calls_per_task", "Calls one after the other", "", figure),
+        Row("task_s_mean", "Time of a task, mean", "s", figure),
+        Row("task_s_p50", "Time of a task, p50", "s", figure),
+        Row("task_s_p95", "Time of a task, p95", "s", figure),
+        Row("task_s_p99", "Time of a task, p99", "s", figure),
+        Row("usd_per_task", "Cost per task, mean", "USD", _usd),
+        Row("usd_per_task_p50", "Cost per task, p50", "USD", _usd),
+        Row("usd_per_task_p95", "Cost per task, p95", "USD", _usd),
+        Row("usd_per_task_p99", "Cost per task, p99", "USD", _usd),
+        Row("usd_per_task_cvar95", "Cost per task, mean of the dearest 5 %", "USD", _usd),
+        Row("usd_per_solved_task", "Cost per solved task", "USD", _usd),
+        Row("energy_j_per_task", "Energy per task", "J", figure),
+        Row("chip_s_per_task", "Chip-seconds per task", "s", figure),
+        Row("slo_task_s", "Deadline", "s", figure),
+        Row("slo_usd_per_task", "Budget per task", "USD", _usd),
+        Row("task_slo_attainment_fraction", "Tasks within both", "%", _percent),
+    ),
+)
+"""Further lines of it where there are tasks of test-time compute."""
+
+
+def groups_of(summary: pd.DataFrame) -> tuple[Group, ...]:
+    """Give the groups that a summary has numbers for."""
+    return GROUPS if tasks_of(summary).empty else (GROUPS[0], TASK_GROUP, *GROUPS[1:])
+
 
 def summary_cell(case: "pd.Series[float]", row: Row) -> Cell:
     """Write one number of the summary of a case.
@@ -169,7 +224,7 @@ def summary_cell(case: "pd.Series[float]", row: Row) -> Cell:
 
 def summary_frame(summary: pd.DataFrame) -> pd.DataFrame:
     """Write the long summary as text: a row per quantity with its unit, a column per case."""
-    rows = [row for group in GROUPS for row in group.rows]
+    rows = [row for group in groups_of(summary) for row in group.rows]
     frame = pd.DataFrame(
         {
             str(case["case"]): [summary_cell(case, row).text for row in rows]
@@ -220,6 +275,93 @@ def _case_name(case: "pd.Series[str]") -> Text:
     """Write the name of a case, and below it what it rests on that nobody measured."""
     said = caveats_of(case)
     return Text(str(case["case"])).append(f"\n{said}" if said else "", style="dim")
+
+
+def console_task_table(summary: pd.DataFrame) -> Table | None:
+    """Write what tasks of test-time compute buy and cost, 80 columns wide; None if there are none.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        One row per case.
+    """
+    tasks = tasks_of(summary)
+    if tasks.empty:
+        return None
+    unit = _MoneyUnit.of(tasks)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("case\nstrategy", overflow="fold", min_width=8)
+    for title in (
+        "solved\n%",
+        "compute x\ntok/chip-s",
+        "task s\np50/p95/p99",
+        f"{unit.name}\nmean/p99/solved",
+        "J per\ntask",
+    ):
+        table.add_column(title, justify="right", no_wrap=True)
+    for _, case in tasks.iterrows():
+        table.add_row(
+            _strategy_name(case),
+            _share_with_error(case),
+            _joined(case, ("compute_multiplier", "compute_multiplier_chip_s")),
+            _joined(case, tuple(f"task_s_{quantile}" for quantile in TERMINAL_QUANTILES)),
+            _joined(case, _MoneyUnit.columns, unit.tasks),
+            figure(_number(case["energy_j_per_task"])),
+        )
+    return table
+
+
+def _strategy_name(case: "pd.Series[str]") -> Text:
+    """Write the name of a case, and below it that of its strategy unless it is the same."""
+    name, strategy = str(case["case"]), str(case["strategy"])
+    below = "" if strategy == name else f"\n{broken(strategy, NAME_LETTERS)}"
+    return Text(broken(name, NAME_LETTERS)).append(below, style="dim")
+
+
+def broken(name: str, letters: int) -> str:
+    r"""Break a name into lines, if it can be, after a space or one of ``_-/,``.
+
+    >>> broken("self_consistency_40, 70B", 13)
+    'self_\nconsistency_\n40, 70B'
+    """
+    lines = [""]
+    for part in re.findall(r"[^ _/,-]*[ _/,-]*", name):
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > letters:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _share_with_error(case: "pd.Series[float]") -> str:
+    """Write an accuracy and its standard error in percent."""
+    share, error = (_number(case[f"accuracy_{part}"]) for part in ("fraction", "standard_error"))
+    if not math.isfinite(share):
+        return UNDEFINED
+    return f"{100 * share:.1f}\N{PLUS-MINUS SIGN}{100 * error:.1f}"
+
+
+def _joined(case: "pd.Series[float]", columns: tuple[str, ...], times: float = 1.0) -> str:
+    """Write numbers with strokes between, briefly; one dash if none is defined."""
+    values = [_number(case[column]) * times for column in columns]
+    if not any(math.isfinite(value) for value in values):
+        return UNDEFINED
+    return "/".join(figure(value).replace(",", "") for value in values)
+
+
+@dataclass(frozen=True, slots=True)
+class _MoneyUnit:
+    """How many tasks a column of costs is for: all its numbers have the same."""
+
+    name: str
+    tasks: int
+    columns: ClassVar[tuple[str, ...]] = ("usd_per_task", "usd_per_task_p99", "usd_per_solved_task")
+
+    @classmethod
+    def of(cls, tasks: pd.DataFrame) -> "_MoneyUnit":
+        """One task, or a thousand if most of them cost less than a cent."""
+        if tasks["usd_per_task"].median() >= CENT_USD:
+            return cls("USD/task", 1)
+        return cls(f"USD/{MANY_TASKS} tasks", MANY_TASKS)
 
 
 @dataclass(frozen=True, slots=True)

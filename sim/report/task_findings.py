@@ -107,12 +107,9 @@ def dominated(summary: pd.DataFrame) -> dict[str, str]:
 def task_sentences(summary: pd.DataFrame) -> tuple[str, ...]:
     """Say what tasks cost, what they buy and what was in vain, a sentence each."""
     tasks = tasks_of(summary)
-    return tuple(
-        sentence
-        for part in (_cost, _targets, _budgets, _deadlines, _dominated, _tail, _latency)
-        for sentence in part(tasks)
-        if len(tasks)
-    ) + tuple((*_discarded(tasks), *_cached(tasks), *_failed(summary)))
+    parts = (_cost, _targets, _budgets, _deadlines, _dominated, _tail, _latency, _discarded, _cached)
+    said = () if tasks.empty else tuple(sentence for part in parts for sentence in part(tasks))
+    return (*said, *_failed(summary))
 
 
 def _cost(tasks: pd.DataFrame) -> Iterator[str]:
@@ -248,7 +245,7 @@ def _latency(tasks: pd.DataFrame) -> Iterator[str]:
 
 
 def _discarded(tasks: pd.DataFrame) -> Iterator[str]:
-    wasted = tasks[tasks["discarded_tokens_per_task"] > 0] if len(tasks) else tasks
+    wasted = tasks[tasks["discarded_tokens_per_task"] > 0]
     shares = [
         f"{percent(float(row['discarded_tokens_per_task'] / row['output_tokens_per_task']))} "
         f"of {row['case']}"
@@ -263,8 +260,6 @@ def _discarded(tasks: pd.DataFrame) -> Iterator[str]:
 
 def _cached(tasks: pd.DataFrame) -> Iterator[str]:
     """Say how much of the prompts was not computed, as another call had done so."""
-    if tasks.empty:
-        return
     shares = tasks["cached_tokens_per_task"] / tasks["input_tokens_per_task"]
     most, least = shares.idxmax(), shares.idxmin()
     if not shares[most] > 0:

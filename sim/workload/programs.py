@@ -179,6 +179,12 @@ class ProgramPlans:
         """Return the number of questions."""
         return len(self.questions)
 
+    @property
+    def question_notes(self) -> tuple[str, ...]:
+        """What has been asked of the questions so far that no law of theirs covers."""
+        notes: tuple[str, ...] = getattr(self.questions, "notes", ())
+        return notes
+
     def starts(self) -> list[float]:
         """Return when each question is asked, in seconds; at once where clients ask."""
         return [0.0] * len(self) if self.start_s is None else self.start_s.tolist()

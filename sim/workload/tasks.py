@@ -1,23 +1,28 @@
 """Draw the questions of a workload of programs: when they are asked, how long and hard they are."""
 
 from collections.abc import Sequence
+from math import exp
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.catalog import Catalog
-from sim.errors import InputError
-from sim.quality import Question, Unknown
+from sim.errors import InputError, under
+from sim.quality import Benchmark, Question, Unknown
+from sim.quality.benchmark import TokensSpread
 from sim.schema import unplaced, validate
 from sim.seeds import stream
 from sim.workload.arrivals import BurstArrivals
 from sim.workload.kinds import ProgramsWorkload, StrategyChoice
 from sim.workload.programs import ProgramPlans, Strategy, Task, answered_at_once
 from sim.workload.requests import Traffic
-from sim.workload.single import ConstantTokens, TokensLaw
+from sim.workload.single import ConstantTokens, LognormalTokens, TokensLaw
 from sim.workload.strategies.entry import StrategyHolder, resolved
 
 Floats = NDArray[np.float64]
+
+FARTHEST_SIGMAS = 6.0
+"""Lengths beyond so many standard deviations of their logarithm, one in a billion, are cut off."""
 
 
 def programs(
@@ -42,10 +47,16 @@ def programs(
     """
     start_s = None if workload.arrivals is None else _starts(workload, seed, names)
     count = (workload.tasks or 0) if start_s is None else len(start_s)
-    question_tokens, answer_tokens = _lengths(workload, catalog)
+    named = workload.benchmark
+    with under("benchmark"):
+        benchmark = None if named is None else benchmark_of(named, catalog)
+    question_tokens, answer_tokens = _lengths(workload, benchmark)
+    questions: Sequence[Question] = [Unknown()] * count
+    if benchmark is not None:
+        questions = benchmark.questions(stream(seed, *names, "difficulty"), count)
     return ProgramPlans(
         strategy=strategy_of(workload.strategy, catalog),
-        questions=_questions(workload, catalog, count, seed, names),
+        questions=questions,
         question_tokens=question_tokens.sample(stream(seed, *names, "questions"), count),
         answer_tokens=answer_tokens,
         seed=seed,
@@ -117,25 +128,30 @@ def _starts(workload: ProgramsWorkload, seed: int, names: tuple[str | int, ...])
     return start_s
 
 
-def _lengths(workload: ProgramsWorkload, catalog: Catalog) -> tuple[TokensLaw, TokensLaw]:
+def benchmark_of(name: str, catalog: Catalog) -> Benchmark:
+    """Give a benchmark by its id."""
+    return validate(Benchmark, catalog.located("quality", name))
+
+
+def _lengths(
+    workload: ProgramsWorkload, benchmark: Benchmark | None
+) -> tuple[TokensLaw, TokensLaw]:
     """Give the laws of questions and direct answers: the workload's own, or the benchmark's."""
     question, answer = workload.question_tokens, workload.answer_tokens
-    if workload.benchmark is not None:
-        raise InputError("benchmarks are not read yet", key="benchmark")
+    if benchmark is not None:
+        question = question or _law(benchmark.question_tokens)
+        answer = answer or _law(benchmark.answer_tokens)
     if question is None or answer is None:
-        raise InputError("give question_tokens and answer_tokens", key=())
+        raise InputError("name a benchmark, or give both question_tokens and answer_tokens")
     return question, answer
 
 
-def _questions(
-    workload: ProgramsWorkload,
-    catalog: Catalog,
-    count: int,
-    seed: int,
-    names: tuple[str | int, ...],
-) -> Sequence[Question]:
-    """Draw how hard each question is."""
-    del catalog, seed, names
-    if workload.benchmark is None:
-        return [Unknown()] * count
-    raise InputError("benchmarks are not read yet", key="benchmark")
+def _law(spread: TokensSpread) -> TokensLaw:
+    """Give the law of lengths that a benchmark states, with its farthest tail cut off."""
+    longest = spread.median * exp(FARTHEST_SIGMAS * spread.sigma)
+    most = max(round(longest), 1)
+    if spread.sigma == 0:
+        return ConstantTokens(tokens=most)
+    return LognormalTokens(
+        median_tokens=spread.median, sigma=spread.sigma, min_tokens=1, max_tokens=most
+    )

@@ -24,6 +24,7 @@ WORDS: dict[Kind, str] = {
     "lengths": "lengths",
     "sessions": "sessions",
     "speculation": "speculation",
+    "strategies": "strategy",
     "reliability": "reliability",
     "measured": "measured",
     "scenarios": "scenario",

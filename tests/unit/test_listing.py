@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from sim.catalog import KINDS, Kind, open_catalog
-from sim.report.listing import ABOUT, Listing, Row, attention_in_words, kinds, listing
+from sim.report.listing import ABOUT, attention_in_words, kinds, listing
+from sim.report.listing_columns import Listing, Row
 from sim.report.listing_table import listing_table
 
 CATALOG = open_catalog()
@@ -163,3 +164,15 @@ class TestModels:
         rows = found["models"].rows
         order = [(row["family"].lower(), row["parameters"]) for row in rows]
         assert order == sorted(order)
+
+
+class TestStrategies:
+    def test_a_case_is_told_what_it_needs(self, found: dict[Kind, Listing]) -> None:
+        """By hand: a cascade by score calls a small model and a scorer, and goes by the score."""
+        rows = by_id(found["strategies"])
+        row = rows["cascade_score"]
+        assert (row["kind"], row["other_models"]) == ("cascade", ["small", "verifier"])
+        assert row["needs_benchmark"]
+        assert not rows["self_consistency_40"]["needs_benchmark"]
+        assert rows["direct"]["other_models"] == []
+        assert all(entry["source"] and entry["description"] for entry in rows.values())

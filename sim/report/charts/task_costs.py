@@ -210,8 +210,9 @@ def _tail_sheet(
     axes.set_xlabel("US dollars per task (logarithmic)", labelpad=8)
     log_axis(axes, "x", np.concatenate([tail.cost_usd for tail in tails]), tick_usd)
     log_axis(axes, "y", np.concatenate([tail.dearer for tail in tails]), _tick_percent)
-    axes.set_ylim(min(tail.dearer[-1] for tail in tails) / 1.5, 1.25)
-    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 1.0])
+    least = min(float(tail.dearer[-1]) for tail in tails) / 1.5
+    axes.set_yticks([tick for tick in axes.get_yticks() if least <= tick <= 1.0])
+    axes.set_ylim(least, 1.25)
     strokes, names = [], []
     for number, tail in enumerate(tails, 1):
         marks = _draw_tail(axes, tail)

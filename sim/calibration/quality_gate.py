@@ -1,0 +1,152 @@
+"""How good a gate must be for what dynamic allocation is said to achieve."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special
+
+from sim.quality.benchmark import Assumed, Benchmark, Laws
+from sim.quality.laws import Difficulty, GateLaw, LawFit, shift_to, shifted
+
+Floats = NDArray[np.float64]
+
+SCORES = np.linspace(-5.0, 5.0, 801)
+"""Normal scores of questions, and of what a gate believes of them."""
+DIRECT_ANSWERS_PER_ROUND = 1.0
+
+
+class Option(NamedTuple):
+    """One way to work on a question."""
+
+    cost: float
+    """Direct answers."""
+    chance: Floats
+    """Of a right answer, at each of `SCORES`."""
+
+
+class Allocation(NamedTuple):
+    """What the best allocation at a mean cost achieves."""
+
+    accuracy: float
+    cost: float
+
+
+def options(benchmark: Benchmark, laws: Laws) -> list[Option]:
+    """Return what a gate can choose between: a direct answer, and all that was measured.
+
+    A chain of x tokens costs x over those of a direct answer, r rounds of refinement cost r, and
+    a search of x nodes x direct answers.
+    """
+    chances = _chances(laws.difficulty)
+    found = [Option(1.0, chances)]
+    for point in benchmark.points:
+        if point.strategy == "effort":
+            cost = point.x / benchmark.answer_tokens.mean_tokens
+            shift = shift_to(laws.difficulty, point.accuracy)
+            found.append(Option(cost, shifted(chances, shift)))
+        if point.strategy == "search":
+            found.append(
+                Option(point.x, shifted(chances, shift_to(laws.difficulty, point.accuracy)))
+            )
+        if point.strategy == "revision" and laws.revision is not None:
+            gain = [laws.revision.accuracy(start, round(point.x)) for start in (0.0, 1.0)]
+            cost = point.x * DIRECT_ANSWERS_PER_ROUND
+            found.append(Option(cost, gain[0] + (gain[1] - gain[0]) * chances))
+    return [one for one in found if one.cost >= 1.0]
+
+
+def _chances(difficulty: Difficulty) -> Floats:
+    return difficulty.chances(special.ndtr(SCORES))
+
+
+def allocated(choices: Sequence[Option], correlation: float, cost: float) -> Allocation:
+    """Return the best that a gate of some correlation can do at a mean cost.
+
+    For each guess, the gate takes the option with the most expected accuracy less a price of
+    compute; the price is such that the mean cost is met. The allocation that does so is optimal
+    among all that know only the guess (Lagrange).
+    """
+    weights = np.exp(-(SCORES**2) / 2)
+    weights /= weights.sum()
+    believed = np.array([_expected(one.chance, correlation) for one in choices])
+    costs = np.array([one.cost for one in choices])
+
+    def at(price: float) -> Allocation:
+        chosen = np.argmax(believed - price * costs[:, None], axis=0)
+        accuracy = float(weights @ believed[chosen, np.arange(len(SCORES))])
+        return Allocation(accuracy, float(weights @ costs[chosen]))
+
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if at(middle).cost > cost:
+            low = middle
+        else:
+            high = middle
+    below, above = at(high), at(low)
+    if above.cost <= below.cost:
+        return below
+    # Some guesses are worth two options equally: a share of them has the dearer one.
+    share = min(max((cost - below.cost) / (above.cost - below.cost), 0.0), 1.0)
+    return Allocation(
+        below.accuracy + share * (above.accuracy - below.accuracy),
+        below.cost + share * (above.cost - below.cost),
+    )
+
+
+def _expected(chance: Floats, correlation: float) -> Floats:
+    """Return the expected chance of questions by what a gate believes of them.
+
+    True score given guess g: normal with mean rho g and variance 1 - rho^2.
+    """
+    spread = np.sqrt(1 - correlation**2)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(61)
+    truth = correlation * SCORES[:, None] + spread * nodes[None, :]
+    return np.asarray(np.interp(truth, SCORES, chance) @ weights / weights.sum())
+
+
+def correlation_for(choices: Sequence[Option], cost: float, accuracy: float) -> float | None:
+    """Return the correlation at which a gate achieves an accuracy; none if no gate does."""
+    if allocated(choices, 1.0, cost).accuracy < accuracy:
+        return None
+    if allocated(choices, 0.0, cost).accuracy >= accuracy:
+        return 0.0
+    return float(
+        optimize.brentq(lambda x: allocated(choices, x, cost).accuracy - accuracy, 0, 1, xtol=1e-6)
+    )
+
+
+def fitted_gate(benchmark: Benchmark, laws: Laws, assumed: Assumed) -> GateLaw | None:
+    """Return the gate that the point of dynamic allocation asks for, or an assumed one."""
+    dynamic = [one for one in benchmark.points if one.strategy == "dynamic"]
+    if not dynamic:
+        if assumed.gate_correlation is None:
+            return None
+        return GateLaw(
+            correlation=assumed.gate_correlation, source=assumed.why, confidence="estimate"
+        )
+    point = dynamic[0]
+    choices = options(benchmark, laws)
+    needed = correlation_for(choices, point.x, point.accuracy)
+    correlation = 1.0 if needed is None else round(needed, 4)
+    best = allocated(choices, correlation, point.x).accuracy
+    error = abs(best - point.accuracy)
+    reached = (
+        f"correlation at which the best allocation of the other rows reaches {point.accuracy:g} "
+        f"at {point.x:g} direct answers"
+        if needed is not None
+        else f"no gate reaches {point.accuracy:g} at {point.x:g} direct answers with the other "
+        f"rows' strategies: a perfect one has {best:.3f}"
+    )
+    fit = LawFit(
+        points=1,
+        parameters=1,
+        max_error_fraction=float(np.ceil(error * 1e4) / 1e4),
+        rms_error_fraction=float(np.ceil(error * 1e4) / 1e4),
+        range=(point.x, point.x),
+        date=laws.difficulty.fit.date if laws.difficulty.fit else "",
+        assumed=None,
+    )
+    return GateLaw(correlation=correlation, source=reached, confidence="estimate", fit=fit)
