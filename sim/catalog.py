@@ -325,6 +325,7 @@ _NOUNS: Mapping[Kind, str] = {
     "prices": "price book",
     "lengths": "lengths",
     "strategies": "strategy",
+    "quality": "benchmark",
     "measured": "measured",
 }
 """What an entry is called, where that is not its kind in the singular."""

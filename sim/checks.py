@@ -34,7 +34,7 @@ from sim.upkeep_plans import upkeep_plans
 from sim.workload.kinds import MixWorkload, ProgramsWorkload, Workload
 from sim.workload.sessions import SessionTraffic
 from sim.workload.strategies.entry import StrategyEntry, read_entry
-from sim.workload.tasks import benchmark_of, needs_answers, strategy_name, strategy_of
+from sim.workload.tasks import benchmark_of, needs_answers, strategy_name, strategy_of, try_out
 from sim.workload.traffic import TrafficLaw
 
 MODELS: Mapping[str, type[StrictModel]] = {
@@ -206,6 +206,8 @@ def _check_strategy(case: Case, workload: ProgramsWorkload, catalog: Catalog) ->
             "nothing is known here: name a benchmark beside it",
             key="strategy",
         )
+    if workload.benchmark is not None:
+        try_out(workload, catalog)
 
 
 def _names_of_pool(pool: Case, catalog: Catalog) -> Iterator[tuple[KeyPath, _LookUp]]:

@@ -113,6 +113,18 @@ class Case(Pool):
         return self
 
     @model_validator(mode="after")
+    def _targets_of_tasks_need_tasks(self) -> Self:
+        asked = [self.slo, *(each.slo for each in self.tenants.values() if each.slo is not None)]
+        given = any(slo.task_s is not None or slo.usd_per_task is not None for slo in asked)
+        if given and self.workload.kind != "programs":
+            msg = (
+                "slo.task_s and slo.usd_per_task are for tasks of test-time compute, and a "
+                f"{self.workload.kind} workload has none: leave them out, or give kind: programs"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _other_models_are_not_taken_for_parts(self) -> Self:
         taken = sorted(set(self.other_models) & set(Pools.model_fields))
         if taken:

@@ -278,8 +278,8 @@ def against_baseline(summary: pd.DataFrame) -> pd.DataFrame:
     """Compare what each strategy spends and solves with the first case that has one.
 
     ``compute_multiplier`` is that of the tokens that are generated for a task, finished or thrown
-    away, ``compute_multiplier_chip_s`` that of the time in which chips were busy. They differ: chips that
-    generate many answers at once take less time for each, and prompts cost time too.
+    away, ``compute_multiplier_chip_s`` that of the time in which chips were busy. They differ:
+    chips that generate many answers at once take less time for each, and prompts cost time too.
     ``latency_multiplier`` is that of the mean time of a task, and ``linear_latency_ratio`` what it
     is of ``compute_multiplier``: 1 where tasks take as many times longer as they generate tokens,
     1 / n where n calls run side by side at no loss.

@@ -156,9 +156,10 @@ class Benchmark(StrictModel):
         ----------
         rng : numpy.random.Generator
         count : int
-            How many; they are drawn with replacement from what the laws say of the set.
+            How many. As many are hard and as many easy as the laws say, spread evenly: chance makes
+            them differ less from the whole set than independent draws would.
         """
-        ranks = rng.random(count)
+        ranks = (rng.permutation(count) + rng.random(count)) / max(count, 1)
         shares = np.maximum(rng.beta(*self.laws.wrong_answers.shape, count), LEAST_TOP_SHARE)
         seeds = rng.integers(0, 2**62, count)
         told: set[str] = set()

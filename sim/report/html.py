@@ -94,11 +94,12 @@ def report_page(tables: RunTables, charts: Sequence[Chart]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    said = task_sentences(tables.summary)
     return environment.get_template("report.html.j2").render(
         tables=tables,
         light=Markup(css_variables(0)),  # noqa: S704 - our own colours
         dark=Markup(css_variables(1)),  # noqa: S704 - our own colours
-        answer=_unbroken(answer(tables.summary), tables.cases),
+        answer=_unbroken(" ".join((*said[:1], answer(tables.summary))), tables.cases),
         cases=[(case, index % CASE_COLOURS) for index, case in enumerate(tables.cases)],
         systems=[_system(case) for _, case in tables.summary.iterrows()],
         caveats=[caveats_of(case) for _, case in tables.summary.iterrows()],
@@ -106,7 +107,7 @@ def report_page(tables: RunTables, charts: Sequence[Chart]) -> str:
         parts=list(parts_tables(tables)),
         figures=[_figure(chart) for chart in charts if chart.name not in TASK_PAINTERS],
         tasks=task_parts(tables),
-        said_of_tasks=[_unbroken(said, tables.cases) for said in task_sentences(tables.summary)],
+        said_of_tasks=[_unbroken(sentence, tables.cases) for sentence in said],
         task_figures=[_figure(chart) for chart in charts if chart.name in TASK_PAINTERS],
         bills=list(_bills(tables)),
         grounds=list(_grounds(tables)),

@@ -69,7 +69,7 @@ def around(points: Points, diameter: float) -> Points:
 
 
 def leader(box: Box, wanted: Wanted) -> Points | None:
-    """Ends of the line from a label to what it names; None if it stands beside that.
+    """Give the ends of the line from a label to what it names; None if it stands beside that.
 
     >>> wanted = Wanted(2.0, 1.0, np.zeros((0, 2)), 3.0, led_to=np.array([[0.0, 0.5]]))
     >>> leader(Box(10.0, 0.0, 2.0, 1.0), wanted).tolist()

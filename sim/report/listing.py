@@ -44,6 +44,7 @@ ABOUT: Mapping[Kind, str] = {
     "sessions": "sessions of several turns, fitted to recorded ones",
     "speculation": "how many drafted tokens a model accepts",
     "strategies": "ways to spend compute on one question",
+    "quality": "benchmarks: how hard their questions are, how good the answers",
     "reliability": "how often things fail, and how long they take to come back",
     "measured": "published results that no fit has seen",
     "scenarios": "questions ready to run",

@@ -107,7 +107,17 @@ def dominated(summary: pd.DataFrame) -> dict[str, str]:
 def task_sentences(summary: pd.DataFrame) -> tuple[str, ...]:
     """Say what tasks cost, what they buy and what was in vain, a sentence each."""
     tasks = tasks_of(summary)
-    parts = (_cost, _targets, _budgets, _deadlines, _dominated, _tail, _latency, _discarded, _cached)
+    parts = (
+        _cost,
+        _targets,
+        _budgets,
+        _deadlines,
+        _dominated,
+        _tail,
+        _latency,
+        _discarded,
+        _cached,
+    )
     said = () if tasks.empty else tuple(sentence for part in parts for sentence in part(tasks))
     return (*said, *_failed(summary))
 
@@ -213,14 +223,16 @@ def _dominated(tasks: pd.DataFrame) -> Iterator[str]:
 
 def _tail(tasks: pd.DataFrame) -> Iterator[str]:
     """Say where costs differ most from task to task."""
-    times = tasks["usd_per_task_cvar95"] / tasks["usd_per_task"]
-    if times.notna().any():
-        place = times.idxmax()
-        yield (
-            f"The dearest 5 % of the tasks of {tasks.loc[place, 'case']} cost {brief(times[place])} "
-            f"times its mean, {usd_of_task(float(tasks.loc[place, 'usd_per_task_cvar95']))} each"
-            f"{', more than in any other case' if len(tasks) > 1 else ''}."
-        )
+    known = tasks[tasks["usd_per_task"] > 0]
+    if known.empty:
+        return
+    times = (known["usd_per_task_cvar95"] / known["usd_per_task"]).to_numpy(float)
+    case = known.iloc[int(times.argmax())]
+    yield (
+        f"The dearest 5 % of the tasks of {case['case']} cost {brief(float(times.max()))} times "
+        f"its mean, {usd_of_task(float(case['usd_per_task_cvar95']))} each"
+        f"{', the longest tail of all cases' if len(known) > 1 else ''}."
+    )
 
 
 def _latency(tasks: pd.DataFrame) -> Iterator[str]:
@@ -260,15 +272,13 @@ def _discarded(tasks: pd.DataFrame) -> Iterator[str]:
 
 def _cached(tasks: pd.DataFrame) -> Iterator[str]:
     """Say how much of the prompts was not computed, as another call had done so."""
-    shares = tasks["cached_tokens_per_task"] / tasks["input_tokens_per_task"]
-    most, least = shares.idxmax(), shares.idxmin()
-    if not shares[most] > 0:
+    prompts = tasks[tasks["input_tokens_per_task"] > 0]
+    shares = (prompts["cached_tokens_per_task"] / prompts["input_tokens_per_task"]).to_numpy(float)
+    if not shares.any():
         yield "Prefix caching saved nothing: no prompt began like one that was cached."
         return
-    words = f"{percent(float(shares[most]))} in {tasks.loc[most, 'case']}"
-    if len(tasks) > 1:
-        words = f"{percent(float(shares[least]))} in {tasks.loc[least, 'case']} to {words}"
-        words = f"from {words}"
+    ends = [int(shares.argmin()), int(shares.argmax())] if len(shares) > 1 else [0]
+    words = " to ".join(f"{percent(float(shares[i]))} in {prompts.iloc[i]['case']}" for i in ends)
     yield f"Prefix caching spared the computing of prompt tokens: {words}."
 
 

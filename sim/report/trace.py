@@ -4,8 +4,9 @@ One process per case. In it one track per replica shows its stretches, a track b
 it was in where it was not always up, a track for each replica that keys and values come to shows
 their transfers, one for each encoder the embeddings that it sends, another the requests that a
 replica preempted, from then until they were back, a counter per replica its KV blocks and queue,
-and each request is a slice from arrival to completion with its first token marked. Times are
-microseconds, as the format wants (Trace Event Format, Google, 2016).
+and each request is a slice from arrival to completion with its first token marked. The first tasks
+of test-time compute have tracks of their own (`sim.report.task_trace`). Times are microseconds, as
+the format wants (Trace Event Format, Google, 2016).
 """
 
 import json
@@ -19,6 +20,7 @@ import pandas as pd
 from sim.engine.cluster import RunRecord
 from sim.metrics.activity import blocks_of
 from sim.metrics.embeddings import embedding_transfers
+from sim.report.task_trace import task_events
 from sim.service import Service
 from sim.simulate import CaseRun
 from sim.units import MICROSECOND_S
@@ -67,6 +69,7 @@ def trace_events(
         yield from _embeddings(process, row)
     for row in _rows(record.preemptions):
         yield from _preemption(process, row)
+    yield from task_events(process, requests, record)
     for request in requests.to_dict("records"):
         yield from _request(process, {str(key): value for key, value in request.items()})
 

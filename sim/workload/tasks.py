@@ -24,6 +24,9 @@ Floats = NDArray[np.float64]
 FARTHEST_SIGMAS = 6.0
 """Lengths beyond so many standard deviations of their logarithm, one in a billion, are cut off."""
 
+TRIED_TASKS = 8
+"""Questions on which a strategy is tried before a run; a branch that few take is met in the run."""
+
 
 def programs(
     workload: ProgramsWorkload, catalog: Catalog, seed: int, names: tuple[str | int, ...] = ()
@@ -102,6 +105,20 @@ def needs_answers(strategy: Strategy) -> bool:
     except InputError:
         return True
     return False
+
+
+def try_out(workload: ProgramsWorkload, catalog: Catalog) -> None:
+    """Let a strategy work on a few questions of its benchmark, all calls answered at once.
+
+    Raises
+    ------
+    InputError
+        It has to know something that the benchmark does not say.
+    """
+    plans = programs(workload.asked_by(1, TRIED_TASKS), catalog, seed=0)
+    with under("benchmark"):
+        for number in range(len(plans)):
+            answered_at_once(plans.control(number))
 
 
 def traffic_of(plans: ProgramPlans) -> Traffic:

@@ -60,17 +60,18 @@ def _bare(names: tuple[str, ...]) -> RunTables:
     tables = four_cases()
     frames = {
         name: pd.concat(
-            [
-                found[found["case"] == "8x H100"].head(20).assign(case=case)
-                for case in names
-            ],
+            [found[found["case"] == "8x H100"].head(20).assign(case=case) for case in names],
             ignore_index=True,
         )
         for name, found, _ in renamed(tables, {}).tables()
     }
-    return dataclasses.replace(tables, scenario="strategies", curve=None, notes=(), **{
-        name: frame for name, frame in frames.items() if name != "curve"
-    })
+    return dataclasses.replace(
+        tables,
+        scenario="strategies",
+        curve=None,
+        notes=(),
+        **{name: frame for name, frame in frames.items() if name != "curve"},
+    )
 
 
 def _tasks(case: str, *, known: bool) -> pd.DataFrame:

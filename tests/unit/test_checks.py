@@ -25,6 +25,7 @@ WORDS: dict[Kind, str] = {
     "sessions": "sessions",
     "speculation": "speculation",
     "strategies": "strategy",
+    "quality": "quality",
     "reliability": "reliability",
     "measured": "measured",
     "scenarios": "scenario",

@@ -62,7 +62,8 @@ def write_names(axes: Axes, wanted: Sequence[Named], strokes: Floats) -> bool:
     per_point = _pixels_per_point(axes)
     canvas = Canvas(box.width / per_point, box.height / per_point, strokes)
     size_pt = LABEL_PT if len(wanted) <= FEW_CASES else TICK_PT
-    return all([_write_name(axes, canvas, name, size_pt) for name in wanted])
+    places = [_write_name(axes, canvas, name, size_pt) for name in wanted]  # each one that can be
+    return all(places)
 
 
 def in_points(axes: Axes, points: Floats) -> Floats:

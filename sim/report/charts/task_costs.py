@@ -16,6 +16,7 @@ from sim.report.charts.drawing import (
     case_name,
     heading_of,
     log_axis,
+    say,
     styles_of,
 )
 from sim.report.charts.names import Named, in_points, numbered_legend, write_names
@@ -99,7 +100,8 @@ def _cost_axes(
     axes: Axes, cases: pd.DataFrame, kinds: Sequence[Kind], plot_in: float, row_in: float
 ) -> None:
     """Set limits in dollars across and inches downward, with room for the values."""
-    longest = float(cases[[kind.column for kind in kinds]].max(axis=None))
+    known = [kind.column for kind in kinds if cases[kind.column].any()]
+    longest = max((float(cases[column].max()) for column in known), default=0.0)
     limit = longest * plot_in / (plot_in - VALUE_IN) if longest > 0 else 1.0
     axes.set_xlim(0.0, limit)
     axes.set_ylim((len(cases) - 0.5) * row_in, -0.5 * row_in)
@@ -208,6 +210,9 @@ def _tail_sheet(
     what = "Share of the tasks that cost more"
     sheet.text(MARGIN_IN, bottom_in + height_in + 0.14, what, LABEL_PT, {"color": "muted"})
     axes.set_xlabel("US dollars per task (logarithmic)", labelpad=8)
+    if not tails:
+        say(axes, "no data")
+        return sheet, True
     log_axis(axes, "x", np.concatenate([tail.cost_usd for tail in tails]), tick_usd)
     log_axis(axes, "y", np.concatenate([tail.dearer for tail in tails]), _tick_percent)
     least = min(float(tail.dearer[-1]) for tail in tails) / 1.5

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from sim.report.charts.drawing import Drawing, Floats, heading_of, log_axis, styles_of
+from sim.report.charts.drawing import Drawing, Floats, heading_of, log_axis, say, styles_of
 from sim.report.charts.names import Named, in_points, numbered_legend, write_names
 from sim.report.data import RunTables
 from sim.report.formats import brief, duration, percent, plain, tick_usd
@@ -87,9 +87,7 @@ def accuracy_latency_chart(tables: RunTables) -> Drawing:
         write_x=_tick_duration,
         scale=_accuracy_scale(_tick_duration),
     )
-    words = (
-        f"{p.case} {percent(p.y)} in {duration(p.x)}, p95 {duration(p.x_end)}" for p in points
-    )
+    words = (f"{p.case} {percent(p.y)} in {duration(p.x)}, p95 {duration(p.x_end)}" for p in points)
     return _drawing(tables, plan, points, f"Tasks solved and time of a task: {'; '.join(words)}.")
 
 
@@ -219,6 +217,9 @@ def _sheet(
     axes = sheet.axes(left_in, bottom_in, plot_in, height_in)
     sheet.text(MARGIN_IN, bottom_in + height_in + 0.14, plan.y_axis, LABEL_PT, {"color": "muted"})
     axes.set_xlabel(plan.x_axis, labelpad=8)
+    if not points:
+        say(axes, "no data")
+        return sheet, True
     lines = [*plan.scale(axes, points)]
     for point in points:
         _mark(axes, point)
