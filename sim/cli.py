@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from sim.simulate import CaseRun
     from sim.simulate import Progress as Listener
 
-CONTEXT_TOKENS = 1024
-"""Context of the explained decode step."""
-
 PIPED_WIDTH = 120
 """Columns of what is written to a file or a pipe; wide tables need as many."""
 
@@ -138,9 +135,13 @@ def explain(
     case: Annotated[str | None, typer.Option(help="Case to explain; the first one.")] = None,
     batch: Annotated[int, typer.Option(help="Sequences of the decode step.", min=1)] = 64,
     context: Annotated[
-        int, typer.Option(help="Keys each of them attends to.", min=1)
-    ] = CONTEXT_TOKENS,
-    prompt: Annotated[int, typer.Option(help="Tokens of the prefill step.", min=1)] = 8192,
+        int | None,
+        typer.Option(help="Keys each of them attends to; 1024, or those of a strategy.", min=1),
+    ] = None,
+    prompt: Annotated[
+        int | None,
+        typer.Option(help="Tokens of the prefill step; 8192, or those of a strategy.", min=1),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a chart of each step.")] = None,
     settings: Settings = None,
     catalog: CatalogFolders = None,
@@ -151,13 +152,18 @@ def explain(
     from sim.report.explanation import explanation  # noqa: PLC0415
     from sim.report.operator_table import operator_table  # noqa: PLC0415
     from sim.service import service_of  # noqa: PLC0415
+    from sim.workload.kinds import ProgramsWorkload  # noqa: PLC0415
+    from sim.workload.tasks import first_calls  # noqa: PLC0415
 
     _refuse_a_file(out)
     question = _scenario(scenario, settings, None)
     chosen = _case(question, case)
     known = _catalog(catalog)
     with _naming(scenario), question.locating(chosen):
-        steps = explanation(service_of(chosen, known), batch, context, prompt)
+        calls = None
+        if isinstance(chosen.workload, ProgramsWorkload):
+            calls = first_calls(chosen.workload, known, question.header.seed)
+        steps = explanation(service_of(chosen, known), batch, context, prompt, calls)
     if as_json:
         typer.echo(json.dumps([asdict(step) for step in steps], indent=2))
     else:

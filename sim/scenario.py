@@ -119,7 +119,8 @@ class Case(Pool):
         if given and self.workload.kind != "programs":
             msg = (
                 "slo.task_s and slo.usd_per_task are for tasks of test-time compute, and a "
-                f"{self.workload.kind} workload has none: leave them out, or give kind: programs"
+                f"workload of kind {self.workload.kind} has none: leave them out, or give kind: "
+                "programs"
             )
             raise ValueError(msg)
         return self

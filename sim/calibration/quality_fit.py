@@ -42,6 +42,9 @@ DATE = "2026-11-21"
 STRENGTH = 1.0
 """a + b of a Beta law where no point determines it: a guess between the 0.5 of gpt-oss-20b on AIME
 2024 and the 4 to 5 of Llama-3-8B on MATH and of GPT-4 on the Game of 24."""
+LIMIT = 4.0
+"""Fitted log-odds of mean and top share, and logarithm of the strength, stay within this: 0.018 to
+0.982, and 0.018 to 55. Votes that want more than that say that they do not care."""
 FEWEST_VOTES = 3
 """Votes of different size that tell the strength and the top share apart."""
 TOP_SHARE = 0.3
@@ -100,7 +103,10 @@ def _solved(
 
 
 def _fit(
-    points: Sequence[Point], forecast: Callable[[Point], float], parameters: int, assumed: str | None
+    points: Sequence[Point],
+    forecast: Callable[[Point], float],
+    parameters: int,
+    assumed: str | None,
 ) -> LawFit:
     """Say how well a law holds."""
     errors = np.array([forecast(one) - one.accuracy for one in points] or [0.0])
@@ -161,7 +167,7 @@ def _sampling_laws(benchmark: Benchmark, assumed: Assumed) -> Laws:
         trial = laws(x)
         return [predicted(trial, one) - one.accuracy for one in points]
 
-    best = _solved([guess[name] for name in free], errors, -8.0, 8.0) if free else np.zeros(0)
+    best = _solved([guess[name] for name in free], errors, -LIMIT, LIMIT) if free else np.zeros(0)
     return _sampling_fits(laws(best), points, fixed, assumed)
 
 
@@ -243,22 +249,23 @@ def _effort(points: Sequence[Point], assumed: Assumed) -> EffortLaw | None:
     """Fit accuracy against length."""
     if not points:
         return None
-    ends = {
-        "x_min_tokens": min(one.x for one in points),
-        "x_max_tokens": max(one.x for one in points),
-    }
+    low, high = min(one.x for one in points), max(one.x for one in points)
     law: Callable[[Floats], EffortLaw]
     if assumed.effort_kind == "logit":
         start, count = [0.0, 0.3], 2
 
         def law(x: Floats) -> EffortLaw:
-            return LogitEffort(**ends, intercept=float(x[0]), slope=float(x[1]))
+            return LogitEffort(
+                x_min_tokens=low, x_max_tokens=high, intercept=float(x[0]), slope=float(x[1])
+            )
     else:
         start, count = [2.0, 0.0, -0.5], 3
 
         def law(x: Floats) -> EffortLaw:
             top, rate = float(special.expit(x[0])), float(np.exp(min(x[2], 2.0)))
-            return PowerEffort(**ends, top=top, span=float(x[1]), rate=rate)
+            return PowerEffort(
+                x_min_tokens=low, x_max_tokens=high, top=top, span=float(x[1]), rate=rate
+            )
 
     def errors(x: Floats) -> list[float]:
         trial = law(x)

@@ -12,9 +12,10 @@ from sim.quality.laws import Difficulty, GateLaw, LawFit, shift_to, shifted
 
 Floats = NDArray[np.float64]
 
-SCORES = np.linspace(-5.0, 5.0, 801)
+SCORES = np.linspace(-5.0, 5.0, 1001)
 """Normal scores of questions, and of what a gate believes of them."""
-DIRECT_ANSWERS_PER_ROUND = 1.0
+NOISES = 800
+"""What the truth may be for one guess."""
 
 
 class Option(NamedTuple):
@@ -52,8 +53,7 @@ def options(benchmark: Benchmark, laws: Laws) -> list[Option]:
             )
         if point.strategy == "revision" and laws.revision is not None:
             gain = [laws.revision.accuracy(start, round(point.x)) for start in (0.0, 1.0)]
-            cost = point.x * DIRECT_ANSWERS_PER_ROUND
-            found.append(Option(cost, gain[0] + (gain[1] - gain[0]) * chances))
+            found.append(Option(point.x, gain[0] + (gain[1] - gain[0]) * chances))
     return [one for one in found if one.cost >= 1.0]
 
 
@@ -102,9 +102,10 @@ def _expected(chance: Floats, correlation: float) -> Floats:
     True score given guess g: normal with mean rho g and variance 1 - rho^2.
     """
     spread = np.sqrt(1 - correlation**2)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(61)
-    truth = correlation * SCORES[:, None] + spread * nodes[None, :]
-    return np.asarray(np.interp(truth, SCORES, chance) @ weights / weights.sum())
+    # Equally likely noises, for chances may step from 0 to 1 where Gauss nodes would miss it.
+    noise = special.ndtri((np.arange(NOISES) + 0.5) / NOISES)
+    truth = correlation * SCORES[:, None] + spread * noise[None, :]
+    return np.asarray(np.interp(truth, SCORES, chance).mean(axis=1))
 
 
 def correlation_for(choices: Sequence[Option], cost: float, accuracy: float) -> float | None:
@@ -132,7 +133,7 @@ def fitted_gate(benchmark: Benchmark, laws: Laws, assumed: Assumed) -> GateLaw |
     needed = correlation_for(choices, point.x, point.accuracy)
     correlation = 1.0 if needed is None else round(needed, 4)
     best = allocated(choices, correlation, point.x).accuracy
-    error = abs(best - point.accuracy)
+    error = float(np.ceil(abs(best - point.accuracy) * 1e4) / 1e4)
     reached = (
         f"correlation at which the best allocation of the other rows reaches {point.accuracy:g} "
         f"at {point.x:g} direct answers"
@@ -143,8 +144,8 @@ def fitted_gate(benchmark: Benchmark, laws: Laws, assumed: Assumed) -> GateLaw |
     fit = LawFit(
         points=1,
         parameters=1,
-        max_error_fraction=float(np.ceil(error * 1e4) / 1e4),
-        rms_error_fraction=float(np.ceil(error * 1e4) / 1e4),
+        max_error_fraction=error,
+        rms_error_fraction=error,
         range=(point.x, point.x),
         date=laws.difficulty.fit.date if laws.difficulty.fit else "",
         assumed=None,

@@ -171,7 +171,10 @@ def measured_tasks(
         "chip_s": rates(chips * inventory.tally.pools.busy_s[:, 0], books, inventory),
     }
     calls = call_table(record.calls, requests, record.losses)
-    return task_table(record.programs, calls, service, prices), calls
+    tasks = task_table(record.programs, calls, service, prices)
+    window = books.window
+    measured = tasks["arrival_s"].between(window.start_s, window.end_s)
+    return tasks.assign(measured=measured), calls
 
 
 def tasks_in(tasks: pd.DataFrame, window: Window) -> pd.DataFrame:

@@ -21,9 +21,7 @@ RARE = 1e-3
 def counts_of_right(difficulty: Difficulty, samples: int) -> Floats:
     """Return the chances of 0 to ``samples`` right answers to a question: beta-binomial."""
     inner = 1.0 - difficulty.never_fraction - difficulty.always_fraction
-    found = inner * stats.betabinom.pmf(
-        np.arange(samples + 1), samples, difficulty.a, difficulty.b
-    )
+    found = inner * stats.betabinom.pmf(np.arange(samples + 1), samples, difficulty.a, difficulty.b)
     found[0] += difficulty.never_fraction
     found[-1] += difficulty.always_fraction
     return np.asarray(found)
@@ -61,7 +59,7 @@ def _wins(samples: int) -> Floats:
 def _class_shares(share: float) -> Floats:
     """Shares of wrong classes among wrong answers, the rare ones left out."""
     shares = share * (1 - share) ** np.arange(MOST_CLASSES)
-    return shares[shares >= RARE]
+    return np.asarray(shares[shares >= RARE], dtype=np.float64)
 
 
 def _exact_wins(samples: int, share: float) -> Floats:
@@ -71,14 +69,14 @@ def _exact_wins(samples: int, share: float) -> Floats:
     are left out (the class has won), and a term i = m (a tie) bears a factor z: with T ties the
     chance is 1 / (1 + T), the integral of z^T over z from 0 to 1.
     """
-    nodes, node_weights = np.polynomial.legendre.leggauss(6)
+    nodes, node_weights = np.polynomial.legendre.leggauss(6)  # exact up to 11 ties
     z = (nodes + 1) / 2
     m = np.arange(samples + 1)
     shares = _class_shares(share)
     rest = max(1.0 - float(shares.sum()), 0.0)
     powers = np.arange(samples + 1)
     inverse = 1.0 / special.factorial(powers)
-    # Rare wrong answers are all different: with one vote each they tie at m = 1, and never win else.
+    # Rare wrong answers are all different: one vote each, which ties at m = 1 and else loses.
     tie = np.where(m[:, None] == 1, z[None, :], 1.0)
     table = (rest * tie[:, :, None]) ** powers * inverse
     for weight in shares:
@@ -137,23 +135,34 @@ def predicted(laws: Laws, point: Point) -> float:
     InputError
         There is no law of its strategy, or only simulation tells.
     """
-    count = round(point.x)
-    difficulty = laws.difficulty
+    found = _of_samples(laws, point)
+    found = _of_work_on_one(laws, point) if found is None else found
+    if found is None:
+        raise InputError(f"no closed form for {point.strategy} at {point.x:g} {point.x_unit}")
+    return found
+
+
+def _of_samples(laws: Laws, point: Point) -> float | None:
+    difficulty, verifier = laws.difficulty, laws.verifiers.get(point.verifier or "")
     if point.strategy == "answer":
         return difficulty.mean
     if point.strategy == "coverage":
         return difficulty.coverage(point.x)
     if point.strategy == "vote":
-        return vote(difficulty, laws.wrong_answers, count)
-    if point.strategy == "best_of" and point.verifier in laws.verifiers:
-        return best_of(difficulty, laws.verifiers[point.verifier], count)
+        return vote(difficulty, laws.wrong_answers, round(point.x))
+    if point.strategy == "best_of" and verifier is not None:
+        return best_of(difficulty, verifier, round(point.x))
+    return None
+
+
+def _of_work_on_one(laws: Laws, point: Point) -> float | None:
     if point.strategy == "effort" and laws.effort is not None:
         return laws.effort.accuracy(point.x)
     if point.strategy == "revision" and laws.revision is not None:
-        return laws.revision.accuracy(difficulty.mean, count)
+        return laws.revision.accuracy(laws.difficulty.mean, round(point.x))
     if point.strategy == "search" and laws.search is not None:
-        return laws.search.accuracy(count, 1)
-    raise InputError(f"no law in closed form for {point.strategy} at {point.x:g} {point.x_unit}")
+        return laws.search.accuracy(round(point.x), 1)
+    return None
 
 
 def residuals(benchmark: Benchmark) -> dict[Point, float]:

@@ -1,4 +1,4 @@
-"""Laws of accuracy: each a small class with its formula, where it comes from, and how it was fitted.
+"""Laws of accuracy: each a small class with its formula and where it comes from.
 
 Chances are fractions, x of an effort law is output tokens, logarithms are natural.
 """
@@ -112,8 +112,8 @@ class WrongAnswers(StrictModel):
     """How wrong answers to a question agree: class j = 1, 2, ... has share c (1 - c)^(j - 1).
 
     Each question has its own c ~ Beta(mean s, (1 - mean) s), s the ``strength``, independent of its
-    difficulty. Votes then tend to the share of questions with p > c (1 - p), not to 1. An assumption
-    of this project: published tables hold shares of right answers, and no classes of wrong ones.
+    difficulty. Votes then tend to the share of questions with p > c (1 - p), not to 1. This shape
+    is assumed: published tables hold shares of right answers, and no classes of wrong ones.
     """
 
     mean_top_share: Annotated[float, Field(gt=0, lt=1)]
@@ -186,12 +186,11 @@ class VerifierLaw(StrictModel):
 
 
 class RevisionLaw(StrictModel):
-    """Two-state chain: in round r a wrong answer turns right with chance fixed decay^r, and a right
-    one wrong with chance broken decay^r.
+    """Two-state chain: in each round wrong answers turn right, and right ones wrong.
 
-    Right to wrong: about 38 % in each round of Snell et al.'s reviser (arXiv:2408.03314, section
-    6.1). Rates are alike for all questions; with decay 1 accuracy tends to
-    fixed / (fixed + broken).
+    In round r, from 0, with chances fixed decay^r and broken decay^r, alike for all questions. With
+    decay 1 accuracy tends to fixed / (fixed + broken). Right answers turned wrong in about 38 % of
+    the rounds of Snell et al.'s reviser (arXiv:2408.03314, section 6.1).
     """
 
     fixed: Fraction

@@ -1,6 +1,6 @@
 """What a step is made of: the operators behind its time, each beside its speed-of-light time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +16,7 @@ from sim.report.caveats import caveats
 from sim.report.formats import brief, duration
 from sim.service import Service
 from sim.units import GB
+from sim.workload.programs import MAIN, Call
 
 PREFIX_TOKENS = 1000
 """Prefix whose way back from a slower tier is told."""
@@ -58,6 +59,8 @@ class ExplainedStep:
     """What is in the step, in words."""
     kind: str
     """``prefill``, ``decode`` or ``encode``."""
+    pool: str
+    """Role of the pool."""
     model: str
     system: str
     accelerator: str
@@ -76,8 +79,18 @@ class ExplainedStep:
     operators: tuple[ExplainedOperator, ...]
 
 
+USUAL_PROMPT_TOKENS = 8192
+"""Prompt of the explained prefill step, where neither the user nor a strategy says."""
+USUAL_CONTEXT_TOKENS = 1024
+"""Keys of each sequence of the explained decode step, likewise."""
+
+
 def explanation(
-    service: Service, batch: int, context: int, prompt: int
+    service: Service,
+    batch: int,
+    context: int | None = None,
+    prompt: int | None = None,
+    calls: Mapping[str, Call] | None = None,
 ) -> tuple[ExplainedStep, ...]:
     """Explain a prefill step and a decode step, each of the pool that runs it.
 
@@ -86,10 +99,14 @@ def explanation(
     service : Service
     batch : int
         Sequences of the decode step.
-    context : int
-        Keys that each of them attends to, its new token included.
-    prompt : int
-        Tokens of the prefill step, one prompt without a cached prefix.
+    context : int, optional
+        Keys that each of them attends to, its new token included; where a call of the pool's model
+        is known, those in the middle of its answer.
+    prompt : int, optional
+        Tokens of the prefill step, one prompt without a cached prefix; where a call is known, those
+        of its prompt that one step takes.
+    calls : mapping, optional
+        A call to each model, as `sim.workload.tasks.first_calls` gives them.
 
     Returns
     -------
@@ -99,16 +116,33 @@ def explanation(
     """
     steps = []
     for pool in service.pools:
+        call = (calls or {}).get(pool.role if pool.role in service.case.other_models else MAIN)
+        taken, keys = _prompt_of(pool, prompt, call), _context_of(context, call)
         if pool.images is not None:
-            steps.append(_encode_part(pool, pool.images, prompt))
+            steps.append(_encode_part(pool, pool.images, taken))
         if pool.role != "decode":
-            step = _prefill_step(pool, prompt)
+            step = _prefill_step(pool, taken)
             if pool.role == "prefill":
-                step = replace(step, notes=(*step.notes, _handover(service, prompt, step.seconds)))
+                step = replace(step, notes=(*step.notes, _handover(service, taken, step.seconds)))
             steps.append(step)
-        if pool.role in ("serve", "decode"):
-            steps.append(_decode_step(pool, batch, context))
+        if pool.role not in ("encode", "prefill"):
+            steps.append(_decode_step(pool, batch, keys))
     return tuple(steps)
+
+
+def _prompt_of(pool: Deployment, asked: int | None, call: Call | None) -> int:
+    """Choose the tokens of a prefill step."""
+    if asked is not None or call is None:
+        return USUAL_PROMPT_TOKENS if asked is None else asked
+    limit = pool.case.engine.max_num_batched_tokens * pool.timer.shares.micro_batches
+    return min(call.input_tokens, limit)
+
+
+def _context_of(asked: int | None, call: Call | None) -> int:
+    """Choose the keys of each sequence of a decode step."""
+    if asked is not None or call is None:
+        return USUAL_CONTEXT_TOKENS if asked is None else asked
+    return call.input_tokens + -(-call.output_tokens // 2)
 
 
 def _encode_part(pool: Deployment, encoder: Deployment, prompt: int) -> ExplainedStep:
@@ -224,6 +258,7 @@ def _step(deployment: Deployment, kind: str, words: str, shape: StepShape) -> Ex
         case=deployment.case.name,
         step=words,
         kind=kind,
+        pool=deployment.role,
         model=deployment.model.name,
         system=deployment.case.system,
         accelerator=deployment.accelerator.name,

@@ -95,7 +95,9 @@ def report_page(tables: RunTables, charts: Sequence[Chart]) -> str:
         lstrip_blocks=True,
     )
     said = task_sentences(tables.summary)
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template(
+        "report.html.j2"
+    ).render(
         tables=tables,
         light=Markup(css_variables(0)),  # noqa: S704 - our own colours
         dark=Markup(css_variables(1)),  # noqa: S704 - our own colours

@@ -21,7 +21,7 @@ from sim.model import (
 )
 from sim.report.formats import figure
 from sim.report.listing_columns import Column, Listing, Row, count, number, text
-from sim.report.listing_strategies import strategies
+from sim.report.listing_strategies import benchmarks, strategies
 from sim.units import DTYPE_BYTES, GIGA, KILO, TERA, Dtype
 
 SPECULATIVE = "speculative"
@@ -64,6 +64,7 @@ def listing(catalog: Catalog, kind: Kind) -> Listing:
         "engines": _engines,
         "prices": _prices,
         "strategies": strategies,
+        "quality": benchmarks,
         "scenarios": _scenarios,
     }
     return detailed[kind](catalog) if kind in detailed else _ids(catalog, kind)

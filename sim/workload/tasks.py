@@ -14,7 +14,7 @@ from sim.schema import unplaced, validate
 from sim.seeds import stream
 from sim.workload.arrivals import BurstArrivals
 from sim.workload.kinds import ProgramsWorkload, StrategyChoice
-from sim.workload.programs import ProgramPlans, Strategy, Task, answered_at_once
+from sim.workload.programs import Call, ProgramPlans, Strategy, Task, answered_at_once
 from sim.workload.requests import Traffic
 from sim.workload.single import ConstantTokens, LognormalTokens, TokensLaw
 from sim.workload.strategies.entry import StrategyHolder, resolved
@@ -119,6 +119,16 @@ def try_out(workload: ProgramsWorkload, catalog: Catalog) -> None:
     with under("benchmark"):
         for number in range(len(plans)):
             answered_at_once(plans.control(number))
+
+
+def first_calls(workload: ProgramsWorkload, catalog: Catalog, seed: int) -> dict[str, Call]:
+    """Give the first call to each model that the first of a few questions leads to, by its name."""
+    plans = programs(workload.asked_by(1, TRIED_TASKS), catalog, seed)
+    found: dict[str, Call] = {}
+    for number in range(len(plans)):
+        for call in answered_at_once(plans.control(number)).calls:
+            found.setdefault(call.model, call)
+    return found
 
 
 def traffic_of(plans: ProgramPlans) -> Traffic:

@@ -51,6 +51,7 @@ def step(
         case="a case",
         step=words,
         kind="decode",
+        pool="serve",
         model="A model",
         system="a_system",
         accelerator="A chip",

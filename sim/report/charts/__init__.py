@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
+from sim.pools import Pools
 from sim.report.charts.bars import cost_chart, energy_chart
 from sim.report.charts.curves import cost_curve_chart, throughput_chart
 from sim.report.charts.drawing import Drawing
@@ -95,8 +96,15 @@ def _has_data(name: str, tables: RunTables) -> bool:
 
 
 def draw_steps(steps: Sequence[ExplainedStep], version: str) -> tuple[Chart, ...]:
-    """Draw where the time of explained steps goes, a chart for each, named after its kind."""
-    return tuple(_render(step.kind, partial(waterfall_chart, step, version)) for step in steps)
+    """Draw where the time of explained steps goes, a chart for each, named after its kind.
+
+    Of a further model its name stands behind it.
+    """
+    return tuple(_render(_name(step), partial(waterfall_chart, step, version)) for step in steps)
+
+
+def _name(step: ExplainedStep) -> str:
+    return step.kind if step.pool in Pools.model_fields else f"{step.kind}_{step.pool}"
 
 
 def _render(name: str, paint: Callable[[], Drawing]) -> Chart:

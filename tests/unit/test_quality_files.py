@@ -1,0 +1,203 @@
+"""Benchmarks as shipped: their laws hold on their points, and published curves come out."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sim.calibration.quality_fit import FILES, fitted_laws, main, read_unfitted
+from sim.calibration.quality_gate import SCORES, Option, allocated, correlation_for, options
+from sim.catalog import open_catalog
+from sim.errors import InputError
+from sim.quality import RIGHT, Benchmark
+from sim.quality.expected import residuals
+from sim.schema import load_yaml, validate
+
+CATALOG = open_catalog()
+NAMES = CATALOG.names("quality")
+
+
+def shipped(name: str) -> Benchmark:
+    return validate(Benchmark, CATALOG.located("quality", name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_laws_hold_within_their_stated_residuals(name: str) -> None:
+    benchmark = shipped(name)
+    laws = benchmark.laws
+    assert laws.difficulty.fit is not None
+    assert laws.wrong_answers.fit is not None
+    stated = {
+        "coverage": laws.difficulty.fit,
+        "answer": laws.difficulty.fit,
+        "vote": laws.wrong_answers.fit,
+        "effort": laws.effort and laws.effort.fit,
+        "revision": laws.revision and laws.revision.fit,
+        "search": laws.search and laws.search.fit,
+    }
+    found = {point: error for point, error in residuals(benchmark).items() if point.fitted}
+    wanted = [one for one in benchmark.points if one.fitted and one.strategy != "dynamic"]
+    assert list(found) == wanted
+    for point, error in found.items():
+        fit = laws.verifiers[point.verifier].fit if point.verifier else stated[point.strategy]
+        if point.strategy == "vote" and point.x == 1:
+            fit = laws.difficulty.fit
+        assert fit
+        assert abs(error) <= fit.max_error_fraction + 1e-6, point
+        assert fit.rms_error_fraction <= fit.max_error_fraction
+        assert fit.range[0] <= point.x <= fit.range[1]
+
+
+def test_a_refit_gives_the_shipped_laws() -> None:
+    # Numbers are rounded to four digits, of which least squares on another machine may move one.
+    for name in NAMES:
+        path = FILES / f"{name}.yaml"
+        again, laws = fitted_laws(read_unfitted(path)), shipped(name).laws
+        assert again.difficulty.a == pytest.approx(laws.difficulty.a, rel=0.01)
+        assert again.difficulty.b == pytest.approx(laws.difficulty.b, rel=0.01)
+        share = again.wrong_answers.mean_top_share
+        assert share == pytest.approx(laws.wrong_answers.mean_top_share, rel=0.01)
+        if laws.effort is not None and again.effort is not None:
+            x = math.sqrt(laws.effort.x_min_tokens * laws.effort.x_max_tokens)
+            assert again.effort.accuracy(x) == pytest.approx(laws.effort.accuracy(x), abs=1e-3)
+        for verifier, law in laws.verifiers.items():
+            assert again.verifiers[verifier].separation == pytest.approx(law.separation, rel=0.01)
+        for kind in ("revision", "search", "gate"):
+            assert (getattr(again, kind) is None) == (getattr(laws, kind) is None)
+
+
+# Published accuracy in percent, and the error that the fit is allowed: typed from the papers, not
+# from the files.
+PUBLISHED = [
+    ("game_of_24_gpt4_cot", "coverage", 1, 4.0, 0.4),
+    ("game_of_24_gpt4_cot", "coverage", 2, 7.3, 0.4),
+    ("game_of_24_gpt4_cot", "coverage", 5, 14.3, 0.4),
+    ("game_of_24_gpt4_cot", "coverage", 10, 21.5, 0.4),
+    ("game_of_24_gpt4_cot", "coverage", 20, 29.6, 0.4),
+    ("game_of_24_gpt4_cot", "coverage", 50, 40.7, 0.4),
+    ("game_of_24_gpt4_cot", "coverage", 100, 49.0, 0.4),
+    ("game_of_24_gpt4_cot", "search", 20, 74.0, 0.1),
+    ("gsm8k_palm_540b", "answer", 1, 56.5, 0.1),
+    ("gsm8k_palm_540b", "vote", 40, 74.4, 0.1),
+    ("math_llama_3_8b", "coverage", 100, 82.9, 1.3),
+    ("math_llama_3_8b", "coverage", 10_000, 98.44, 1.3),
+    ("math_llama_3_8b", "vote", 100, 40.5, 1.0),
+    ("math_llama_3_8b", "vote", 10_000, 41.4, 1.0),
+    ("math500_gpt4_lightman", "vote", 1860, 69.6, 0.1),
+    ("math500_gpt4_lightman", "best_of:prm", 1860, 78.2, 0.1),
+    ("math500_gpt4_lightman", "best_of:orm", 1860, 72.4, 0.1),
+    ("aime24_s1_32b", "effort", 2006, 30.0, 1.7),
+    ("aime24_s1_32b", "effort", 7380, 56.7, 1.7),
+    ("math500_s1_32b", "effort", 989, 80.0, 1.6),
+    ("math500_s1_32b", "effort", 3218, 93.2, 1.6),
+    ("gpqa_diamond_s1_32b", "effort", 983, 49.5, 2.2),
+    ("gpqa_diamond_s1_32b", "effort", 4659, 59.6, 2.2),
+]
+
+
+@pytest.mark.parametrize(("name", "what", "x", "percent", "error"), PUBLISHED)
+def test_published_accuracy(name: str, what: str, x: float, percent: float, error: float) -> None:
+    strategy, _, verifier = what.partition(":")
+    (law,) = [
+        point.accuracy + gap
+        for point, gap in residuals(shipped(name)).items()
+        if (point.strategy, point.x, point.verifier or "") == (strategy, x, verifier)
+        and point.fitted
+    ]
+    assert 100 * law == pytest.approx(percent, abs=error)
+
+
+def test_drawn_questions_have_the_published_coverage() -> None:
+    rng = np.random.default_rng(24)
+    questions = shipped("game_of_24_gpt4_cot").questions(rng, 4_000)
+    covered = [bool((one.answers(rng, 100) == RIGHT).any()) for one in questions]
+    # 0.4 points of the fit and four standard errors of 4,000 questions.
+    assert float(np.mean(covered)) == pytest.approx(0.490, abs=0.004 + 4 * 0.5 / math.sqrt(4_000))
+
+
+CLAIMED = {
+    "math_claims": (0.423, 0.587, 0.612, 0.678),
+    "gsm8k_claims": (0.681, 0.824, 0.850, 0.883),
+}
+
+
+@pytest.mark.parametrize("name", CLAIMED)
+def test_laws_retell_the_claimed_rows(name: str) -> None:
+    laws = shipped(name).laws
+    assert laws.effort is not None
+    assert laws.revision is not None
+    assert laws.search is not None
+    told = (
+        laws.difficulty.mean,
+        laws.effort.accuracy(8 * 200),
+        laws.revision.accuracy(laws.difficulty.mean, 10),
+        laws.search.accuracy(5, 3),
+    )
+    assert told == pytest.approx(CLAIMED[name], abs=2e-4)
+
+
+@pytest.mark.parametrize(("name", "accuracy"), [("math_claims", 0.635), ("gsm8k_claims", 0.861)])
+def test_no_gate_reaches_the_claimed_dynamic_row(name: str, accuracy: float) -> None:
+    benchmark = shipped(name)
+    choices = options(benchmark, benchmark.laws)
+    assert [one.cost for one in choices] == pytest.approx([1, 8, 10, 15], rel=1e-3)
+    assert correlation_for(choices, 4.0, accuracy) is None
+    # It would if questions were either solved always or never and the gate knew which.
+    assert benchmark.assumed is not None
+    sure = benchmark.assumed.model_copy(update={"difficulty_strength": 0.05})
+    certain = benchmark.model_copy(update={"assumed": sure})
+    needed = correlation_for(options(certain, fitted_laws(certain)), 4.0, accuracy)
+    assert needed is not None
+    assert needed > 0.9
+
+
+def test_allocation_by_hand() -> None:
+    # Half of the questions gain 1 from a strategy of cost 3, the others nothing. A perfect gate at
+    # cost 2 gives it to just those; one that knows nothing to a random half of all.
+    choices = [Option(1.0, np.zeros(len(SCORES))), Option(3.0, (SCORES > 0).astype(float))]
+    assert allocated(choices, 1.0, 2.0).accuracy == pytest.approx(0.5, abs=0.01)
+    assert allocated(choices, 0.0, 2.0).accuracy == pytest.approx(0.25, abs=0.01)
+    needed = correlation_for(choices, 2.0, 0.375)
+    assert needed is not None
+    # Orthant probability 1/4 + asin(rho) / 2 pi = 3/8: rho = sin(pi / 4).
+    assert needed == pytest.approx(math.sqrt(0.5), abs=0.01)
+
+
+def test_refits_write_only_below_the_facts(tmp_path: Path) -> None:
+    path = tmp_path / "ours.yaml"
+    above, _, below = (FILES / "gsm8k_palm_540b.yaml").read_text().partition("\nlaws:\n")
+    path.write_text(above)
+    assert main([str(path), "--check"]) == 1
+    assert path.read_text() == above
+    assert main([str(path)]) == 0
+    assert path.read_text().partition("\nlaws:\n")[0].rstrip() == above.rstrip()
+    assert main([str(path), "--check"]) == 0
+    assert below
+
+
+def test_a_users_curve_needs_only_a_file(tmp_path: Path) -> None:
+    folder = tmp_path / "workloads" / "quality"
+    folder.mkdir(parents=True)
+    spread = "{median: 50, sigma: 0.3, source: our logs, confidence: measured}"
+    (folder / "ours.yaml").write_text(
+        f"benchmark: Ours\nmodel: our model\ndescription: d\nquestion_tokens: {spread}\n"
+        f"answer_tokens: {spread}\nlaws:\n  difficulty: {{a: 2.0, b: 2.0}}\n"
+        "  wrong_answers: {mean_top_share: 0.3, strength: 2.0}\n"
+    )
+    catalog = open_catalog([tmp_path])
+    assert "ours" in catalog.names("quality")
+    ours = validate(Benchmark, catalog.located("quality", "ours"))
+    assert 0 < ours.questions(np.random.default_rng(0), 3)[0].chance < 1
+
+
+def test_wrong_points_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ours.yaml"
+    text = (FILES / "gsm8k_palm_540b.yaml").read_text()
+    path.write_text(
+        text.replace(
+            "strategy: vote, x: 40, x_unit: samples", "strategy: vote, x: 40, x_unit: tokens"
+        )
+    )
+    with pytest.raises(InputError, match="x of vote is in samples"):
+        validate(Benchmark, load_yaml(path))
