@@ -40,8 +40,8 @@ from sim.schema import load_yaml, validate
 DATE = "2026-11-21"
 """Of the fits: change it with the points."""
 STRENGTH = 1.0
-"""a + b of a Beta law where no point determines it: a guess between the 0.5 of gpt-oss-20b on AIME
-2024 and the 4 to 5 of Llama-3-8B on MATH and of GPT-4 on the Game of 24."""
+"""a + b of a Beta law where no point determines it: a guess. Fitted ones go from 0.1 (votes of
+Qwen2.5-7B on MMLU) by 0.5 (gpt-oss-20b on AIME 2024) to 6 (GPT-4 on the Game of 24)."""
 LIMIT = 4.0
 """Fitted log-odds of mean and top share, and logarithm of the strength, stay within this: 0.018 to
 0.982, and 0.018 to 55. Votes that want more than that say that they do not care."""

@@ -1,5 +1,7 @@
 """The operator table: parts that make up the whole, and work that comes out by hand."""
 
+from pathlib import Path
+
 import pytest
 from rich.console import Console
 from small_scenarios import ONE_CASE
@@ -14,8 +16,10 @@ from sim.hardware import Accelerator
 from sim.report.explanation import ExplainedOperator, ExplainedStep, explanation
 from sim.report.operator_table import operator_table
 from sim.scenario import scenario_of
-from sim.schema import load_yaml
+from sim.schema import load_yaml, set_path
 from sim.service import Service, service_of
+from sim.workload.kinds import ProgramsWorkload
+from sim.workload.tasks import first_calls
 
 CATALOG = open_catalog()
 
@@ -397,3 +401,39 @@ class TestTable:
             text = self.text(step)
             assert "…" not in text
             assert max(map(len, text.splitlines())) <= 120
+
+
+class TestCallsOfAStrategy:
+    def test_steps_are_those_of_its_first_calls(self) -> None:
+        """A question of 100 tokens and 8 x 200 of an answer: 100 + 1600 / 2 keys halfway.
+
+        The verifier reads 100 + 1600 and writes 1; its decode step has 1701 keys. What the user
+        asks for wins.
+        """
+        text = ONE_CASE + "other_models: {verifier: {parallelism: {tp: 1}, replicas: 1}}\n"
+        located = load_yaml(text)
+        workload = (
+            "{kind: programs, strategy: best_of_16_prm, concurrency: 1, tasks: 9,"
+            " question_tokens: {kind: constant, tokens: 100},"
+            " answer_tokens: {kind: constant, tokens: 200}}"
+        )
+        located = set_path(located, "workload", workload)
+        located = set_path(located, "replicas", "1")
+        located = set_path(located, "parallelism", "{tp: 4}")
+        (case,) = scenario_of(located, Path()).cases
+        assert isinstance(case.workload, ProgramsWorkload)
+        calls = first_calls(case.workload, CATALOG, seed=1)
+        assert set(calls) == {"", "verifier"}
+        found = service_of(case, CATALOG)
+        steps = explanation(found, batch=1, calls=calls)
+        assert [(step.pool, step.step) for step in steps] == [
+            ("serve", "prefill of 100 tokens"),
+            ("serve", "decode of 1 sequence, 900 keys each"),
+            ("verifier", "prefill of 1,700 tokens"),
+            ("verifier", "decode of 1 sequence, 1,701 keys each"),
+        ]
+        asked = explanation(found, batch=1, context=7, prompt=9, calls=calls)
+        assert {step.step for step in asked} == {
+            "prefill of 9 tokens",
+            "decode of 1 sequence, 7 keys each",
+        }

@@ -2,17 +2,29 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sim.calibration.quality_fit import FILES, fitted_laws, main, read_unfitted
+from sim.calibration.quality_fit import (
+    FILES,
+    STRENGTH,
+    TOP_SHARE,
+    fitted_laws,
+    main,
+    read_unfitted,
+)
 from sim.calibration.quality_gate import SCORES, Option, allocated, correlation_for, options
 from sim.catalog import open_catalog
 from sim.errors import InputError
 from sim.quality import RIGHT, Benchmark
-from sim.quality.expected import residuals
+from sim.quality.expected import residuals, vote
+from sim.quality.laws import Difficulty, WrongAnswers
 from sim.schema import load_yaml, validate
+from sim.workload.programs import Task, answered_at_once
+from sim.workload.single import ConstantTokens
+from sim.workload.tasks import strategy_of
 
 CATALOG = open_catalog()
 NAMES = CATALOG.names("quality")
@@ -201,3 +213,53 @@ def test_wrong_points_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="x of vote is in samples"):
         validate(Benchmark, load_yaml(path))
+
+
+# One answer and a vote of 64 on AIME 2024, percent: README of github.com/deepseek-ai/DeepSeek-R1.
+CONS_AT_64 = [
+    (9.3, 13.4),  # GPT-4o
+    (16.0, 26.7),  # Claude 3.5 Sonnet
+    (28.9, 52.7),  # R1-Distill-Qwen-1.5B
+    (44.0, 60.0),  # QwQ-32B-Preview
+    (50.4, 80.0),  # R1-Distill-Llama-8B
+    (55.5, 83.3),  # R1-Distill-Qwen-7B
+    (63.6, 80.0),  # o1-mini
+    (69.7, 80.0),  # R1-Distill-Qwen-14B
+    (70.0, 86.7),  # R1-Distill-Llama-70B
+    (72.6, 83.3),  # R1-Distill-Qwen-32B
+]
+
+
+def test_votes_of_ten_models_that_no_fit_saw() -> None:
+    # Strength and top share as assumed where nothing tells; the mean from one answer. A vote on 30
+    # questions has a standard error of 7 points: 100 sqrt(0.8 0.2 / 30).
+    wrong = WrongAnswers(mean_top_share=TOP_SHARE, strength=2.0)
+    errors = []
+    for one, voted in CONS_AT_64:
+        law = Difficulty(a=one / 100 * STRENGTH, b=(1 - one / 100) * STRENGTH)
+        errors.append(100 * vote(law, wrong, 64) - voted)
+    assert abs(float(np.mean(errors))) < 2
+    assert float(np.sqrt(np.mean(np.square(errors)))) < 7
+
+
+CONSTANT = {"kind": "constant", "tokens": 40}
+STAGE = {"generate": {"candidates": {"median": 5}, "candidate_tokens": CONSTANT}, "keep": 5}
+WORK: list[tuple[Any, float]] = [
+    ("direct", 0.423),
+    ("chain_8", 0.587),
+    ({"kind": "refine", "rounds": 10, "critique_tokens": CONSTANT}, 0.612),
+    ({"kind": "tree", "stages": [STAGE] * 3}, 0.678),
+]
+
+
+@pytest.mark.parametrize(("choice", "accuracy"), WORK)
+def test_strategies_achieve_the_claimed_rows(choice: Any, accuracy: float) -> None:
+    strategy = strategy_of(choice, CATALOG)
+    questions = shipped("math_claims").questions(np.random.default_rng(1), 2_000)
+    right = []
+    for number, one in enumerate(questions):
+        rng = np.random.default_rng([7, number])
+        task = Task(number, rng, one, 75, ConstantTokens(tokens=200))
+        right.append(answered_at_once(strategy.control(task)).answer == RIGHT)
+    assert float(np.mean(right)) == pytest.approx(accuracy, abs=4 * 0.5 / math.sqrt(2_000))
+    assert not questions.notes
