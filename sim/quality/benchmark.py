@@ -149,6 +149,16 @@ class Benchmark(StrictModel):
         """
         return f"{self.benchmark} ({self.model})"
 
+    @property
+    def direct_accuracy(self) -> float:
+        """Expected accuracy of one direct answer, effort 1."""
+        law = self.laws.effort
+        return (
+            self.laws.difficulty.mean
+            if law is None
+            else law.accuracy(self.answer_tokens.mean_tokens)
+        )
+
     def questions(self, rng: np.random.Generator, count: int) -> Questions:
         """Draw questions.
 

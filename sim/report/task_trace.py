@@ -34,6 +34,8 @@ def task_events(process: int, requests: pd.DataFrame, record: RunRecord) -> Iter
         Its requests, with ``arrival_s`` and ``done_s``.
     record : RunRecord
     """
+    if not len(record.programs["task"]):
+        return
     calls = _timed(requests, record)
     tasks = pd.DataFrame(record.programs).sort_values("arrival_s", kind="stable")
     track, shown = TASK_TRACKS, 0

@@ -43,6 +43,7 @@ from sim.report.writer import OUR_FILES
 from sim.scenario import Case, Header, load_scenario
 from sim.schema import load_yaml, validate
 from sim.units import GIB, HOUR_S, KWH_J
+from sim.workload.strategies.entry import StrategyEntry
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -151,16 +152,19 @@ def reachable(*roots: type[BaseModel]) -> dict[str, type[BaseModel]]:
 
 SCENARIO_MODELS = reachable(Header, Case)
 CATALOGUE_MODELS = reachable(Accelerator, System, Model, PriceBook, FamilyPrior)
-DOCUMENTED = [
-    *((REFERENCE / "scenario.md", name) for name in SCENARIO_MODELS),
-    *((REFERENCE / "catalogue.md", name) for name in CATALOGUE_MODELS),
-]
+STRATEGY_MODELS = {
+    name: model for name, model in reachable(StrategyEntry).items() if name not in SCENARIO_MODELS
+}
+ALL_MODELS = {**SCENARIO_MODELS, **CATALOGUE_MODELS, **STRATEGY_MODELS}
+PAGES_OF_KEYS = {
+    "scenario.md": SCENARIO_MODELS,
+    "catalogue.md": CATALOGUE_MODELS,
+    "strategies.md": STRATEGY_MODELS,
+}
+DOCUMENTED = [(REFERENCE / page, name) for page, names in PAGES_OF_KEYS.items() for name in names]
 
 
-@pytest.mark.parametrize(
-    ("page", "models"),
-    [("scenario.md", SCENARIO_MODELS), ("catalogue.md", CATALOGUE_MODELS)],
-)
+@pytest.mark.parametrize(("page", "models"), PAGES_OF_KEYS.items())
 def test_every_group_of_keys_has_its_table_and_no_other_has(
     page: str, models: dict[str, type[BaseModel]]
 ) -> None:
@@ -169,14 +173,21 @@ def test_every_group_of_keys_has_its_table_and_no_other_has(
 
 @pytest.mark.parametrize(("page", "model"), DOCUMENTED, ids=label)
 def test_every_key_stands_in_the_reference_and_no_other(page: Path, model: str) -> None:
-    fields = {**SCENARIO_MODELS, **CATALOGUE_MODELS}[model].model_fields
+    fields = ALL_MODELS[model].model_fields
     keys = [code(row[0]) for row in marked_tables(page, "fields")[model]]
     assert sorted(keys) == sorted(fields)
 
 
 def written_default(cell: str) -> Any:
     text = code(cell)
-    named: dict[str, Any] = {"null": None, "false": False, "true": True, "{}": {}, "[]": []}
+    named: dict[str, Any] = {
+        "null": None,
+        "false": False,
+        "true": True,
+        "{}": {},
+        "[]": [],
+        '""': "",
+    }
     if text in named:
         return named[text]
     try:
@@ -187,14 +198,14 @@ def written_default(cell: str) -> Any:
 
 @pytest.mark.parametrize(("page", "model"), DOCUMENTED, ids=label)
 def test_every_default_is_the_one_of_the_code(page: Path, model: str) -> None:
-    fields = {**SCENARIO_MODELS, **CATALOGUE_MODELS}[model].model_fields
-    default_column = 4 if page.name == "scenario.md" else 3
+    fields = ALL_MODELS[model].model_fields
+    default_column = 3 if page.name == "catalogue.md" else 4
     for row in marked_tables(page, "fields")[model]:
         field, cell = fields[code(row[0])], row[default_column - 1]
         if field.is_required():
             assert cell == "required", row
             continue
-        default = to_jsonable_python(field.default)
+        default = to_jsonable_python(field.get_default(call_default_factory=True))
         assert written_default(cell) == ({} if isinstance(default, dict) else default), row
 
 

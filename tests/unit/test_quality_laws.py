@@ -188,6 +188,7 @@ def test_longer_answers_follow_the_law_of_length() -> None:
     longer = np.mean([one.chance_of(8.0) for one in questions])
     assert longer == pytest.approx(0.8176, abs=NOISE)
     assert not questions.notes
+    assert benchmark(effort=law).direct_accuracy == pytest.approx(0.5)
     far = np.mean([one.chance_of(64.0) for one in questions])
     assert far == longer
     assert len(questions.notes) == 1

@@ -18,6 +18,7 @@ from report_fixtures import four_cases, hostile, nothing_completed, one_case
 from sim.errors import InputError
 from sim.report import document as summaries
 from sim.report import writer
+from sim.report.charts import TASK_PAINTERS
 from sim.report.data import (
     BILL_COLUMNS,
     CURVE_COLUMNS,
@@ -31,6 +32,9 @@ WITHOUT_CURVE = {"curve.csv"} | {
     f"charts/{name}_interactivity.{kind}"
     for name in ("throughput", "cost")
     for kind in ("svg", "png")
+}
+OF_TASKS = {"tasks.csv", "calls.parquet"} | {
+    f"charts/{name}.{kind}" for name in TASK_PAINTERS for kind in ("svg", "png")
 }
 
 
@@ -52,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_files_are_there_and_nothing_else(run: Path) -> None:
-    assert files(run) == set(OUR_FILES) - {"trace.json"}
+    assert files(run) == set(OUR_FILES) - OF_TASKS - {"trace.json"}
     assert [path.name for path in run.parent.iterdir()] == ["four"]
     assert all((run / name).stat().st_size > 0 for name in files(run))
 
@@ -223,7 +227,7 @@ def test_a_second_run_replaces_ours_and_keeps_what_is_not(tmp_path: Path) -> Non
     (out / "notes.txt").write_text("mine", "utf-8")
     (out / "charts" / "own.png").write_bytes(b"mine")
     write_run(one_case(), out)
-    assert files(out) == (set(OUR_FILES) - WITHOUT_CURVE - {"trace.json"}) | {
+    assert files(out) == (set(OUR_FILES) - WITHOUT_CURVE - OF_TASKS - {"trace.json"}) | {
         "notes.txt",
         "charts/own.png",
     }

@@ -111,8 +111,8 @@ def latency_compute_chart(tables: RunTables) -> Drawing:
     base = cases.iloc[0]["case"] if len(cases) else ""
     plan = Plan(
         title="Does latency grow with compute?",
-        subtitle=f"Multiples of {base}. On the line tasks take as many times longer as they "
-        "generate tokens; below it calls run side by side, above it they wait.",
+        subtitle="Multiples of the filled case. On the line time grows as tokens do; below it calls "
+        "run side by side.",
         x_axis="Generated tokens per task, multiple of the baseline (logarithmic)",
         y_axis="Mean time of a task, multiple of the baseline (logarithmic)",
         write_x=_tick_multiple,

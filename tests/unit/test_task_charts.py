@@ -1,0 +1,201 @@
+"""Charts of tasks: what is drawn is what the tables say, and every case can be told."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+from drawn_texts import assert_nothing_is_covered, texts
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from report_fixtures import four_cases, hostile, renamed
+from task_fixtures import STRATEGIES, strategies, twenty_strategies
+
+from sim.report.charts import TASK_PAINTERS, draw_charts
+from sim.report.charts.drawing import Drawing
+from sim.report.data import RunTables
+from sim.report.style import case_style, chart_settings
+
+
+def none_solved() -> RunTables:
+    tables = strategies("direct", "dynamic")
+    lost = tables.summary.assign(
+        accuracy_fraction=0.0, accuracy_standard_error=0.0, usd_per_solved_task=math.nan
+    )
+    return dataclasses.replace(tables, summary=lost)
+
+
+def strange_names() -> RunTables:
+    names = [*hostile().cases, "a rather long name, of which nobody knows why it has to be so long"]
+    return renamed(strategies(), dict(zip(STRATEGIES, names, strict=False)))
+
+
+RUNS: dict[str, Callable[[], RunTables]] = {
+    "eight": strategies,
+    "twenty": twenty_strategies,
+    "one": lambda: strategies("dynamic"),
+    "none_solved": none_solved,
+    "strange": strange_names,
+}
+
+
+@cache
+def drawn(name: str, run: str) -> Drawing:
+    return drawing_of(name, RUNS[run]())
+
+
+def drawing_of(name: str, tables: RunTables) -> Drawing:
+    with chart_settings(salt=name):
+        drawing = TASK_PAINTERS[name](tables)
+        drawing.sheet.figure.draw_without_rendering()
+    return drawing
+
+
+def axes_of(drawing: Drawing) -> Axes:
+    (axes,) = drawing.sheet.figure.axes
+    return axes
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("name", TASK_PAINTERS)
+def test_no_text_covers_another_or_leaves_the_sheet(name: str, run: str) -> None:
+    assert_nothing_is_covered(drawn(name, run))
+
+
+@pytest.mark.parametrize("run", ["eight", "twenty"])
+@pytest.mark.parametrize("name", TASK_PAINTERS)
+def test_every_case_is_named(name: str, run: str) -> None:
+    """Beside its point or line, or by a number there and a legend."""
+    shown = [text.get_text() for text in texts(drawn(name, run))]
+    joined = " ".join(shown)
+    cases = RUNS[run]().cases
+    for number, case in enumerate(cases, 1):
+        if case not in joined:
+            assert f"{number} {case}" in joined
+    if f"1 {cases[0]}" in joined:
+        assert {str(number) for number in range(1, len(cases) + 1)} <= set(shown)
+    for case in cases:
+        assert case in drawn(name, run).alt
+
+
+def points(axes: Axes) -> dict[str, tuple[float, float]]:
+    """Place of the one point that has each marker and colour."""
+    return {
+        f"{line.get_marker()} {line.get_markeredgecolor()}": (
+            float(line.get_xdata()[0]),
+            float(line.get_ydata()[0]),
+        )
+        for line in axes.get_lines()
+        if line.get_linestyle() == "None"
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "y"),
+    [
+        ("accuracy_cost", "usd_per_task", "accuracy_fraction"),
+        ("accuracy_latency", "task_s_p50", "accuracy_fraction"),
+        ("latency_compute", "compute_multiplier", "latency_multiplier"),
+    ],
+)
+def test_points_are_where_the_summary_has_them(name: str, x: str, y: str) -> None:
+    found = points(axes_of(drawn(name, "eight")))
+    assert len(found) == len(STRATEGIES)
+    for index, (_, row) in enumerate(strategies().summary.iterrows()):
+        style = case_style(index)
+        assert found[f"{style.marker} {style.colour}"] == pytest.approx((row[x], row[y]))
+
+
+def test_the_front_is_joined_and_filled() -> None:
+    """Of the made-up cases these five: each solves more than all that are cheaper."""
+    axes = axes_of(drawn("accuracy_cost", "eight"))
+    front = ["direct", "chain_of_thought", "self_refine_4", "dynamic", "best_of_16_prm"]
+    rows = strategies().summary.set_index("case").loc[front]
+    (stairs,) = [line for line in axes.get_lines() if len(line.get_xdata()) > 2]
+    corners = np.column_stack([stairs.get_xdata(), stairs.get_ydata()])[::2]
+    np.testing.assert_allclose(corners, rows[["usd_per_task", "accuracy_fraction"]])
+    filled = [
+        line
+        for line in axes.get_lines()
+        if line.get_linestyle() == "None" and line.get_markerfacecolor() != "#ffffff"
+    ]
+    assert len(filled) == len(front)
+
+
+def test_whiskers_of_latency_go_from_the_median_to_p95() -> None:
+    axes = axes_of(drawn("accuracy_latency", "eight"))
+    ends = {
+        tuple(map(float, line.get_xdata())) for line in axes.get_lines() if line.get_alpha() == 0.55
+    }
+    rows = strategies().summary
+    expected = set(zip(rows["task_s_p50"], rows["task_s_p95"], strict=True))
+    assert ends == expected
+
+
+def test_the_line_of_proportion_is_one_to_one() -> None:
+    axes = axes_of(drawn("latency_compute", "eight"))
+    (line,) = [line for line in axes.get_lines() if len(line.get_xdata()) == 2]
+    np.testing.assert_array_equal(line.get_xdata(), line.get_ydata())
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+
+
+def test_bars_are_the_costs_of_a_task_and_of_a_solved_one() -> None:
+    axes = axes_of(drawn("task_cost", "eight"))
+    widths = [patch.get_width() for patch in axes.patches if isinstance(patch, Rectangle)]
+    rows = strategies().summary
+    np.testing.assert_allclose(
+        widths, rows[["usd_per_task", "usd_per_solved_task"]].to_numpy().ravel()
+    )
+
+
+def test_a_case_that_solved_nothing_says_so_and_has_no_second_bar() -> None:
+    drawing = drawn("task_cost", "none_solved")
+    assert [text.get_text() for text in texts(drawing)].count("none solved") == 2
+    assert sum(isinstance(patch, Rectangle) for patch in axes_of(drawing).patches) == 2
+
+
+def test_without_a_benchmark_accuracy_is_not_drawn() -> None:
+    tables = strategies("direct", "dynamic", known=False)
+    names = [chart.name for chart in draw_charts(tables)]
+    assert names[:3] == ["task_cost", "task_cost_tail", "latency_compute"]
+    assert not [name for name in names if name.startswith("accuracy")]
+    words = [text.get_text() for text in texts(drawing_of("task_cost", tables))]
+    assert not [word for word in words if "solved" in word]
+
+
+def test_one_case_is_not_compared_with_itself() -> None:
+    names = [chart.name for chart in draw_charts(strategies("dynamic"))]
+    assert "latency_compute" not in names
+    assert names[:4] == ["accuracy_cost", "accuracy_latency", "task_cost", "task_cost_tail"]
+
+
+def test_without_tasks_there_is_none_of_these_charts() -> None:
+    assert not {chart.name for chart in draw_charts(four_cases())} & set(TASK_PAINTERS)
+
+
+def test_a_tail_falls_from_all_to_one_task_and_has_p99_at_one_percent() -> None:
+    axes = axes_of(drawn("task_cost_tail", "one"))
+    curve, p99, cvar = axes.get_lines()
+    shares = np.asarray(curve.get_ydata(), dtype=float)
+    assert shares[0] == 1.0
+    assert shares[-1] == pytest.approx(1 / 240)
+    assert (np.diff(shares) <= 0).all()
+    row = strategies("dynamic").summary.iloc[0]
+    assert float(p99.get_xdata()[0]) == pytest.approx(row["usd_per_task_p99"])
+    assert float(p99.get_ydata()[0]) == pytest.approx(0.01)
+    assert float(cvar.get_xdata()[0]) == pytest.approx(row["usd_per_task_cvar95"])
+    assert float(np.interp(row["usd_per_task_p50"], curve.get_xdata(), shares)) == pytest.approx(
+        0.5, abs=0.01
+    )
+
+
+def test_tails_are_those_of_the_tasks_that_count() -> None:
+    tables = strategies("dynamic")
+    assert tables.tasks is not None
+    late = tables.tasks["arrival_s"] >= 60.0
+    marked = dataclasses.replace(tables, tasks=tables.tasks.assign(measured=late))
+    _, p99, _ = axes_of(drawing_of("task_cost_tail", marked)).get_lines()
+    expected = tables.tasks.loc[late, "usd"].quantile(0.99)
+    assert float(p99.get_xdata()[0]) == pytest.approx(expected)
