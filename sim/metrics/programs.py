@@ -174,7 +174,14 @@ def measured_tasks(
     tasks = task_table(record.programs, calls, service, prices)
     window = books.window
     measured = tasks["arrival_s"].between(window.start_s, window.end_s)
-    return tasks.assign(measured=measured), calls
+    return tasks.assign(measured=measured), calls[list(_TOLD_OF_CALLS)]
+
+
+_TOLD_OF_CALLS = (
+    *("task", "call", "request_id", "label", "model", "after"),
+    *("prefilled_tokens", "produced_tokens"),
+)
+"""The rest of a call stands in the table of requests."""
 
 
 def tasks_in(tasks: pd.DataFrame, window: Window) -> pd.DataFrame:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import betaln
 
 from sim.catalog import open_catalog
 from sim.forecast import forecast
 from sim.report.data import TASK_SUMMARY_COLUMNS, RunTables
 from sim.scenario import load_scenario
-from sim.workload.tasks import strategy_of
+from sim.workload.tasks import benchmark_of, strategy_of
 
 CATALOG = open_catalog()
 Settings = Sequence[tuple[str, str]]
@@ -25,6 +26,7 @@ SMALL: Mapping[str, Settings] = {
     "shared_prompt_of_16": [PLACES, ("workload.tasks", "80")],
     "small_with_ttc_vs_large": [("engine.max_num_seqs", "16"), ("workload.tasks", "30")],
     "dense_vs_moe_ttc": [("engine.max_num_seqs", "16"), ("workload.tasks", "30")],
+    "dynamic_10x_to_10000x": [("workload.tasks", "60")],
     "reasoning_traffic": [("workload.duration_s", "300 s")],
 }
 NAMES = [
@@ -158,6 +160,24 @@ def test_who_stops_early_solves_as_much_for_less(run_of: Run) -> None:
         all_of_them["accuracy_fraction"], abs=3 * all_of_them["accuracy_standard_error"]
     )
     assert early["usd_per_solved_task"] < all_of_them["usd_per_solved_task"]
+
+
+def test_coverage_is_that_of_the_difficulty_and_its_tail_is_paid_for(run_of: Run) -> None:
+    """Of questions whose chance is Beta(a, b), E[1 - (1 - p)^k] = 1 - B(a, b + k) / B(a, b)."""
+    found = rows(run_of("dynamic_10x_to_10000x"))
+    law = benchmark_of("math_llama_3_8b", CATALOG).laws.difficulty
+    for case, samples in {
+        "one answer": 1,
+        "10 samples for all": 10,
+        "100 samples for all": 100,
+        "1,000 samples for all": 1000,
+    }.items():
+        row = found.loc[case]
+        missed = np.exp(betaln(law.a, law.b + samples) - betaln(law.a, law.b))
+        error = 3 * row["accuracy_standard_error"]
+        assert row["accuracy_fraction"] == pytest.approx(1 - missed, abs=error)
+    tail = found["usd_per_task_p99"] / found["usd_per_task_p50"]
+    assert tail["1 to 10,000 by difficulty"] > 10 * tail["10 samples for all"]
 
 
 def test_a_limit_to_thinking_cuts_what_is_written(run_of: Run) -> None:

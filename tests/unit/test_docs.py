@@ -31,10 +31,13 @@ from sim.model import Model
 from sim.priors import FamilyPrior
 from sim.report.data import (
     BILL_COLUMNS,
+    CALL_COLUMNS,
     CURVE_COLUMNS,
     POOL_COLUMNS,
     REQUEST_COLUMNS,
     SUMMARY_COLUMNS,
+    TASK_COLUMNS,
+    TASK_SUMMARY_COLUMNS,
     TENANT_COLUMNS,
     TIMELINE_COLUMNS,
     RunTables,
@@ -69,6 +72,8 @@ TABLES = {
     "pools": POOL_COLUMNS,
     "tenants": TENANT_COLUMNS,
 }
+
+TASK_TABLES = {"tasks": TASK_COLUMNS, "calls": CALL_COLUMNS}
 
 SMALL_SCENARIO = """
 name: small
@@ -371,6 +376,44 @@ def test_every_column_of_a_run_stands_in_the_reference_and_no_other(
     written: pd.DataFrame = getattr(small_run, table)
     assert set(TABLES[table]) <= set(documented)
     assert set(documented) == set(written.columns)
+
+
+@pytest.fixture(scope="module")
+def small_run_of_tasks(tmp_path_factory: pytest.TempPathFactory) -> RunTables:
+    path = tmp_path_factory.mktemp("docs") / "tasks.yaml"
+    head, _, rest = SMALL_SCENARIO.partition("workload:")
+    tasks = """workload:
+  kind: programs
+  strategy: {kind: samples, samples: 2}
+  question_tokens: {kind: constant, tokens: 50}
+  answer_tokens: {kind: constant, tokens: 5}
+  tasks: 5
+  arrivals: {kind: poisson, rate_requests_per_s: 5}
+"""
+    slo = "slo:" + rest.partition("slo:")[2].partition("curve:")[0]
+    path.write_text(head + tasks + slo, encoding="utf-8")
+    return forecast(load_scenario(path), open_catalog(), lambda _: _ignore, manifest={})
+
+
+@pytest.mark.parametrize("table", TASK_TABLES)
+def test_every_column_of_tasks_stands_in_the_reference_and_no_other(
+    table: str, small_run_of_tasks: RunTables
+) -> None:
+    tables = marked_tables(REFERENCE / "output-files.md", "columns")
+    documented = [code(row[0]) for row in tables[table]]
+    written: pd.DataFrame = getattr(small_run_of_tasks, table)
+    assert set(TASK_TABLES[table]) <= set(documented)
+    assert set(documented) == set(written.columns)
+
+
+def test_every_column_of_a_summary_of_tasks_stands_in_the_reference_and_no_other(
+    small_run_of_tasks: RunTables,
+) -> None:
+    tables = marked_tables(REFERENCE / "output-files.md", "columns")
+    of_tasks = [code(row[0]) for row in tables["task_summary"]]
+    assert tuple(of_tasks) == TASK_SUMMARY_COLUMNS
+    others = {code(row[0]) for row in tables["summary"]}
+    assert {*others, *of_tasks} == set(small_run_of_tasks.summary.columns)
 
 
 def test_every_column_is_in_the_glossary_with_a_unit_and_its_tables() -> None:
