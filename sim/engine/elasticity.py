@@ -353,8 +353,11 @@ class Autoscaler:
         env.process(self._run())
 
     def request_left(self, request: Request) -> None:
-        """Hear of a request that has left; one that no replica could ever hold says nothing."""
-        if request.outcome == "rejected":
+        """Hear of a request that has left.
+
+        One that no replica could ever hold, or whose answer was not wanted any more, says nothing.
+        """
+        if request.outcome in ("rejected", "cancelled"):
             return
         now = int(self.env.now)
         if request.first_token_tick < 0:

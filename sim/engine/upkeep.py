@@ -12,7 +12,7 @@ from sim.engine.pool import Pool
 from sim.engine.replica import Replica
 from sim.engine.requests import Request
 from sim.engine.ticks import Pace
-from sim.pools import Role
+from sim.pools import Pools, Role
 from sim.reliability import Autoscaling, Faults, Maintenance, PartLaw
 
 PaceOf = Callable[[int], Pace]
@@ -121,8 +121,9 @@ class Upkeep:
             MaintenanceRounds(env, replica_set, rounds, active=lambda: cluster.active)
 
     def _left(self, request: Request) -> None:
-        for scaler in self.scalers.values():
-            scaler.request_left(request)
+        for role, scaler in self.scalers.items():
+            if role == request.model or (not request.model and role in Pools.model_fields):
+                scaler.request_left(request)
 
     @property
     def losses(self) -> list[LostWork]:

@@ -294,7 +294,7 @@ def against_baseline(summary: pd.DataFrame) -> pd.DataFrame:
     is of ``compute_multiplier``: 1 where tasks take as many times longer as they generate tokens,
     1 / n where n calls run side by side at no loss.
     ``accuracy_gain_per_multiple`` is the compute efficiency ratio: what accuracy gains for each
-    time the baseline's chip-seconds that are spent beyond it.
+    time the baseline's chip-seconds that are spent beyond it, on the same benchmark.
     """
     if "output_tokens_per_task" not in summary:
         return summary
@@ -306,6 +306,7 @@ def against_baseline(summary: pd.DataFrame) -> pd.DataFrame:
     chip_s = summary["chip_s_per_task"] / base["chip_s_per_task"]
     latency = summary["task_s_mean"] / base["task_s_mean"]
     gain = summary["accuracy_fraction"] - base["accuracy_fraction"]
+    gain = gain.where(summary["benchmark"] == base["benchmark"])  # others are other questions
     more = (chip_s - 1.0).where(chip_s != 1.0)
     found = (tokens, chip_s, latency, latency / tokens, gain / more)
     return summary.assign(**dict(zip(_COMPARED, found, strict=True)))

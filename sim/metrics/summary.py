@@ -57,7 +57,7 @@ def summary_row(service: Service, requests: pd.DataFrame, books: Accounts) -> di
         **statistics("e2e_s", completed["e2e_s"], ("p50", "p99")),
         **_stages(completed),
         "interactivity_tokens_per_s": 1.0 / float(tpot.median()) if len(tpot) else np.nan,
-        "slo_attainment_fraction": met / len(counted) if len(counted) else np.nan,
+        "slo_attainment_fraction": _share_of_wanted(met, counted),
         "goodput_requests_per_s": met / span,
         "utilization_fraction": books.utilization_fraction,
         "mfu_fraction": books.mfu_fraction,
@@ -182,9 +182,15 @@ def _service_of(mine: pd.DataFrame, slo: Slo, window: Window) -> dict[str, objec
         **statistics("ttft_s", completed["ttft_s"], QUANTILES),
         **statistics("tpot_s", completed["tpot_s"].dropna(), QUANTILES),
         **statistics("e2e_s", completed["e2e_s"], QUANTILES),
-        "slo_attainment_fraction": met / len(mine) if len(mine) else np.nan,
+        "slo_attainment_fraction": _share_of_wanted(met, mine),
         "goodput_requests_per_s": met / window.duration_s,
     }
+
+
+def _share_of_wanted(met: int, requests: pd.DataFrame) -> float:
+    """Divide by the requests whose answers were wanted to the end: cancelled ones miss nothing."""
+    wanted = len(requests) - count_outcome(requests, "cancelled")
+    return met / wanted if wanted else np.nan
 
 
 def counted_requests(requests: pd.DataFrame, window: Window) -> pd.DataFrame:

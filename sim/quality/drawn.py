@@ -84,7 +84,11 @@ class DrawnQuestion:
     def scores(
         self, rng: np.random.Generator, answers: NDArray[np.int64], *, verifier: str
     ) -> Floats:
-        """Draw what a verifier thinks of answers."""
+        """Draw how likely a verifier holds answers, at even odds, to be right.
+
+        The chance that a normal score was drawn around the mean of right answers and not around
+        that of wrong ones; it rises with the score, so that the best answer is the same.
+        """
         known = self.benchmark.laws.verifiers
         if not known:
             raise InputError(
@@ -100,7 +104,10 @@ class DrawnQuestion:
             beliefs = [stream(self.seed, name, int(one)).standard_normal() for one in classes]
             shared = np.sqrt(law.shared_fraction) * np.array(beliefs)[places]
             noise = shared + np.sqrt(1 - law.shared_fraction) * noise
-        return np.asarray(law.separation * (answers == RIGHT) + noise, dtype=np.float64)
+        score = law.separation * (answers == RIGHT) + noise
+        believed = abs(law.separation)  # who prefers wrong answers does not know it
+        odds = believed * (score - believed / 2)
+        return np.asarray(1.0 / (1.0 + np.exp(-odds)), dtype=np.float64)
 
     def revised(
         self,

@@ -5,7 +5,7 @@ more than twice the standard error of their difference.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
@@ -40,7 +40,7 @@ PER_SOLVED_TASK = Measure(
     "usd_per_solved_task",
     "low",
     "cost per solved task",
-    "solves a task at the least cost",
+    "solves tasks at the least cost each",
     usd_of_task,
     usd_of_task,
 )
@@ -57,6 +57,23 @@ def answered(summary: pd.DataFrame) -> pd.DataFrame:
     """Give those of them whose accuracy is known."""
     tasks = tasks_of(summary)
     return tasks[tasks["accuracy_fraction"].notna()] if len(tasks) else tasks
+
+
+def by_benchmark(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Give the cases whose accuracy is known by their benchmark: accuracies of two do not compare.
+
+    Where there is one benchmark its name is left empty: there is nothing to tell apart.
+    """
+    known = answered(summary)
+    if known.empty:
+        return {}
+    names = known["benchmark"].fillna("").astype(str)
+    found = {name: known[names == name] for name in dict.fromkeys(names)}
+    return found if len(found) > 1 else {"": known}
+
+
+def _of(benchmark: str) -> str:
+    return f" of {benchmark}" if benchmark else ""
 
 
 def front(summary: pd.DataFrame, column: str) -> tuple[str, ...]:
@@ -89,18 +106,19 @@ def front(summary: pd.DataFrame, column: str) -> tuple[str, ...]:
 def dominated(summary: pd.DataFrame) -> dict[str, str]:
     """Name the cases that nobody should choose, each with the one to choose instead.
 
-    That one solves no fewer tasks, in no more time, for clearly less money.
+    That one solves no fewer tasks of the same benchmark, in no more time, for clearly less money.
     """
     found = {}
-    rows = answered(summary).sort_values("accuracy_fraction", ascending=False, kind="stable")
-    for _, case in rows.iterrows():
-        better = rows[
-            (rows["accuracy_fraction"] >= case["accuracy_fraction"])
-            & (rows["task_s_p50"] <= case["task_s_p50"])
-            & (rows["usd_per_task"] * (1.0 + TIE_FRACTION) < case["usd_per_task"])
-        ]
-        if len(better):
-            found[str(case["case"])] = str(better.iloc[0]["case"])
+    for cases in by_benchmark(summary).values():
+        rows = cases.sort_values("accuracy_fraction", ascending=False, kind="stable")
+        for _, case in rows.iterrows():
+            better = rows[
+                (rows["accuracy_fraction"] >= case["accuracy_fraction"])
+                & (rows["task_s_p50"] <= case["task_s_p50"])
+                & (rows["usd_per_task"] * (1.0 + TIE_FRACTION) < case["usd_per_task"])
+            ]
+            if len(better):
+                found[str(case["case"])] = str(better.iloc[0]["case"])
     return found
 
 
@@ -123,20 +141,24 @@ def task_sentences(summary: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _cost(tasks: pd.DataFrame) -> Iterator[str]:
-    measure = PER_SOLVED_TASK if len(answered(tasks)) else PER_TASK
-    ranking = rank(tasks, measure)
+    groups = by_benchmark(tasks)
+    if not groups:
+        yield _cheapest(tasks, PER_TASK, "")
+    for benchmark, cases in groups.items():
+        yield _cheapest(cases, PER_SOLVED_TASK, _of(benchmark))
+
+
+def _cheapest(cases: pd.DataFrame, measure: Measure, of: str) -> str:
+    ranking = rank(cases, measure)
     if ranking is None:
-        yield "No task was solved: what a solved task costs is not defined."
-        return
+        return f"No task{of} was solved: what a solved task costs is not defined."
     best = measure.write(ranking.best_value)
     if ranking.second is None:
-        yield f"{ranking.best}: {measure.what} {best}."
-        return
+        return f"{ranking.best}: {measure.what}{of} {best}."
     second = f"{measure.write(ranking.second_value)} for {ranking.second}"
     if ranking.separated:
-        yield f"{ranking.best} {measure.lead}: {best}, against {second}."
-    else:
-        yield f"{ranking.best} ({best}) is level with {second} on {measure.what}."
+        return f"{ranking.best} {measure.lead}{of}: {best}, against {second}."
+    return f"{ranking.best} ({best}) is level with {second} on {measure.what}{of}."
 
 
 def _targets(tasks: pd.DataFrame) -> Iterator[str]:
@@ -177,23 +199,23 @@ def _deadlines(tasks: pd.DataFrame) -> Iterator[str]:
 
 def _best_under(tasks: pd.DataFrame, column: str, given: str) -> Iterator[tuple[float, str]]:
     """Give limits with the case that solves most within them, and those that are level with it."""
-    known = answered(tasks)
-    asked = sorted(set(known[given].dropna())) if len(known) else []
-    if not asked and len(known) < FEWEST_TO_CHOOSE:
-        return
-    # a limit that some case just meets says more than one between two cases
-    offers = known[column].quantile(list(BUDGET_QUANTILES), interpolation="lower")
-    said = ""
-    for limit in asked or sorted(set(offers)):
-        words = _most_solved(known[known[column] <= limit])
-        if words != said:
-            yield float(limit), words
-        said = words
+    for benchmark, known in by_benchmark(tasks).items():
+        asked = sorted(set(known[given].dropna()))
+        if not asked and len(known) < FEWEST_TO_CHOOSE:
+            continue
+        # a limit that some case just meets says more than one between two cases
+        offers = known[column].quantile(list(BUDGET_QUANTILES), interpolation="lower")
+        said = ""
+        for limit in asked or sorted(set(offers)):
+            words = _most_solved(known[known[column] <= limit], _of(benchmark))
+            if words != said:
+                yield float(limit), words
+            said = words
 
 
-def _most_solved(cases: pd.DataFrame) -> str:
+def _most_solved(cases: pd.DataFrame, of: str) -> str:
     if cases.empty:
-        return "there is no strategy"
+        return f"there is no strategy{of and f' for tasks{of}'}"
     best = cases.sort_values("accuracy_fraction", ascending=False, kind="stable").iloc[0]
     level = [
         str(row["case"])
@@ -201,7 +223,7 @@ def _most_solved(cases: pd.DataFrame) -> str:
         if row["case"] != best["case"] and _level(row, best)
     ]
     share = percent(float(best["accuracy_fraction"]))
-    words = f"{best['case']} solves most ({share})"
+    words = f"{best['case']} solves most{of} ({share})"
     return f"{words}; level with it: {_listed(level)}" if level else words
 
 
@@ -213,7 +235,7 @@ def _level(one: "pd.Series[float]", other: "pd.Series[float]") -> bool:
 
 
 def _dominated(tasks: pd.DataFrame) -> Iterator[str]:
-    pairs = [f"{case} (by {better})" for case, better in dominated(tasks).items()]
+    pairs = [f"{case} (better: {better})" for case, better in dominated(tasks).items()]
     if pairs:
         yield (
             f"Dominated, since another solves no fewer tasks in no more time for less: "
@@ -292,13 +314,13 @@ def _failed(summary: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def _listed(names: Iterator[str] | Sequence[str]) -> str:
+def _listed(names: Iterable[str]) -> str:
     """Join names, with a count in place of those beyond the most that a sentence bears.
 
-    >>> _listed(["a", "b"]), _listed([*"abcdefgh"])
-    ('a, b', 'a, b, c, d, e, f and 2 more')
+    >>> _listed(["a", "b"]), _listed(["a, busy", "b"]), _listed([*"abcdefgh"])
+    ('a, b', 'a, busy; b', 'a, b, c, d, e, f and 2 more')
     """
     found = list(names)
     rest = len(found) - MOST_NAMED
-    head = ", ".join(found[:MOST_NAMED])
+    head = ("; " if any("," in name for name in found) else ", ").join(found[:MOST_NAMED])
     return f"{head} and {rest} more" if rest > 0 else head

@@ -141,6 +141,20 @@ def test_simulated_best_of_averages_to_the_expected(samples: int) -> None:
     assert float(np.mean(right)) == pytest.approx(best_of(BETA, law, samples), abs=NOISE)
 
 
+def test_of_answers_that_a_verifier_gives_a_chance_so_many_are_right() -> None:
+    """Half of the answers are right; 20,000 in ten bins: a standard error of 0.011 each."""
+    sure = Difficulty(a=5e5, b=5e5)
+    law = VerifierLaw(separation=1.5)
+    rng = np.random.default_rng(5)
+    (one,) = benchmark(difficulty=sure, verifiers={"prm": law}).questions(rng, 1)
+    answers = one.answers(rng, 20_000)
+    scores = one.scores(rng, answers, verifier="prm")
+    for low in np.arange(0.0, 1.0, 0.1):
+        inside = (scores >= low) & (scores < low + 0.1)
+        right = float((answers[inside] == RIGHT).mean())
+        assert right == pytest.approx(float(scores[inside].mean()), abs=0.05)
+
+
 def test_best_of_two_by_hand() -> None:
     # p = 1/2: both right 1/4; one right 1/2, chosen with chance Phi(d / sqrt 2).
     sure = Difficulty(a=5e5, b=5e5)

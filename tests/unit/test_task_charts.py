@@ -124,6 +124,19 @@ def test_the_front_is_joined_and_filled() -> None:
     assert len(filled) == len(front)
 
 
+def test_each_benchmark_has_a_front_of_its_own() -> None:
+    """Of two puzzles the dearer is right more often; alone both sums and puzzles have a front."""
+    tables = strategies("direct", "chain_of_thought", "self_consistency_8", "dynamic")
+    asked = tables.summary.assign(benchmark=["sums", "sums", "puzzles", "puzzles"])
+    drawing = drawing_of("accuracy_cost", dataclasses.replace(tables, summary=asked))
+    lines = [line for line in axes_of(drawing).get_lines() if line.get_alpha() is None]
+    stairs = [line for line in lines if line.get_linestyle() != "None"]
+    assert [len(line.get_xdata()) for line in stairs] == [3, 1]  # dynamic beats the vote
+    costs = asked["usd_per_task"]
+    assert stairs[0].get_xdata()[[0, -1]].tolist() == costs.iloc[[0, 1]].tolist()
+    assert "of the same benchmark" in " ".join(text.get_text() for text in texts(drawing))
+
+
 def test_whiskers_of_latency_go_from_the_median_to_p95() -> None:
     axes = axes_of(drawn("accuracy_latency", "eight"))
     ends = {

@@ -7,7 +7,7 @@ import pytest
 from report_fixtures import four_cases
 from task_fixtures import strategies, twenty_strategies
 
-from sim.report.task_findings import dominated, front, task_sentences
+from sim.report.task_findings import by_benchmark, dominated, front, task_sentences
 from sim.routing_policy import Slo
 
 NAN = float("nan")
@@ -17,6 +17,7 @@ def three(**columns: list[object]) -> pd.DataFrame:
     """Direct answers, a long chain, and a vote that is dear and no better than the chain."""
     given: dict[str, list[object]] = {
         "case": ["direct", "chain", "vote"],
+        "benchmark": ["sums"] * 3,
         "tasks": [1000.0] * 3,
         "failed_tasks": [0.0] * 3,
         "accuracy_fraction": [0.3, 0.6, 0.6],
@@ -65,7 +66,9 @@ def test_a_case_is_dominated_in_all_three_respects_or_not_at_all() -> None:
 
 def test_the_cheapest_solved_task_is_named_with_the_next() -> None:
     (sentence,) = said(three(), "least cost")
-    assert sentence == "direct solves a task at the least cost: $0.333, against $0.667 for chain."
+    assert (
+        sentence == "direct solves tasks at the least cost each: $0.333, against $0.667 for chain."
+    )
     (level,) = said(three(usd_per_solved_task=[0.66, 2 / 3, 5.0]), "level with $0.667 for chain")
     assert level.startswith("direct ($0.660)")
 
@@ -112,6 +115,18 @@ def test_accuracies_are_level_within_two_standard_errors() -> None:
     assert said(near, "vote solves most (62.0 %); level with it: chain")
     far = three(accuracy_fraction=[0.3, 0.6, 0.63], slo_usd_per_task=[9.0] * 3)
     assert not said(far, "level with it")
+
+
+def test_cases_of_two_benchmarks_are_not_compared() -> None:
+    """The vote solves fewer sums than the chain, and is the only one that was asked puzzles."""
+    two = three(benchmark=["sums", "sums", "puzzles"], slo_usd_per_task=[9.0] * 3)
+    assert dominated(two) == {}
+    assert list(by_benchmark(two)) == ["sums", "puzzles"]
+    assert said(two, "least cost each of sums: $0.333, against $0.667 for chain.")
+    assert said(two, "vote: cost per solved task of puzzles $5.00.")
+    assert said(two, "chain solves most of sums (60.0 %).")
+    assert said(two, "vote solves most of puzzles (60.0 %).")
+    assert list(by_benchmark(three())) == [""]
 
 
 def test_targets_are_said_with_the_share_that_met_them() -> None:

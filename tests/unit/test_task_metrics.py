@@ -282,12 +282,13 @@ def test_the_tail_is_dearer_than_the_mean_and_knows_no_order(
 # --- Against the baseline.
 
 
-def compared(**columns: list[float]) -> pd.DataFrame:
+def compared(**columns: list[Any]) -> pd.DataFrame:
     given = {
         "output_tokens_per_task": [NAN, 100.0, 800.0],
         "chip_s_per_task": [NAN, 2.0, 6.0],
         "task_s_mean": [NAN, 4.0, 8.0],
         "accuracy_fraction": [NAN, 0.5, 0.7],
+        "benchmark": [NAN, "sums", "sums"],
     }
     return against_baseline(pd.DataFrame({**given, **columns}))
 
@@ -301,6 +302,12 @@ def test_multiples_are_those_of_the_first_case_with_a_strategy() -> None:
     np.testing.assert_allclose(found["linear_latency_ratio"], [NAN, 1.0, 0.25])
     # 20 points for two further times the chip-seconds; the baseline spends no more than itself
     np.testing.assert_allclose(found["accuracy_gain_per_multiple"], [NAN, NAN, 0.1])
+
+
+def test_what_is_solved_of_another_benchmark_is_no_gain() -> None:
+    found = compared(benchmark=[NAN, "sums", "puzzles"])
+    assert found["accuracy_gain_per_multiple"].isna().all()
+    np.testing.assert_allclose(found["compute_multiplier"], [NAN, 1.0, 8.0])
 
 
 def test_a_run_without_tasks_has_no_multiples_and_one_that_completed_none_has_no_number() -> None:

@@ -38,7 +38,14 @@ from sim.report.style import (
     text_width_in,
     wrap,
 )
-from sim.report.task_findings import PER_SOLVED_TASK, PER_TASK, answered, tasks_of, usd_of_task
+from sim.report.task_findings import (
+    PER_SOLVED_TASK,
+    PER_TASK,
+    answered,
+    by_benchmark,
+    tasks_of,
+    usd_of_task,
+)
 
 NAME_IN = 2.4
 NAME_LINES = 3
@@ -71,6 +78,8 @@ def task_cost_chart(tables: RunTables) -> Drawing:
     known = len(answered(tables.summary)) > 0
     kinds = KINDS if known else KINDS[:1]
     title = headline(cases, PER_SOLVED_TASK if known else PER_TASK)
+    if len(by_benchmark(cases)) > 1:
+        title = "What a task costs, and a solved one"
     subtitle = "US dollars per task, idle time, cancelled calls and other models included"
     legend = [LegendEntry(kind.label, colour(kind.token), None) for kind in kinds] * known
     names = [clipped(wrap(str(case), NAME_IN, LABEL_PT), NAME_LINES) for case in cases["case"]]

@@ -25,7 +25,7 @@ from sim.report.style import (
     Sheet,
     colour,
 )
-from sim.report.task_findings import answered, front, tasks_of, usd_of_task
+from sim.report.task_findings import answered, by_benchmark, front, tasks_of, usd_of_task
 
 MARKER_PT = 8.0
 
@@ -44,6 +44,8 @@ class Point:
     """Half of the whisker upward and downward."""
     ahead: bool
     """Whether no other case beats it: its marker is filled and its name bold."""
+    benchmark: str
+    """Cases of one benchmark are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def accuracy_cost_chart(tables: RunTables) -> Drawing:
     plan = Plan(
         title="What it costs to solve more tasks",
         subtitle="Up and to the left is better. Filled and joined: no other case solves as many "
-        "for less. Whiskers: one standard error.",
+        f"{_of_the_benchmark(tables)}for less. Whiskers: one standard error.",
         x_axis="US dollars per task, mean (logarithmic)",
         y_axis="Tasks solved",
         write_x=tick_usd,
@@ -81,7 +83,8 @@ def accuracy_latency_chart(tables: RunTables) -> Drawing:
     plan = Plan(
         title="How long it takes to solve more tasks",
         subtitle="Up and to the left is better. Markers at the median, whiskers to p95. Filled and "
-        "joined: no other case solves as many in less.",
+        "joined: no other case solves as many "
+        f"{_of_the_benchmark(tables)}in less.",
         x_axis="Time from question to answer, p50 to p95 (logarithmic)",
         y_axis="Tasks solved",
         write_x=_tick_duration,
@@ -104,6 +107,7 @@ def latency_compute_chart(tables: RunTables) -> Drawing:
             x_end=float(row["compute_multiplier"]),
             y_error=0.0,
             ahead=place == 0,
+            benchmark="",
         )
         for place, (_, row) in enumerate(cases.iterrows())
         if row["compute_multiplier"] > 0 and row["latency_multiplier"] > 0
@@ -111,8 +115,8 @@ def latency_compute_chart(tables: RunTables) -> Drawing:
     base = cases.iloc[0]["case"] if len(cases) else ""
     plan = Plan(
         title="Does latency grow with compute?",
-        subtitle="Multiples of the filled case. On the line time grows as tokens do; below it calls "
-        "run side by side.",
+        subtitle="Multiples of the filled case. On the line time grows as tokens do; below it "
+        "calls run side by side.",
         x_axis="Generated tokens per task, multiple of the baseline (logarithmic)",
         y_axis="Mean time of a task, multiple of the baseline (logarithmic)",
         write_x=_tick_multiple,
@@ -124,10 +128,15 @@ def latency_compute_chart(tables: RunTables) -> Drawing:
     return _drawing(tables, plan, points, f"Multiples of {base}: {'; '.join(words)}.")
 
 
+def _of_the_benchmark(tables: RunTables) -> str:
+    return "of the same benchmark " if len(by_benchmark(tables.summary)) > 1 else ""
+
+
 def _accuracies(tables: RunTables, column: str, whisker: str) -> list[Point]:
-    cases, styles = answered(tables.summary), styles_of(tables)
-    cases = cases[cases[column] > 0]
-    ahead = set(front(cases, column))
+    styles = styles_of(tables)
+    known = tables.summary[answered(tables.summary)[column].reindex(tables.summary.index) > 0]
+    groups = by_benchmark(known)
+    ahead = {case for cases in groups.values() for case in front(cases, column)}
     return [
         Point(
             case=str(row["case"]),
@@ -137,7 +146,9 @@ def _accuracies(tables: RunTables, column: str, whisker: str) -> list[Point]:
             x_end=float(row[whisker]),
             y_error=float(row["accuracy_standard_error"]),
             ahead=str(row["case"]) in ahead,
+            benchmark=benchmark,
         )
+        for benchmark, cases in groups.items()
         for _, row in cases.iterrows()
     ]
 
@@ -154,9 +165,13 @@ def _accuracy_scale(
         axes.set_ylim(max(low - room, -0.01), min(high + room, 1.01))
         axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{plain(round(100 * y, 6))} %"))
-        steps = _steps(sorted((p.x, p.y) for p in points if p.ahead))
-        axes.plot(*steps.T, color=colour("axis"), linewidth=1.4, zorder=1.6)
-        return [steps]
+        fronts = [
+            _steps(sorted((p.x, p.y) for p in points if p.ahead and p.benchmark == benchmark))
+            for benchmark in dict.fromkeys(p.benchmark for p in points)
+        ]
+        for steps in fronts:
+            axes.plot(*steps.T, color=colour("axis"), linewidth=1.4, zorder=1.6)
+        return fronts
 
     return scale
 

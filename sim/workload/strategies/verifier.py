@@ -11,6 +11,9 @@ from sim.workload.programs import MAIN, Call, Task
 from sim.workload.single import ConstantTokens, Floats, Integers, TokensLaw
 from sim.workload.strategies.direct import VERIFIER_HEAD
 
+_JUDGES = {"outcome": "orm", "process": "prm", "generative": "generative"}
+"""Names of verifiers in benchmarks, by their kind."""
+
 
 class Verifier(StrictModel):
     """A model that reads a question and a solution to it, and says how good it is.
@@ -33,6 +36,9 @@ class Verifier(StrictModel):
     """Tokens that it writes; 1 for a score."""
     instruction_tokens: NonNegativeInt = 0
     """Tokens of instructions to it, which all tasks share."""
+    judges_like: str | None = None
+    """Which verifier of the benchmark it judges as well as (``laws.verifiers``); ``orm``, ``prm``
+    or ``generative`` by its kind unless given."""
 
     @model_validator(mode="after")
     def _writes_what_its_kind_writes(self) -> Self:
@@ -46,7 +52,8 @@ class Verifier(StrictModel):
 
     def scores(self, task: Task, rng: np.random.Generator, classes: Integers) -> Floats:
         """Draw what it thinks of answers."""
-        return task.question.scores(rng, classes, verifier=self.model)
+        name = self.judges_like or _JUDGES[self.kind]
+        return task.question.scores(rng, classes, verifier=name)
 
     def call(self, task: Task, sample: Call, tokens: int) -> Call:
         """Ask what it thinks of a sample.
