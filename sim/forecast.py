@@ -158,6 +158,8 @@ class Measured:
     summary: dict[str, object]
     tasks: pd.DataFrame | None = None
     calls: pd.DataFrame | None = None
+    unanswered_calls: int = 0
+    """Of the tasks that count: calls that left without an answer, cancelled ones apart."""
 
 
 def measure(run: CaseRun, terms: Sequence[Terms]) -> Measured:
@@ -174,9 +176,17 @@ def measure(run: CaseRun, terms: Sequence[Terms]) -> Measured:
     if asked is requests:
         return found
     tasks, calls = measured_tasks(service, record, requests, books, inventory)
-    told = task_summary(tasks_in(tasks, window), service.case.slo, run.accuracy)
+    counted = tasks_in(tasks, window)
+    lost = calls["task"].isin(counted["task"]) & ~calls["outcome"].isin(("completed", "cancelled"))
+    # what questions would have come to with all their calls is no longer what they have come to
+    accuracy = None if lost.any() else run.accuracy
+    told = task_summary(counted, service.case.slo, accuracy)
     return replace(
-        found, tasks=tasks, calls=calls, summary=summary | _strategy(service.case) | told
+        found,
+        tasks=tasks,
+        calls=calls,
+        unanswered_calls=int(lost.sum()),
+        summary=summary | _strategy(service.case) | told,
     )
 
 
@@ -285,7 +295,7 @@ def _closed_traffic(case: Case, clients: int, catalog: Catalog, seed: int) -> Tr
     recorded = draw_traffic(workload, catalog, seed)
     if not len(recorded):
         raise InputError(
-            "a curve needs requests of their own; sessions have none: leave curve out",
+            "a curve needs requests of their own; sessions and programs have none: leave curve out",
             key="curve",
         )
     again = recorded.take(np.resize(np.arange(len(recorded)), requests))
@@ -308,12 +318,17 @@ def _case_notes(run: CaseRun, measured: Measured, ways: WaysToPay) -> Iterator[s
     if run.capacity_requests_per_s is not None:
         counted += (
             f"; with every place in the batch taken it serves "
-            f"{run.capacity_requests_per_s:.2f} requests/s at most"
+            f"{run.capacity_requests_per_s:.2f} {_asked(measured)}/s at most"
         )
     yield f"{counted}. {_prices(run.service, measured, ways)}"
     requests = measured.requests
-    if case.workload.kind != "closed_loop":
-        yield from _falling_behind(case, requests, window)
+    if not run.clients:
+        yield from _falling_behind(case, measured)
+    if run.accuracy is not None and measured.unanswered_calls:
+        yield (
+            f"{case.name}: {measured.unanswered_calls} calls of the tasks that count got no "
+            "answer; accuracy is that of these tasks alone, not of thousands of questions."
+        )
     counted_requests = int(requests["measured"].sum())
     if counted_requests < FEW_REQUESTS:
         few = "1 request counts" if counted_requests == 1 else f"{counted_requests} requests count"
@@ -321,27 +336,37 @@ def _case_notes(run: CaseRun, measured: Measured, ways: WaysToPay) -> Iterator[s
     yield from _failures(case, measured.summary)
 
 
-def _falling_behind(case: Case, requests: pd.DataFrame, window: Window) -> Iterator[str]:
+def _asked(measured: Measured) -> str:
+    """Name what clients ask for."""
+    return "requests" if measured.tasks is None else "tasks"
+
+
+def _falling_behind(case: Case, measured: Measured) -> Iterator[str]:
     """Say where requests leave more slowly than they come, and more and more of them are there.
 
-    Who gives up, or is turned away, leaves too: what nobody waits for does not pile up.
+    Who gives up, or is turned away, leaves too: what nobody waits for does not pile up. Of tasks,
+    which send their calls in bursts, it is tasks that are counted.
     """
-    came = requests[requests["measured"]]
+    requests, window = measured.requests, measured.window
+    asked = requests if measured.tasks is None else measured.tasks
+    came = asked[asked["measured"]]
     if len(came) < ENOUGH_TO_TELL:
         return
-    served = requests[requests["outcome"] == "completed"]
+    served = asked[asked["outcome"] == "completed"]
     stay = came["outcome"].isin(("completed", "unfinished"))
     done = served["done_s"].between(window.start_s, window.end_s).sum()
     arrive, leave = len(came) / window.duration_s, (done + (~stay).sum()) / window.duration_s
-    waits_s = float((served["admit_s"] - served["arrival_s"]).median())
-    runs_s = float((served["done_s"] - served["admit_s"]).median())
-    telling = window.duration_s > LONG_WINDOW * runs_s or waits_s > runs_s or served.empty
+    answered = requests[requests["outcome"] == "completed"]
+    waits_s = float((answered["admit_s"] - answered["arrival_s"]).median())
+    runs_s = float((answered["done_s"] - answered["admit_s"]).median())
+    takes_s = runs_s if asked is requests else float(served["task_s"].median())
+    telling = window.duration_s > LONG_WINDOW * takes_s or waits_s > runs_s or served.empty
     middle_s = (window.start_s + window.end_s) / 2
-    grows = _present(requests, window.end_s) > _present(requests, middle_s)
+    grows = _present(asked, window.end_s) > _present(asked, middle_s)
     if telling and grows and leave < FALLING_BEHIND * arrive:
         yield (
-            f"{case.name}: falls behind: {leave:.2f} requests/s leave while {arrive:.2f} arrive; "
-            "its latencies grow with the length of the run."
+            f"{case.name}: falls behind: {leave:.2f} {_asked(measured)}/s leave while {arrive:.2f} "
+            "arrive; its latencies grow with the length of the run."
         )
 
 

@@ -247,9 +247,8 @@ class Cluster:
 
     def cancel(self, request: Request) -> None:
         """Drop a request whose answer is not wanted any more, wherever it is."""
-        if (request.stage or request).pool is None:  # between two attempts
-            request.given_up = "cancelled"
-        else:
+        request.given_up = "cancelled"  # whatever else becomes of it before it can be dropped
+        if (request.stage or request).pool is not None:  # else it is between two attempts
             self.abort(request, "cancelled")
 
     def rest(self) -> None:
@@ -351,7 +350,8 @@ class Cluster:
         _let_go(request)
         if self.door is not None:
             self.door.left(request)
-        if not self._comes_back(request, "failure", self.when_lost):
+        wanted = request.given_up != "cancelled"
+        if not (wanted and self._comes_back(request, "failure", self.when_lost)):
             self._turn_away(request, "lost")
 
     def _comes_back(
@@ -382,8 +382,10 @@ class Cluster:
         if request.remote is not None:
             _let_go(request)
         if request.outcome != "completed":
+            wanted = request.given_up != "cancelled"
+            if not wanted:
+                request.outcome = "cancelled"
             cause = "failure" if request.outcome == "lost" else request.outcome
-            wanted = request.outcome != "cancelled"
             if wanted and self._comes_back(request, cause, self.second_chance):
                 return
             self._record_loss(request, cause)

@@ -187,7 +187,8 @@ class Programs:
         except StopIteration as stop:
             self._over(branch, stop.value, after)
         except Unanswered as unanswered:
-            self._failed(branch, unanswered, after)
+            # a traceback holds the frames in which it is held: nobody collects such cycles in a run
+            self._failed(branch, unanswered.with_traceback(None), after)
         else:
             if isinstance(step, Call):
                 branch.waits_for = sent = self._sent(branch.program, step, branch, 0, after)
@@ -268,7 +269,7 @@ class Programs:
         )
         self._left -= 1
         if self._plans.clients:
-            self._begin_next()
+            self._after(0, self._begin_next)
         self._desk.rest()
 
     # -- calls --------------------------------------------------------------------------------

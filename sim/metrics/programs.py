@@ -179,7 +179,7 @@ def measured_tasks(
 
 _TOLD_OF_CALLS = (
     *("task", "call", "request_id", "label", "model", "after"),
-    *("prefilled_tokens", "produced_tokens"),
+    *("outcome", "prefilled_tokens", "produced_tokens"),
 )
 """The rest of a call stands in the table of requests."""
 

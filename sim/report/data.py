@@ -243,6 +243,7 @@ CALL_COLUMNS: tuple[str, ...] = (
     "label",
     "model",
     "after",
+    "outcome",
     "prefilled_tokens",
     "produced_tokens",
 )

@@ -65,8 +65,8 @@ def benchmarks(catalog: Catalog) -> Listing:
     caption = (
         "Accuracy: expected, of one direct answer; votes and coverage follow from how it spreads "
         "over questions. And: what else is known. Effort: of longer answers; revision, search, "
-        "gate: of those kinds of strategy; other words: verifiers and further models, by the names "
-        "that strategies call them by."
+        "gate: of those kinds of strategy; other words: verifiers (`judges_like`), and further "
+        "models by the names that strategies call them by."
     )
     return Listing(columns, tuple(rows), caption=caption)
 

@@ -40,7 +40,7 @@ PER_SOLVED_TASK = Measure(
     "usd_per_solved_task",
     "low",
     "cost per solved task",
-    "solves tasks at the least cost each",
+    "has the cheapest solved tasks",
     usd_of_task,
     usd_of_task,
 )
@@ -265,7 +265,7 @@ def _latency(tasks: pd.DataFrame) -> Iterator[str]:
     low, high = LINEAR_RATIO
     others = tasks.index > tasks.index[0]
     for which, words in (
-        (ratios < low, "grows more slowly than compute where calls run side by side"),
+        (ratios < low, "grows more slowly than compute"),
         (ratios.between(low, high), "grows as compute does"),
         (ratios > high, "grows faster than compute"),
     ):

@@ -7,6 +7,9 @@ in a fence tells what kind of file the block is.
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -46,6 +49,7 @@ from sim.report.writer import OUR_FILES
 from sim.scenario import Case, Header, load_scenario
 from sim.schema import load_yaml, validate
 from sim.units import GIB, HOUR_S, KWH_J
+from sim.workload.strategies import StrategyKind
 from sim.workload.strategies.entry import StrategyEntry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,6 +237,25 @@ def test_the_readme_counts_no_more_than_there_is_and_not_much_less() -> None:
     for word, kind in kinds.items():
         (stated,) = re.findall(rf"^\| {word} \| (\d+) and more", text, re.MULTILINE)
         assert int(stated) <= len(catalog.names(cast("Any", kind))) < int(stated) + 15, word
+
+
+def test_every_kind_of_entry_has_its_row_and_folder_and_no_other() -> None:
+    _, _, rest = read(REFERENCE / "catalogue.md").partition("| kind | folder |")
+    rows = rows_of("| kind | folder |" + rest.partition("\n\n")[0])
+    catalog = open_catalog()
+    assert sorted(code(row[0]) for row in rows) == sorted(KINDS)
+    for kind, folder, *_ in rows:
+        paths = [path.as_posix() for path in catalog.files[cast("Any", code(kind))].values()]
+        assert paths
+        assert all(f"/{code(folder)}/" in path for path in paths)
+
+
+def test_every_kind_of_strategy_has_its_section_and_stands_in_the_overview() -> None:
+    page = read(REFERENCE / "strategies.md")
+    union, _ = get_args(StrategyKind)
+    kinds = {kind.model_fields["kind"].default for kind in get_args(union)}
+    assert set(re.findall(r"^## `kind: (\w+)`$", page, re.MULTILINE)) == kinds
+    assert set(re.findall(r"\[`\w+`\]\(#kind-(\w+)\)", page)) == kinds
 
 
 # --- The command line.
@@ -437,6 +460,29 @@ def test_every_file_of_a_run_is_described() -> None:
         assert f"`{shown}`" in page, name
 
 
+# --- Architecture.
+
+
+ARCHITECTURE = ROOT / "docs" / "explanation" / "architecture.md"
+
+
+def test_the_layers_are_those_of_the_contract() -> None:
+    settings = tomllib.loads(read(ROOT / "pyproject.toml"))["tool"]["importlinter"]
+    (layers,) = [each["layers"] for each in settings["contracts"] if each["id"] == "layers"]
+    (block,) = [text for _, text in FENCE.findall(read(ARCHITECTURE)) if text.startswith("cli ")]
+    lines = [line for line in block.splitlines() if not line.startswith(" ")]
+    assert [re.split(r"  +|\n", line)[0] for line in lines] == layers
+
+
+def test_every_module_of_the_engine_has_its_job_and_no_other() -> None:
+    rows = [
+        line for line in section(ARCHITECTURE, "Inside the engine").splitlines() if "| `" in line
+    ]
+    named = [name for row in rows for name in CODE.findall(row.split("|")[1])]
+    modules = [path.stem for path in (ROOT / "sim" / "engine").glob("*.py")]
+    assert sorted([*named, "__init__"]) == sorted(modules)
+
+
 # --- Links, examples, claims.
 
 
@@ -499,6 +545,92 @@ def test_every_example_is_valid(page: str, kind: str, block: str, tmp_path: Path
     for case in load_scenario(path).cases:
         assert deploy(case, catalog).kv_blocks > 0, page
         catalog.prices(case.prices.book)
+
+
+def test_the_program_of_the_how_to_prints_what_the_page_says() -> None:
+    page = read(ROOT / "docs" / "howto" / "write-a-strategy.md")
+    (program,) = [text for language, text in FENCE.findall(page) if language == "python"]
+    (stated,) = re.findall(r"^It prints (\d+):", page, re.MULTILINE)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == stated
+
+
+def test_the_calls_that_the_how_to_counts_by_hand_are_those_of_the_engine(tmp_path: Path) -> None:
+    page = read(ROOT / "docs" / "howto" / "write-a-strategy.md")
+    blocks = [text for language, text in FENCE.findall(page) if language.startswith("yaml")]
+    (strategy,) = [text for text in blocks if "kind: graph" in text]
+    (scenario,) = [text for text in blocks if text.startswith("name: try")]
+    folder = tmp_path / "workloads" / "strategies"
+    folder.mkdir(parents=True)
+    (folder / "outline_first.yaml").write_text(strategy, encoding="utf-8")
+    path = tmp_path / "try.yaml"
+    path.write_text(scenario, encoding="utf-8")
+    catalog = open_catalog([tmp_path])
+    tables = forecast(load_scenario(path), catalog, lambda _: _ignore, manifest={})
+    assert tables.tasks is not None
+    tasks = tables.tasks[tables.tasks["case"] == "outline first"]
+    (sentence,) = re.findall(r"each task, with (.*?)\. The first", page.replace("\n", " "))
+    pairs = re.findall(r"([\d,]+) `(\w+)`", sentence)
+    stated = {name: int(number.replace(",", "")) for number, name in pairs}
+    assert len(stated) == 6
+    for column, value in stated.items():
+        assert set(tasks[column][1:]) == {value}, column
+    (more,) = re.findall(r"found no heads and computed (\d+) more", page)
+    assert tasks["prefilled_tokens"].iloc[0] == stated["prefilled_tokens"] + int(more)
+
+
+SIBLINGS = """
+name: siblings
+question: How many tokens of the prompts of eight samples are computed?
+system: h100_sxm_x8
+replicas: 1
+model: llama_3_1_8b
+parallelism: {tp: 1}
+precision: {weights: fp8, kv_cache: fp8}
+workload:
+  kind: programs
+  strategy: {kind: samples, samples: 8}
+  question_tokens: {kind: constant, tokens: 100}
+  answer_tokens: {kind: constant, tokens: 200}
+  concurrency: 1
+  tasks: 3
+slo: {ttft_s: 1, tpot_s: 1}
+prices: {book: us_2026_11}
+cases:
+  - {name: one replica}
+  - {name: two in turn, replicas: 2, router: round_robin}
+  - {name: two with sticky tasks, replicas: 2, router: session_sticky}
+"""
+
+
+def test_the_prompts_that_are_worked_by_hand_are_those_of_the_engine(tmp_path: Path) -> None:
+    path = tmp_path / "siblings.yaml"
+    path.write_text(SIBLINGS, encoding="utf-8")
+    found = forecast(load_scenario(path), open_catalog(), lambda _: _ignore, manifest={})
+    page = " ".join(read(ROOT / "docs" / "explanation" / "test-time-compute.md").split())
+    assert found.tasks is not None
+    computed = found.tasks.groupby("case")["prefilled_tokens"].agg(["min", "max"])
+    (one,) = re.findall(r"100 \+ 7 x 4 = (\d+) tokens, not 800", page)
+    (two,) = re.findall(r"2 x \(100 \+ 3 x 4\) = (\d+) tokens", page)
+    expected = {"one replica": one, "two in turn": two, "two with sticky tasks": one}
+    for case, tokens in expected.items():
+        assert set(computed.loc[case]) == {float(tokens)}, case
+
+
+def test_the_continuation_that_is_worked_by_hand_is_that_of_the_engine(tmp_path: Path) -> None:
+    chain = "{kind: chain, steps: 2, separate_calls: true, step_instruction_tokens: 15}"
+    path = tmp_path / "chain.yaml"
+    text = SIBLINGS.partition("cases:")[0].replace("{kind: samples, samples: 8}", chain)
+    path.write_text(text, encoding="utf-8")
+    found = forecast(load_scenario(path), open_catalog(), lambda _: _ignore, manifest={})
+    page = " ".join(read(ROOT / "docs" / "explanation" / "test-time-compute.md").split())
+    second = found.requests[found.requests["turn"] == 1]
+    assert len(second) == 3
+    assert set(second["cached_tokens"]) == {288}
+    assert set(second["input_tokens"]) == {315}
+    assert "18 full blocks, 288 tokens, are found and 27 of 315 are computed" in page
 
 
 def test_readme_and_tutorial_have_a_scenario() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sim.engine.clock import TICKS_PER_S
 from sim.engine.elasticity import Autoscaler, BootTicks, ReplicaSet
-from sim.engine.requests import Request
+from sim.engine.requests import Outcome, Request
 from sim.reliability import Autoscaling
 
 TIMES = BootTicks(cold=100, restart=40, spare=15)
@@ -343,10 +343,11 @@ def test_a_request_without_a_first_token_has_waited_for_ever() -> None:
     assert case.look() == 10
 
 
-def test_a_rejected_request_does_not_scale() -> None:
+@pytest.mark.parametrize("outcome", ["rejected", "cancelled"])
+def test_a_rejected_or_unwanted_request_does_not_scale(outcome: Outcome) -> None:
     case = Scaled(signal="slo_attainment", target=0.5)
     request = Request(0, 0, 5, 5)
-    request.outcome = "rejected"
+    request.outcome = outcome
     case.scaler.request_left(request)
     assert case.look() == 2
 

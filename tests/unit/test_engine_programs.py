@@ -4,19 +4,27 @@ A call with an answer of n tokens takes n steps where nobody waits: the first to
 prompt, if that fits into one step of a hundred tokens.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from small_clusters import STEP, cluster_of, replica_plan
+from small_clusters import STEP, At, cluster_of, replica_plan
 
 from sim.engine.clock import TICKS_PER_S
-from sim.engine.cluster import Cluster, PoolPlan, RunRecord
+from sim.engine.cluster import Cluster, Companion, PoolPlan, RunRecord
+from sim.engine.elasticity import BootTicks
+from sim.engine.patience import Patience, PatiencePlan
 from sim.engine.programs import Programs
+from sim.engine.requests import Request
+from sim.engine.ticks import ConstantPace
+from sim.engine.upkeep import Upkeep, UpkeepPlan
 from sim.quality import Unknown
+from sim.reliability import Autoscaling
 from sim.workload.programs import Call, Control, Parallel, ProgramPlans, Task, Unanswered
 from sim.workload.single import ConstantTokens
 
@@ -50,10 +58,13 @@ def plans(
 
 
 def run(
-    source: Programs, cluster: Cluster | None = None, **plan: Any
+    source: Programs,
+    cluster: Cluster | None = None,
+    companions: Sequence[Companion] = (),
+    **plan: Any,
 ) -> tuple[pd.DataFrame, pd.DataFrame, RunRecord]:
     """Run programs; give their table and that of their calls with the requests, times in ticks."""
-    record = (cluster or cluster_of(**plan)).run(source)
+    record = (cluster or cluster_of(**plan)).run(source, companions)
     programs = pd.DataFrame(source.programs).sort_values("task").reset_index(drop=True)
     calls = pd.DataFrame(source.calls).merge(
         pd.DataFrame(record.requests), on="request_id", how="left"
@@ -268,3 +279,118 @@ def test_programs_compete_for_one_place(every_step: bool) -> None:
     assert calls.sort_values("done_s")["task"].tolist() == [0, 1, 0, 1]
     assert programs["done_s"].tolist()[0] < programs["done_s"].tolist()[1]
     assert calls["done_s"].max() == 80
+
+
+def two_models(step: int) -> Cluster:
+    """The main model, and a judge with steps of its own length."""
+    judge = PoolPlan("judge", 1, replica_plan(pace=ConstantPace(step)), other_model=True)
+    return Cluster([PoolPlan("serve", 1, replica_plan()), judge])
+
+
+def race(task: Task) -> Control:
+    """The faster of an answer of 3 tokens and a judgement of 50 is enough."""
+    judged = task.call("judge", task.text(10), 50, model="judge")
+    yield Parallel([sample(task, 3), judged], lambda came: len(came) == 1)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "attempts"),
+    [
+        # the judge's client gives up in its step from 20 to 40, in which the answer is seen too
+        (35, 1),
+        # it gives up at 15, is dropped at 20, and would try again at 50
+        (15, 2),
+    ],
+    ids=["while it is given up", "between two attempts"],
+)
+def test_what_is_cancelled_is_not_tried_again(timeout: int, attempts: int) -> None:
+    plan = PatiencePlan(
+        timeout_s=timeout / TICKS_PER_S,
+        until="first_token" if timeout < 30 else "completion",
+        max_retries=3,
+        backoff_s=lambda _: 30 / TICKS_PER_S,
+    )
+    _, calls, record = run(Programs(plans(race), 0, 7), two_models(20), [Patience([plan])])
+    assert calls["outcome"].tolist() == ["completed", "cancelled"]
+    assert calls["attempts"].tolist() == [1, attempts]
+    assert record.stretches["end_s"].max() * TICKS_PER_S == pytest.approx(
+        40 if attempts == 1 else 30
+    )
+
+
+def test_a_failure_of_what_is_cancelled_does_not_send_it_again() -> None:
+    """Answer and judgement are under way; the judge fails after the answer is seen at 37."""
+
+    @dataclass
+    class Trouble:
+        asked: int = 0
+
+        def attach(self, cluster: Cluster) -> None:
+            cluster.when_lost = self.again
+
+        def again(self, _: Request) -> bool:
+            self.asked += 1
+            return False
+
+    trouble = Trouble()
+    crash = At({38: lambda cluster: cluster.replicas[1].fail()})
+    _, calls, _ = run(Programs(plans(race), 0, 7), two_models(20), [trouble, crash])
+    assert calls["outcome"].tolist() == ["completed", "cancelled"]
+    assert trouble.asked == 0
+
+
+def test_clients_ask_thousands_of_questions_that_need_no_call() -> None:
+    """One after the other at the same moment, not each inside the one before it."""
+
+    def write(task: Task) -> Control:
+        return 0
+        yield sample(task, 1)
+
+    programs, _, _ = run(Programs(plans(write, [0] * 3000, clients=2)))
+    assert programs["outcome"].tolist() == ["completed"] * 3000
+
+
+def test_failed_tasks_leave_no_cycles_behind() -> None:
+    """The collector of reference cycles rests during a run: nothing must wait for it."""
+
+    def write(task: Task) -> Control:
+        yield Parallel([task.call("long", task.text(500), 1) for _ in range(3)])
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(Programs(plans(write, [0] * 20)), max_model_len=100)
+        left = [each for each in gc.get_objects() if isinstance(each, Unanswered)]
+    finally:
+        gc.enable()
+    assert not left
+
+
+def test_each_model_is_scaled_by_its_own_requests() -> None:
+    """Judgements take a hundred times as long as the target, answers a tenth of it."""
+    plan = partial(UpkeepPlan, wanted=1, times=BootTicks(cold=0, restart=0, spare=0))
+    scaling = Autoscaling(
+        signal="ttft_p95_s",
+        target=100 / TICKS_PER_S,
+        interval_s=500 / TICKS_PER_S,
+        min_replicas=1,
+        max_replicas=2,
+    )
+    upkeep = Upkeep({role: plan(autoscaling=scaling) for role in ("serve", "judge")}, seed=1)
+    judge = replica_plan(pace=ConstantPace(10_000))
+    cluster = Cluster(
+        [
+            PoolPlan("serve", 2, replica_plan()),
+            PoolPlan("judge", 2, judge, other_model=True),
+        ]
+    )
+
+    def write(task: Task) -> Control:
+        yield sample(task, 1)
+        yield task.call("judge", task.text(10), 1, model="judge")
+
+    run(Programs(plans(write, range(0, 50_000, 500))), cluster, [upkeep])
+    assert {role: each.wanted for role, each in upkeep.replica_sets.items()} == {
+        "serve": 1,
+        "judge": 2,
+    }

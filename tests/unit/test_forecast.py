@@ -324,3 +324,72 @@ class TestProvenance:
         shown = tables.provenance.set_index(["case", "item"])["value"]
         assert shown["H100", "memory bandwidth"] == "3,350 GB/s"
         assert shown["H200", "memory bandwidth"] == "4,800 GB/s"
+
+
+LAWS_OF_CALLS = """\
+workload:
+  kind: programs
+  strategy: {kind: samples, samples: 16}
+  question_tokens: {kind: constant, tokens: 100}
+  answer_tokens: {kind: constant, tokens: 10}
+  arrivals: {kind: uniform, rate_requests_per_s: 1}
+  tasks: 20
+"""
+TASKS = ONE_CASE[: ONE_CASE.index("workload:")] + LAWS_OF_CALLS + ONE_CASE[ONE_CASE.index("slo:") :]
+"""A task a second, of 16 calls that take a fraction of it."""
+
+
+class TestTasks:
+    """Tasks of test-time compute, each of many calls."""
+
+    def test_calls_that_come_in_bursts_do_not_fall_behind(self, tmp_path: Path) -> None:
+        """All but the calls of the last task, asked when the window ends, have left by then."""
+        tables = run(write(tmp_path, TASKS))
+        assert len(tables.requests) == 20 * 16
+        assert not any("falls behind" in note for note in tables.notes)
+
+    def test_tasks_that_fall_behind_are_counted_as_tasks(self, tmp_path: Path) -> None:
+        flood = [("workload.tasks", "400"), ("workload.arrivals.rate_requests_per_s", "400")]
+        tables = run(write(tmp_path, TASKS), *flood)
+        (note,) = [note for note in tables.notes if "falls behind" in note]
+        assert "tasks/s leave while 40" in note  # 400 a second arrive
+
+    def test_the_capacity_is_one_of_tasks(self, tmp_path: Path) -> None:
+        tables = run(write(tmp_path, TASKS), ("workload.load_fraction", "0.5"))
+        (note,) = [note for note in tables.notes if " at most" in note]
+        most = float(note.split("it serves ")[1].split(" tasks/s at most")[0])
+        np.testing.assert_allclose(1 / np.diff(tables.tasks["arrival_s"]), most / 2, rtol=0.01)
+
+    def test_cancelled_calls_miss_no_target(self, tmp_path: Path) -> None:
+        tables = run(
+            write(tmp_path, TASKS),
+            ("workload.benchmark", "gsm8k_claims"),
+            ("workload.strategy", "{kind: samples, samples: 16, select: oracle, cancel: true}"),
+            ("workload.answer_tokens", "{kind: uniform, min_tokens: 5, max_tokens: 80}"),
+        )
+        (row,), (tenant,) = (table.to_dict("records") for table in (tables.summary, tables.tenants))
+        assert row["cancelled_requests"] > 0
+        assert row["failed_requests"] == 0
+        assert row["slo_attainment_fraction"] == tenant["slo_attainment_fraction"] == 1.0
+
+    def test_accuracy_is_that_of_the_answers_that_came(self, tmp_path: Path) -> None:
+        """Half of the answers are too long, so that votes have fewer voices, or none at all."""
+        settings = [
+            ("workload.benchmark", "gsm8k_claims"),
+            ("workload.strategy", "{kind: samples, samples: 3}"),
+            ("workload.answer_tokens", "{kind: uniform, min_tokens: 1, max_tokens: 100}"),
+            ("workload.tasks", "100"),
+        ]
+        whole = run(write(tmp_path, TASKS), *settings)
+        cut = run(write(tmp_path, TASKS), *settings, ("engine.max_model_len", "150"))
+        tasks = cut.tasks[cut.tasks["measured"]]
+        done = tasks[tasks["outcome"] == "completed"]
+        (row,) = cut.summary.to_dict("records")
+        assert row["failed_tasks"] == (tasks["outcome"] == "rejected").sum()
+        assert 1 / 8 / 2 < row["failed_tasks"] / len(tasks) < 1 / 8 * 2
+        assert row["accuracy_fraction"] == done["solved"].mean()
+        assert done["solved"].notna().all()
+        assert any("accuracy is that of these tasks alone" in note for note in cut.notes)
+        (row,) = whole.summary.to_dict("records")
+        assert row["accuracy_standard_error"] < 0.01  # of thousands of questions
+        assert not any("accuracy is that of" in note for note in whole.notes)

@@ -64,3 +64,27 @@ def test_rims_of_markers() -> None:
     rims = around(np.array([[0.0, 0.0], [10.0, 0.0]]), 4.0)
     assert rims.shape == (8, 2)
     assert np.hypot(rims[:4, 0], rims[:4, 1]).tolist() == [2.0] * 4
+
+
+def test_a_label_that_is_led_to_its_point_leads_over_no_other_label() -> None:
+    """The second name could stand behind the first; it takes its next place, whose line is free."""
+    canvas = Canvas(200.0, 100.0, np.zeros((0, 2)))
+    point = np.array([[50.0, 50.0]])
+    first = canvas.place(Wanted(30.0, 10.0, point, 5.0, led_to=point))
+    assert first == Box(55.0, 45.0, 30.0, 10.0)
+    away = np.array([[90.0, 50.0], [55.0, 75.0]])
+    led = canvas.place(Wanted(30.0, 10.0, away, 5.0, led_to=point))
+    assert led == Box(60.0, 70.0, 30.0, 10.0)
+    unled = Canvas(200.0, 100.0, np.zeros((0, 2)))
+    unled.place(Wanted(30.0, 10.0, point, 5.0))
+    assert unled.place(Wanted(30.0, 10.0, away, 5.0)) == Box(95.0, 45.0, 30.0, 10.0)
+
+
+def test_no_label_covers_the_line_of_another() -> None:
+    canvas = Canvas(200.0, 100.0, np.zeros((0, 2)))
+    point = np.array([[10.0, 50.0]])
+    assert canvas.place(Wanted(10.0, 10.0, np.array([[150.0, 50.0]]), 5.0, led_to=point))
+    crossing = Wanted(20.0, 10.0, np.array([[75.0, 50.0]]), 5.0)
+    found = canvas.place(crossing)
+    assert found is not None
+    assert not found.y < 50.0 < found.y + found.height

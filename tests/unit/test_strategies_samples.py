@@ -19,8 +19,10 @@ from scipy import integrate
 
 from sim.errors import InputError
 from sim.quality import RIGHT, Unknown
-from sim.workload.programs import Call, Ledger, Task, answered_at_once
+from sim.workload.programs import Call, Ledger, Task, Unanswered, answered_at_once
 from sim.workload.single import ConstantTokens, UniformTokens
+from sim.workload.strategies.cascade import Agreement, Cascade
+from sim.workload.strategies.direct import Direct
 from sim.workload.strategies.samples import BetaStop, Samples
 from sim.workload.strategies.verifier import Verifier
 from sim.workload.strategies.voting import lead_chance
@@ -350,7 +352,28 @@ def test_lost_samples_have_no_vote(seed: int, order: int, cancel: bool):
     lengths, _, answers, _ = np.random.default_rng(seed).spawn(4)
     kept = ANY_LENGTH.sample(lengths, 7) % 3 != 0
     classes = question.answers(answers, 7)[kept].tolist()
-    assert found.answer == (Counter(classes).most_common(1)[0][0] if classes else None)
+    if classes:
+        assert found.answer == Counter(classes).most_common(1)[0][0]
+    else:
+        assert isinstance(found.answer, Unanswered)
+
+
+def test_without_any_sample_there_is_no_answer():
+    """As with a single call that is lost; a cascade goes on to what comes after its samples."""
+    order = np.random.default_rng(0)
+    samples = Samples(samples=3, answer_tokens=ConstantTokens(tokens=5))
+    found = answered_in_any_order(samples.control(task_of()), order, lost=lambda _: True)
+    assert isinstance(found.answer, Unanswered)
+    assert found.answer.args == ("lost",)
+    cascade = Cascade(
+        first=samples, accept=Agreement(threshold=0.5), then=Direct(instruction_tokens=7)
+    )
+    found = answered_in_any_order(
+        cascade.control(task_of(ToldQuestion(told=(0,)))),
+        order,
+        lost=lambda call: call.label == "sample",
+    )
+    assert found.answer == RIGHT
 
 
 def test_a_sample_that_is_not_verified_is_not_chosen():

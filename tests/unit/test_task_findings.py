@@ -65,10 +65,8 @@ def test_a_case_is_dominated_in_all_three_respects_or_not_at_all() -> None:
 
 
 def test_the_cheapest_solved_task_is_named_with_the_next() -> None:
-    (sentence,) = said(three(), "least cost")
-    assert (
-        sentence == "direct solves tasks at the least cost each: $0.333, against $0.667 for chain."
-    )
+    (sentence,) = said(three(), "cheapest")
+    assert sentence == "direct has the cheapest solved tasks: $0.333, against $0.667 for chain."
     (level,) = said(three(usd_per_solved_task=[0.66, 2 / 3, 5.0]), "level with $0.667 for chain")
     assert level.startswith("direct ($0.660)")
 
@@ -122,7 +120,7 @@ def test_cases_of_two_benchmarks_are_not_compared() -> None:
     two = three(benchmark=["sums", "sums", "puzzles"], slo_usd_per_task=[9.0] * 3)
     assert dominated(two) == {}
     assert list(by_benchmark(two)) == ["sums", "puzzles"]
-    assert said(two, "least cost each of sums: $0.333, against $0.667 for chain.")
+    assert said(two, "cheapest solved tasks of sums: $0.333, against $0.667 for chain.")
     assert said(two, "vote: cost per solved task of puzzles $5.00.")
     assert said(two, "chain solves most of sums (60.0 %).")
     assert said(two, "vote solves most of puzzles (60.0 %).")

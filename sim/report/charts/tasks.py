@@ -116,7 +116,7 @@ def latency_compute_chart(tables: RunTables) -> Drawing:
     plan = Plan(
         title="Does latency grow with compute?",
         subtitle="Multiples of the filled case. On the line time grows as tokens do; below it "
-        "calls run side by side.",
+        "more slowly, as where calls run side by side.",
         x_axis="Generated tokens per task, multiple of the baseline (logarithmic)",
         y_axis="Mean time of a task, multiple of the baseline (logarithmic)",
         write_x=_tick_multiple,

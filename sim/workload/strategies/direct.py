@@ -31,6 +31,8 @@ class Outcome:
     """The call whose completion is the answer; none where none has come."""
     agreement: float = 1.0
     """Share of the samples that say the same."""
+    unanswered: str | None = None
+    """Why no solution has come: what became of the call for it."""
 
 
 class Answering(StrictModel):

@@ -54,7 +54,7 @@ class Samples(Answering):
     check, such as unit tests or a proof checker, so that the share of right answers is the
     coverage, pass@k (Brown et al., arXiv:2407.21787).
 
-    A sample that gets no answer has no vote.
+    A sample that gets no answer has no vote; where none gets one, the question has none.
     """
 
     kind: Literal["samples"] = "samples"
@@ -100,7 +100,9 @@ class Samples(Answering):
 
     def control(self, task: Task) -> Control:
         """Work on a question; the generator returns the answer's class."""
-        outcome = yield from self.outcome(task)
+        outcome: Outcome = yield from self.outcome(task)
+        if outcome.unanswered is not None:
+            raise Unanswered(outcome.unanswered)
         return outcome.answer
 
     def outcome(self, task: Task) -> Control:
@@ -114,13 +116,16 @@ class Samples(Answering):
             batch = range(start, min(start + size, self.samples))
             calls += self._calls(task, draws, batch)
             branches = [
-                _branch(each, calls[each], self._check(task, draws, calls, each)) for each in batch
+                _branch(each, calls[each], self._check(task, draws, calls, each), poll)
+                for each in batch
             ]
             results = yield Parallel(branches, poll.ask if self.cancel else None)
             poll.end_batch(results)
             over += [each for each in results if each is not None]
             if poll.is_enough():
                 break
+        if not over:
+            return Outcome(None, None, 0.0, poll.unanswered)
         return self._chosen(draws, calls, over)
 
     def _draws(self, task: Task) -> _Draws:
@@ -155,8 +160,6 @@ class Samples(Answering):
 
     def _chosen(self, draws: _Draws, calls: Sequence[Call], over: Sequence[int]) -> Outcome:
         """Choose among the samples that are over, of which the numbers rise."""
-        if not over:
-            return Outcome(None, None, 0.0)
         if draws.classes is None:
             return Outcome(None, calls[over[0]])
         classes = draws.classes[over].tolist()
@@ -187,6 +190,8 @@ class _Poll:
         """Samples of earlier batches."""
         self.over = 0
         """Samples that are over, with those that are lost."""
+        self.unanswered: str | None = None
+        """What became of the last sample that was lost."""
 
     def ask(self, came: Sequence[int | None]) -> bool:
         """Tell whether the samples of a batch that are over so far are enough.
@@ -226,12 +231,13 @@ class _Poll:
         return self.tally.is_decided(strategy.samples - self.over)
 
 
-def _branch(number: int, sample: Call, check: Call | None) -> Control:
+def _branch(number: int, sample: Call, check: Call | None, poll: _Poll) -> Control:
     """Sample, then verify; the generator returns the sample's number, none if it is lost."""
     try:
         yield sample
         if check is not None:
             yield check
-    except Unanswered:
+    except Unanswered as unanswered:
+        poll.unanswered = unanswered.args[0]
         return None
     return number
