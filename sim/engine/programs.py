@@ -60,7 +60,8 @@ class _Sent:
     after: int
     """Number of the call whose answer it was sent upon."""
     request: Request | None = None
-    """None while a tool runs before it is sent."""
+    """None while a tool runs before it is sent, and when it has left: the two must not keep each
+    other alive, for the collector of such cycles rests during a run."""
     cancelled: bool = False
 
     def request_done(self, request: Request) -> None:
@@ -71,11 +72,10 @@ class _Sent:
 class _Program:
     """One question that is being worked on."""
 
-    def __init__(self, source: "Programs", number: int, control: Control, arrival: int) -> None:
+    def __init__(self, source: "Programs", number: int, arrival: int) -> None:
         self.source = source
         self.number = number
         self.arrival_tick = arrival
-        self.root = _Branch(self, control)
         self.calls = 0
         self.cancelled_calls = 0
         self.last: dict[int, tuple[int, int]] = {}
@@ -167,8 +167,8 @@ class Programs:
             self._begin(following[0])
 
     def _begin(self, number: int) -> None:
-        program = _Program(self, number, self._plans.control(number), self._env.tick)
-        self._advance(program.root, None, NOBODY)
+        program = _Program(self, number, self._env.tick)
+        self._advance(_Branch(program, self._plans.control(number)), None, NOBODY)
 
     def _after(self, ticks: int, then: Callable[[], None]) -> None:
         wait = self._env.timeout(ticks)
@@ -305,11 +305,12 @@ class Programs:
 
     def drop(self, sent: _Sent) -> None:
         """Cancel a call, wherever it is."""
-        if sent.request is not None and sent.request.outcome == "unfinished":
+        if sent.request is not None:
             self._desk.cancel(sent.request)
 
     def heard(self, sent: _Sent, request: Request) -> None:
         """Take note that a request has left."""
+        sent.request = None
         if not sent.cancelled:
             seen = self._answer_ticks if request.outcome == "completed" else 0
             self._after(seen, lambda: self._go_on(sent, request))

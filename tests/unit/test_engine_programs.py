@@ -5,6 +5,7 @@ prompt, if that fits into one step of a hundred tokens.
 """
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -350,20 +351,34 @@ def test_clients_ask_thousands_of_questions_that_need_no_call() -> None:
     assert programs["outcome"].tolist() == ["completed"] * 3000
 
 
-def test_failed_tasks_leave_no_cycles_behind() -> None:
+def failing(task: Task) -> Control:
+    """Ask three questions that are too long."""
+    yield Parallel([task.call("long", task.text(500), 1) for _ in range(3)])
+
+
+def branching(task: Task) -> Control:
+    """Take the first of two branches, and go on from there."""
+
+    def branch(tokens: int) -> Control:
+        call = yield sample(task, tokens)
+        yield task.call("again", call.transcript, 1)
+
+    yield Parallel([branch(2), branch(9)], lambda came: len(came) == 1)
+    yield sample(task, 1)
+
+
+@pytest.mark.parametrize("write", [failing, branching])
+def test_tasks_that_are_over_leave_nothing_behind(write: Callable[[Task], Control]) -> None:
     """The collector of reference cycles rests during a run: nothing must wait for it."""
-
-    def write(task: Task) -> Control:
-        yield Parallel([task.call("long", task.text(500), 1) for _ in range(3)])
-
     gc.collect()
     gc.disable()
     try:
         run(Programs(plans(write, [0] * 20)), max_model_len=100)
-        left = [each for each in gc.get_objects() if isinstance(each, Unanswered)]
+        kept = Counter(type(each).__name__ for each in gc.get_objects())
     finally:
         gc.enable()
-    assert not left
+    parts = ("Unanswered", "_Program", "_Branch", "_Group", "_Sent", "Request", "Call", "Parallel")
+    assert {name: kept[name] for name in parts if kept[name]} == {}
 
 
 def test_each_model_is_scaled_by_its_own_requests() -> None:
