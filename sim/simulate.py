@@ -31,7 +31,9 @@ from sim.upkeep_plans import (
 from sim.workload.draw import draw, pilot
 from sim.workload.judging import Accuracy, accuracy_of
 from sim.workload.kinds import OpenLoopWorkload, ProgramsWorkload, Workload
+from sim.workload.programs import MAIN, answered_at_once
 from sim.workload.requests import RequestRow, Traffic
+from sim.workload.tasks import programs
 
 Progress = Callable[[int, int], None]
 """Called with requests that have left and requests in all."""
@@ -39,8 +41,10 @@ Progress = Callable[[int, int], None]
 PILOT_REQUESTS = 16_000
 """Requests of a pilot run at least: with fewer its capacity moves by several percent with the
 lengths that happen to be drawn."""
-PILOT_TASKS = 3
-"""Tasks per place in the batch that a pilot run of programs works on."""
+PILOT_TASKS = 6
+"""Tasks of each client of a pilot run of programs."""
+PROBED_TASKS = 50
+"""Tasks from which the calls of one are estimated."""
 PILOT_ROUNDS = 8
 """Requests per place in the batch that a pilot run serves to find the capacity."""
 
@@ -143,6 +147,9 @@ def _run_notes(
             )
     if traffic.encode_tokens is not None:
         yield from _image_notes(service)
+    called = frozenset() if traffic.programs is None else traffic.programs.strategy.models
+    for name in sorted(set(service.case.other_models) - called):
+        yield f"{service.case.name}: nobody calls the other model {name!r}, which is paid for."
 
 
 def _image_notes(service: Service) -> Iterator[str]:
@@ -181,7 +188,7 @@ def serve(
     tenancy = None if circumstances is None else circumstances.tenancy
     upkeep = spares_aside(service) if circumstances is None else circumstances.upkeep
     cluster = Cluster(pool_plans(service, seed, tenancy), every_step=every_step)
-    if progress is not None:
+    if progress is not None and traffic.programs is None:
         cluster.report_progress(progress, total=traffic.total_requests)
     companions: list[Companion] = []
     if upkeep is not None:
@@ -192,10 +199,17 @@ def serve(
         companions += [] if patience is None else [patience]
     priorities = () if tenancy is None else tenancy.priorities
     source = _source(traffic, to_ticks(service.frontend_s), priorities)
+    if progress is not None and isinstance(source, Programs):
+        source.listener = partial(_told, progress, traffic.total_requests)
     record = cluster.run(source, companions)
     if isinstance(source, Programs):
         record = replace(record, programs=source.programs, calls=source.calls)
     return record
+
+
+def _told(progress: Progress, total: int, done: int) -> None:
+    """Tell of so many tasks that are over, of all."""
+    progress(done, total)
 
 
 Priorities = Sequence[int | None]
@@ -298,12 +312,13 @@ def capacity_requests_per_s(service: Service, catalog: Catalog, seed: int) -> fl
 def capacity_tasks_per_s(
     service: Service, workload: ProgramsWorkload, catalog: Catalog, seed: int
 ) -> float:
-    """Find the most tasks that a service can do: a closed loop with a task for every place.
+    """Find the most tasks that a service can do: a closed loop that keeps it full and no fuller.
 
-    The middle half of the completions is counted, when the batch is full and mixed.
+    With more calls than fit into the KV cache sequences push each other out, and a service does
+    less. The middle half of the completions is counted, when the batch is full and mixed.
     """
-    places = service.places
-    asked = workload.asked_by(places, PILOT_TASKS * places)
+    clients = _clients_that_fill(service, workload, catalog, seed)
+    asked = workload.asked_by(clients, max(PILOT_TASKS * clients, PILOT_ROUNDS))
     record = serve(service, draw(asked, catalog, seed, "pilot"), seed=seed)
     done = np.sort(record.programs["done_s"][record.programs["outcome"] == "completed"])
     first, last = done.size // 4, 3 * done.size // 4
@@ -313,6 +328,25 @@ def capacity_tasks_per_s(
             key=["workload.load_fraction", "workload"],
         )
     return float((last - first) / (done[last] - done[first]))
+
+
+def _clients_that_fill(
+    service: Service, workload: ProgramsWorkload, catalog: Catalog, seed: int
+) -> int:
+    """Find how many tasks at once fill the batch, or the KV cache if that holds fewer calls."""
+    plans = programs(workload.asked_by(1, PROBED_TASKS), catalog, seed, ("probe",))
+    ledgers = [answered_at_once(plans.control(number)) for number in range(PROBED_TASKS)]
+    calls = [call for ledger in ledgers for call in ledger.calls if call.model == MAIN]
+    if not calls:
+        return service.places
+    # a sequence holds its prompt, and half of its answer on average
+    held = np.array([call.input_tokens + call.output_tokens / 2 for call in calls])
+    pool = service.answer_pool
+    room = pool.replicas * pool.kv_tokens / float(held.mean())
+    waves = sum(max(ledger.critical_calls, 1) for ledger in ledgers)
+    at_once = sum(len(ledger.calls) for ledger in ledgers) / waves
+    # tasks wait for their slowest call, so that places stay empty unless there are tasks to spare
+    return max(round(min(2 * service.places, room) / at_once), pool.replicas)
 
 
 def _requests(traffic: Traffic, priorities: Priorities = ()) -> Iterator[Request]:

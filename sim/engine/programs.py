@@ -124,6 +124,8 @@ class Programs:
         self._answer_ticks = answer_ticks
         self._priority = priority
         self._left = len(plans)
+        self.listener: Callable[[int], None] | None = None
+        """Told how many programs are over, whenever one is."""
         self._next_id = first_request_id
         self._programs = Table(PROGRAM_COLUMNS, TIMES)
         self._calls = Table(CALL_COLUMNS)
@@ -268,6 +270,8 @@ class Programs:
             )
         )
         self._left -= 1
+        if self.listener is not None:
+            self.listener(len(self._plans) - self._left)
         if self._plans.clients:
             self._after(0, self._begin_next)
         self._desk.rest()

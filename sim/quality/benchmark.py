@@ -44,6 +44,10 @@ _UNITS: Mapping[AccuracyStrategy, XUnit] = {
 }
 
 
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+"""Its multiples, less their whole parts, fill the unit interval more evenly than any others."""
+
+
 class TokensSpread(StrictModel):
     """A lognormal number of tokens; `sim.workload` draws it."""
 
@@ -166,10 +170,11 @@ class Benchmark(StrictModel):
         ----------
         rng : numpy.random.Generator
         count : int
-            How many. As many are hard and as many easy as the laws say, spread evenly: chance makes
-            them differ less from the whole set than independent draws would.
+            How many. The first of many are those of few, and any number of them is spread evenly
+            over the laws: steps of the golden ratio from a random start, so that chance makes them
+            differ less from the whole set than independent draws would.
         """
-        ranks = (rng.permutation(count) + rng.random(count)) / max(count, 1)
+        ranks = (rng.random() + GOLDEN_RATIO * np.arange(count)) % 1.0
         shares = np.maximum(rng.beta(*self.laws.wrong_answers.shape, count), LEAST_TOP_SHARE)
         seeds = rng.integers(0, 2**62, count)
         told: set[str] = set()

@@ -217,6 +217,8 @@ class Ledger:
     """In the order in which they were sent."""
     answer: Any = None
     """What the strategy returned."""
+    critical_calls: int = 0
+    """Most calls that waited for one another."""
 
     @property
     def input_tokens(self) -> int:
@@ -236,34 +238,39 @@ def answered_at_once(control: Control) -> Ledger:
     asks for.
     """
     ledger = Ledger()
-    ledger.answer = _run(control, ledger)
+    ledger.answer, ledger.critical_calls = _run(control, ledger)
     return ledger
 
 
-def _run(control: Control, ledger: Ledger) -> Any:
+def _run(control: Control, ledger: Ledger) -> tuple[Any, int]:
+    """Give what a generator returns, and how many of its calls waited for one another."""
     reply: Any = None
+    depth = 0
     while True:
         try:
             step = control.send(reply)
         except StopIteration as stop:
-            return stop.value
+            return stop.value, depth
         if isinstance(step, Call):
             ledger.calls.append(step)
-            reply = step
+            reply, deeper = step, 1
         else:
-            reply = _branches(step, ledger)
+            reply, deeper = _branches(step, ledger)
+        depth += deeper
 
 
-def _branches(step: Parallel, ledger: Ledger) -> list[Any]:
+def _branches(step: Parallel, ledger: Ledger) -> tuple[list[Any], int]:
     results: list[Any] = [None] * len(step.branches)
     came: list[Any] = []
+    deepest = 0
     for place, branch in enumerate(step.branches):
         if isinstance(branch, Call):
             ledger.calls.append(branch)
-            results[place] = branch
+            results[place], depth = branch, 1
         else:
-            results[place] = _run(branch, ledger)
+            results[place], depth = _run(branch, ledger)
+        deepest = max(deepest, depth)
         came.append(results[place])
         if step.enough is not None and step.enough(came):
             break
-    return results
+    return results, deepest
