@@ -186,16 +186,17 @@ def measure(run: CaseRun, terms: Sequence[Terms]) -> Measured:
         tasks=tasks,
         calls=calls,
         unanswered_calls=int(lost.sum()),
-        summary=summary | _strategy(service.case) | told,
+        summary=summary | _strategy(run) | told,
     )
 
 
-def _strategy(case: Case) -> dict[str, object]:
-    """Name the strategy and the benchmark of a case."""
-    workload = case.workload
+def _strategy(run: CaseRun) -> dict[str, object]:
+    """Name the strategy of a case, and the set of questions that it works on."""
+    workload = run.service.case.workload
     if not isinstance(workload, ProgramsWorkload):
         return {}
-    return {"strategy": strategy_name(workload.strategy), "benchmark": workload.benchmark or ""}
+    benchmark = "" if run.accuracy is None else run.accuracy.benchmark
+    return {"strategy": strategy_name(workload.strategy), "benchmark": benchmark}
 
 
 def case_tables(run: CaseRun, ways: WaysToPay, curve: pd.DataFrame | None) -> CaseTables:

@@ -7,7 +7,7 @@ from sim.catalog import Catalog
 from sim.quality import RIGHT
 from sim.workload.kinds import ProgramsWorkload
 from sim.workload.programs import answered_at_once
-from sim.workload.tasks import programs
+from sim.workload.tasks import benchmark_of, programs
 
 QUESTIONS = 4_000
 """Questions that accuracy is counted over: the standard error is below 0.8 points."""
@@ -21,6 +21,8 @@ FIRST_QUESTIONS = 25
 class Accuracy:
     """Share of the questions to which the right answer is found."""
 
+    benchmark: str
+    """The set of questions, as `sim.quality.Benchmark` names it."""
     fraction: float
     questions: int
     """How many were asked."""
@@ -31,7 +33,7 @@ class Accuracy:
     def standard_error(self) -> float:
         """Of the count alone: the laws are uncertain too.
 
-        >>> Accuracy(0.5, 2500, ()).standard_error
+        >>> Accuracy("MATH", 0.5, 2500, ()).standard_error
         0.01
         """
         return sqrt(self.fraction * (1.0 - self.fraction) / self.questions)
@@ -59,4 +61,5 @@ def accuracy_of(workload: ProgramsWorkload, catalog: Catalog, seed: int) -> Accu
         right += ledger.answer == RIGHT
         calls += len(ledger.calls)
         asked += 1
-    return Accuracy(right / asked, asked, plans.question_notes)
+    name = benchmark_of(workload.benchmark, catalog).benchmark
+    return Accuracy(name, right / asked, asked, plans.question_notes)
