@@ -66,6 +66,10 @@ def rows(tables: RunTables) -> pd.DataFrame:
     return tables.summary.set_index("case")
 
 
+def test_none_is_forgotten() -> None:
+    assert set(NAMES) == set(SMALL)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_task_is_done_and_paid_for(name: str, run_of: Run) -> None:
     tables = run_of(name)
