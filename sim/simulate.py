@@ -345,8 +345,10 @@ def _clients_that_fill(
     room = pool.replicas * pool.kv_tokens / float(held.mean())
     waves = sum(max(ledger.critical_calls, 1) for ledger in ledgers)
     at_once = sum(len(ledger.calls) for ledger in ledgers) / waves
-    # tasks wait for their slowest call, so that places stay empty unless there are tasks to spare
-    return max(round(min(2 * service.places, room) / at_once), pool.replicas)
+    # Calls side by side wait for the slowest: places stay empty unless there are tasks to spare.
+    # Calls in a row do not, and tasks to spare would push what they go on from out of the cache.
+    spare = min(max(at_once, 1.0), 2.0)
+    return max(round(min(spare * service.places, room) / at_once), pool.replicas)
 
 
 def _requests(traffic: Traffic, priorities: Priorities = ()) -> Iterator[Request]:
