@@ -317,8 +317,9 @@ def _case_notes(run: CaseRun, measured: Measured, ways: WaysToPay) -> Iterator[s
     case, window = run.service.case, measured.window
     counted = f"{case.name}: counted from {window.start_s:.0f} s to {window.end_s:.0f} s"
     if run.capacity_requests_per_s is not None:
+        full = "every place in the batch taken" if measured.tasks is None else "the batch kept full"
         counted += (
-            f"; with every place in the batch taken it serves "
+            f"; with {full} it serves "
             f"{run.capacity_requests_per_s:.2f} {_asked(measured)}/s at most"
         )
     yield f"{counted}. {_prices(run.service, measured, ways)}"
