@@ -20,7 +20,7 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from sim.calibration import runs
+from sim.calibration import machines, runs
 from sim.catalog import KINDS, open_catalog
 from sim.checks import MODELS
 from sim.cli import EXIT_INTERRUPTED, app
@@ -365,7 +365,7 @@ RUNS_PAGE = ROOT / "docs" / "howto" / "check-against-measured-runs.md"
 
 def test_every_name_of_hardware_in_measured_runs_stands_in_the_how_to_and_no_other() -> None:
     (rows,) = marked_tables(RUNS_PAGE, "names").values()
-    assert {code(name): code(entry) for name, entry in rows} == dict(runs.SYSTEMS)
+    assert {code(name): code(entry) for name, entry in rows} == dict(machines.SYSTEMS)
 
 
 def test_the_endings_that_are_dropped_are_those_of_the_how_to() -> None:

@@ -5,19 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from sim.calibration.benchmarks.inferencex import RANDOM_LOW_FRACTION, InferenceX
+from sim.calibration.benchmarks.plain import MAX_NUM_SEQS, ROUNDS
+from sim.calibration.machines import UNSTATED_KV, preset_of
 from sim.calibration.replay import replay
-from sim.calibration.runs import (
-    INFERENCEX_ROUNDS,
-    MAX_NUM_SEQS,
-    RANDOM_LOW_FRACTION,
-    ROUNDS,
-    UNSTATED_KV,
-    MeasuredRun,
-    Skipped,
-    preset_of,
-    read_runs,
-    selected,
-)
+from sim.calibration.runs import MeasuredRun, Skipped, read_runs, selected
 from sim.calibration.validate import document, error_table, validate_runs
 from sim.catalog import open_catalog
 from sim.errors import InputError
@@ -214,7 +206,7 @@ class TestLoad:
 
     def test_random_lengths_of_inferencex(self, tmp_path: Path) -> None:
         workload = closed_loop(read_one(tmp_path, notes="origin IX; agg"))
-        assert workload.requests == 4 * INFERENCEX_ROUNDS
+        assert workload.requests == 4 * InferenceX.rounds
         assert workload.lengths == UniformRangeLengths(
             kind="uniform_range",
             input_tokens=200,
