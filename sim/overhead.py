@@ -33,6 +33,9 @@ class EngineOverhead(StrictModel):
     """Share of the kernels' measured floors that remains inside the engine: kernels that are
     measured alone pay for launch, prologue and quantisation, which engines overlap and fuse."""
 
+    launch_s: Seconds = 0.0
+    """Of the host, per kernel of a step with prompts that no graph holds: such a step takes no
+    less than the launches of its kernels (`sim.serving.ServingEngine.eager_prompts`)."""
     frontend_s: Seconds
     """Per request, outside the engine: HTTP, tokenisation, hand-over, first chunk back."""
 

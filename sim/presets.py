@@ -32,6 +32,9 @@ CHOSEN_BY_SCENARIO = frozenset(
         "expert_imbalance",
         "host_step_s",
         "host_sequence_s",
+        "poll_interval_steps",
+        "batch_wait_steps",
+        "batch_wait_fraction",
     }
 )
 """Settings that no engine has a value of its own for."""

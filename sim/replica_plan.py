@@ -54,6 +54,9 @@ def scheduler_rules(
         watermark_fraction=engine.watermark_fraction,
         whole_prompt_must_fit=engine.whole_prompt_must_fit,
         steps_ahead=engine.steps_ahead,
+        poll_interval_steps=engine.poll_interval_steps,
+        batch_wait_steps=engine.batch_wait_steps,
+        batch_wait_tokens=engine.batch_wait_fraction * tokens * ranks,
         tokens_per_sequence=1 if law is None else law.verify_tokens,
         window_tokens=window_tokens,
     )
@@ -80,7 +83,9 @@ def answer_estimate(engine: ServingEngine) -> AnswerEstimate | None:
 
 def execution(engine: ServingEngine, speculation: Speculation | None) -> Execution:
     """Give how steps run beside their kernels: padded sizes, time of the host, drafts."""
-    return Execution(_padding(engine, speculation), _host_time(engine), speculation)
+    return Execution(
+        _padding(engine, speculation), _host_time(engine), speculation, engine.eager_prompts
+    )
 
 
 def new_batch(

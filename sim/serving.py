@@ -147,6 +147,15 @@ class ServingEngine(StrictModel):
     swap_bytes_per_s: BytesPerSecond | None = None
     """Between the chips of a replica and that memory, all chips together; that of the system's
     host memory unless given."""
+    poll_interval_steps: PositiveInt = 1
+    """Decoding steps between two looks for new requests (SGLang: ``--scheduler-recv-interval``). A
+    step with prompts, and an idle engine, are followed by a look."""
+    batch_wait_steps: NonNegativeInt = 0
+    """Steps for which prompts wait for others to share theirs, at most, while sequences decode
+    (TensorRT-LLM: ``batch_wait_timeout_iters``)."""
+    batch_wait_fraction: Fraction = 0.0
+    """Share of ``max_num_batched_tokens`` that prompts and answers of a step must reach for them to
+    wait no longer (TensorRT-LLM: ``batch_wait_max_tokens_ratio``)."""
     max_queue_requests: NonNegativeInt | None = None
     """Requests that may wait at each replica; further ones are turned away. No limit unless
     given."""
@@ -190,6 +199,10 @@ class ServingEngine(StrictModel):
     """Token counts that steps with prompts are padded to. None: they are not."""
     decode_buckets: Sizes = ()
     """Sequences that decoding steps are padded to, without exception. None: they are not."""
+
+    eager_prompts: bool = False
+    """Whether steps with prompts have no graphs: the host launches their kernels one by one, and
+    they take as long as it needs for that, at least."""
 
     # --- The host.
     host_step_s: Seconds | None = None

@@ -200,6 +200,9 @@ class Execution:
     padding: Padding = NO_PADDING
     host: HostTime = NO_HOST_TIME
     speculation: Speculation | None = None
+    eager_prompts: bool = False
+    """Whether the kernels of steps with prompts are launched one by one: such a step takes no less
+    time than the host needs for that (`sim.overhead.EngineOverhead.launch_s`)."""
 
     @property
     def queries(self) -> int:

@@ -75,6 +75,9 @@ class StepTable:
     padding: Padding = NO_PADDING
     eager: float = 0.0
     """Of each run of a stage that is larger than all graphs."""
+    launch: float = 0.0
+    """What a run of a stage with prompts takes at least, where they are launched kernel by kernel:
+    `fixed` leaves it out."""
     host_step: float = 0.0
     """What the host adds to a step."""
     host_sequence: float = 0.0
@@ -123,6 +126,7 @@ class StepTable:
             table,
             by_load=tabulate.load(),
             eager=overhead(timer.eager_s),
+            launch=overhead(timer.run_launch_s) if execution.eager_prompts else 0.0,
             host_step=overhead(execution.host.step_s),
             host_sequence=overhead(execution.host.sequence_s),
             host_overlapped=execution.host.overlapped,

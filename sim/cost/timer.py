@@ -177,6 +177,7 @@ class StepTimer:
             self.shares = replace(self.shares, queries=self.execution.queries)
         self._bandwidth = accelerator.local_memory.bandwidth_bytes_per_s.value
         self._layers = sum(op.calls for op in self.operators if _mixes_tokens(op))
+        self._kernels = sum(op.calls for op in self.operators)
 
     def with_overhead(self, overhead: EngineOverhead) -> "StepTimer":
         """Return the same timer with another overhead."""
@@ -223,17 +224,28 @@ class StepTimer:
         expert_load : float
             Visits of the fullest expert rank over what the law of routing expects.
         """
-        device_s = self.device_s(shape, expert_load)
+        device_s = max(self.device_s(shape, expert_load), self.launch_s(shape))
         host_s = self.host_s(shape)
         return max(device_s, host_s) if self.execution.host.overlapped else device_s + host_s
 
     def device_s(self, shape: StepShape, expert_load: float = 1.0) -> float:
-        """Time of one step without `host_s`."""
+        """Time of one step without `host_s` and `launch_s`."""
         dealt = self._dealt(shape)
         timed = [(op, float(self.time(op, shape).seconds)) for op in self.operators]
         drafts_s = sum(float(row.seconds) for row in self.drafts(shape))
         total = sum(s for _, s in timed) + self.overhead_s(shape) + _bubbles_s(timed, dealt)
         return total + drafts_s + self.imbalance_s(shape, expert_load)
+
+    def launch_s(self, shape: StepShape) -> float:
+        """Time that the host needs to launch a step kernel by kernel; 0 where a graph holds it."""
+        if not (self.execution.eager_prompts and shape.prefill_tokens):
+            return 0.0
+        return float(self._dealt(shape).runs * self.run_launch_s)
+
+    @property
+    def run_launch_s(self) -> float:
+        """Time that the host needs to launch the kernels of one run of one stage."""
+        return float(self._kernels * self.overhead.launch_s)
 
     def host_s(self, shape: StepShape) -> float:
         """Time of the host for one step, to be waited for or hidden (`HostTime`)."""
@@ -334,9 +346,13 @@ class StepTimer:
         imbalance_s = self.imbalance_s(shape, expert_load)
         if imbalance_s:
             rows.append(_waiting("expert_imbalance", imbalance_s, "stated: law of the scenario"))
+        device_s = self.device_s(shape, expert_load)
+        launching_s = max(0.0, self.launch_s(shape) - device_s)
+        if launching_s > 0:
+            rows.append(_waiting("launches", launching_s, source))
         host_s, source_of_host = self.host_s(shape), "stated: host time of the engine"
         if self.execution.host.overlapped:
-            host_s = max(0.0, host_s - self.device_s(shape, expert_load))
+            host_s = max(0.0, host_s - device_s - launching_s)
         if host_s > 0:
             rows.append(_waiting("host", host_s, source_of_host))
         rows.append(_waiting("engine_overhead", overhead_s, source))

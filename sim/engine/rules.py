@@ -34,3 +34,12 @@ class SchedulerRules:
     """Tokens that a decoding sequence brings into a step: one, and those drafted."""
     window_tokens: int | None = None
     """Keys that windowed layers see at most."""
+    poll_interval_steps: int = 1
+    """Decoding steps between two looks for new requests; a step with prompts, and an idle engine,
+    are followed by a look (SGLang: ``--scheduler-recv-interval``)."""
+    batch_wait_steps: int = 0
+    """Steps that prompts wait for others, at most, while sequences decode (TensorRT-LLM:
+    ``batch_wait_timeout_iters``)."""
+    batch_wait_tokens: float = 0.0
+    """Tokens of a step, prompts and answers, for which they wait no longer (TensorRT-LLM:
+    ``batch_wait_max_tokens_ratio`` of the tokens that a step may have)."""

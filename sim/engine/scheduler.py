@@ -14,7 +14,9 @@ Rules of vLLM v1 (``vllm/v1/core/sched/scheduler.py``), which others change in s
    counts one step later. An idle engine starts at once.
 
 With ``prefill_first`` (SGLang) prompts go in steps of their own, as long as there are any that
-may come in, and decoding waits meanwhile.
+may come in, and decoding waits meanwhile. Who has arrived may count later still: SGLang may look
+for requests every so many decoding steps only, and TensorRT-LLM may let prompts wait for others,
+so that fewer steps have prompts.
 
 Because admission is in order and uses up the budget, at most one prompt is unfinished at a time,
 unless prompts are cut by a limit of their own (``long_prefill_token_threshold`` in vLLM). Then
@@ -104,6 +106,14 @@ class Scheduler:
         """Longest request that was found to fit into the whole pool: shorter ones do too."""
         self._tokens_per_sequence = rules.tokens_per_sequence
         self._ahead = rules.steps_ahead > 0
+        self._polls = rules.poll_interval_steps > 1
+        self._seen_tick = -1
+        """Up to when arrivals have been looked for."""
+        self._steps_since_look = 0
+        self._last_arrival_tick = -1
+        self._waits = False
+        """Whether prompts are kept back in the step that was decided last."""
+        self._waited_steps = 0
 
     @property
     def transport(self) -> KvTransport | None:
@@ -141,7 +151,7 @@ class Scheduler:
 
     def add(self, request: Request, tick: int) -> None:
         """Put a request at the end of the waiting line."""
-        request.queued_tick = tick
+        request.queued_tick = self._last_arrival_tick = tick
         self.line.push(request)
         self.outstanding_requests += 1
         # `Request.longest_tokens`, without the call
@@ -159,8 +169,11 @@ class Scheduler:
         """Tell whether a request that has just joined may be admitted at the next step.
 
         It cannot when others come before it (whatever holds them back lasts until the batch
-        changes) or when all places are taken.
+        changes) or when all places are taken. Where the engine counts who waits, or looks for new
+        requests now and then only, the next step is decided anew for any of them.
         """
+        if self._polls or self._waits:
+            return True
         if self.running_requests >= self.rules.max_num_seqs:
             return False
         return len(self.line) == 1 or self.line.head() is request
@@ -190,6 +203,9 @@ class Scheduler:
                 self._let_go()
             self._known_tick = known_tick
             self._hidden = bool(self._unknown_places and (self.line or self.ready))
+        if self._polls:
+            self._look()
+        self._waits = False
         if self.ready:
             self._take_in_ready()
         if rules.prefill_first and (self.prefilling or self.line):
@@ -213,7 +229,7 @@ class Scheduler:
         if self.prefilling:
             for request, tokens in self._next_chunks(batch.size):
                 self._compute(request, tokens, stretch)
-        if self.line and not preempted:
+        if self.line and not preempted and not self._keeps_back():
             self._admit(stretch)
         self._let_go()
         if not stretch.chunks:
@@ -236,6 +252,8 @@ class Scheduler:
             The clock at the end of the last step.
         """
         batch, pool = self.batch, self.pool
+        if self._polls or self._waits:
+            self._count_steps(stretch, steps)
         if steps > 1:
             self.take_blocks(stretch, steps)
         stretch.used_blocks = pool.total_blocks - pool.free_blocks
@@ -247,20 +265,23 @@ class Scheduler:
                 self._free_answers(done)
         if stretch.chunks:
             self._finish_chunks(stretch, tick, done)
+        if done:
+            self._complete(done, tick)
+        self._unknown_places = len(done) * self.rules.steps_ahead
+        if not self.outstanding_requests:
+            self._let_go()
+        return done
+
+    def _complete(self, done: list[Request], tick: int) -> None:
+        """Count requests no more that have got their last token."""
         longest_tokens = 0
         for request in done:
             request.done_tick = tick
             request.outcome = "completed"
             longest_tokens += request.input_tokens + (request.max_tokens or request.output_tokens)
         self.outstanding_tokens -= longest_tokens
-        count = len(done)
-        self.outstanding_requests -= count
-        self.running_requests -= count
-        if self.rules.steps_ahead:
-            self._unknown_places = count
-            if not self.outstanding_requests:
-                self._let_go()
-        return done
+        self.outstanding_requests -= len(done)
+        self.running_requests -= len(done)
 
     def _free_answers(self, done: list[Request]) -> None:
         """Free the blocks of those that have just got their last token while decoding."""
@@ -317,6 +338,7 @@ class Scheduler:
             self.batch.remove(request)
             self.running_requests -= 1
         request.keeps_blocks = False
+        self._remember(request)
         self._leave_cache(request, cached, blocks)
         self._forget(request)
 
@@ -360,13 +382,14 @@ class Scheduler:
         budget -= stretch.decode_sequences * self._tokens_per_sequence
         prompts = rules.max_prompts_per_step or rules.max_num_seqs
         places = rules.max_num_seqs - self._unknown_places
-        known_tick = self._known_tick if rules.steps_ahead else self._now
+        known_tick = self._known_arrivals
         while budget > 0 and self.running_requests < places:
             request = line.head()
             if request is None or len(stretch.chunks) >= prompts:
                 return
             if request.queued_tick > known_tick:
-                self._hidden = True
+                if not self._polls:  # else nothing changes until the next look
+                    self._hidden = True
                 request = line.known_head(known_tick)
                 if request is None:
                     return
@@ -375,13 +398,63 @@ class Scheduler:
                 return
             budget -= tokens
 
+    @property
+    def _known_arrivals(self) -> int:
+        """Up to when arrivals are known to the step that is being decided."""
+        if self._polls:
+            return self._seen_tick
+        return self._known_tick if self._ahead else self._now
+
+    def _look(self) -> None:
+        """Learn of arrivals, if it is time to look for them."""
+        if self._steps_since_look >= self.rules.poll_interval_steps or not self.batch.size:
+            self._seen_tick = self._known_tick if self._ahead else self._now
+            self._steps_since_look = 0
+
+    def _keeps_back(self) -> bool:
+        """Tell whether the prompts that wait are to wait for others, which would fill the step."""
+        rules, known_tick = self.rules, self._known_arrivals
+        if not rules.batch_wait_steps or not self.batch.size or self.prefilling:
+            return False
+        tokens = self.batch.size * self._tokens_per_sequence
+        free = places = rules.max_num_seqs - self._unknown_places - self.running_requests
+        for request in self.line:
+            if places <= 0 or tokens >= rules.batch_wait_tokens:
+                break
+            if request.queued_tick <= known_tick:
+                tokens += request.input_tokens + request.generated_tokens
+                places -= 1
+        enough = places <= 0 or places == free or tokens >= rules.batch_wait_tokens
+        self._waits = not enough and self._waited_steps < rules.batch_wait_steps
+        self._hidden = self._hidden or (self._waits and self._last_arrival_tick > known_tick)
+        return self._waits
+
+    def _count_steps(self, stretch: Stretch, steps: int) -> None:
+        """Count towards the next look, and how long prompts have been kept back."""
+        if self._waits:
+            self._waited_steps += steps
+        interval = self.rules.poll_interval_steps
+        if stretch.chunks:
+            self._steps_since_look = interval
+        else:  # a look at which there was nothing new begins the count again
+            self._steps_since_look = (self._steps_since_look + steps - 1) % interval + 1
+
+    def _steps_to_look(self, limit: int) -> int:
+        """Shorten a stretch to where those who wait may be seen, or need not wait any more."""
+        rules = self.rules
+        if self._polls and self._last_arrival_tick > self._seen_tick:
+            limit = min(limit, rules.poll_interval_steps - self._steps_since_look)
+        if self._waits:
+            limit = min(limit, rules.batch_wait_steps - self._waited_steps)
+        return limit
+
     def _admit_one(self, request: Request, budget: int, stretch: Stretch) -> int | None:
         """Let the head of the line in, and return how many of its tokens are in the step.
 
         None if it has to wait; 0 if it holds its blocks now and waits for what is to be fetched.
         """
         found = NOTHING_FOUND
-        if self._looks_for_kv and (request.content is not None or self._transport is not None):
+        if self._looks_for_kv and self._may_find(request):
             found = self._find(request)
         cached, remote, _ = found
         missing = request.input_tokens + request.generated_tokens - cached
@@ -394,6 +467,7 @@ class Scheduler:
         if not self._has_room(request, needed, upto, found):
             return None
         self.line.take(request)
+        self._waited_steps = 0
         if found is NOTHING_FOUND and self.reservation is None:
             request.computed_tokens = 0
         else:
@@ -410,6 +484,15 @@ class Scheduler:
             self._mark_admitted(request)
         self._compute(request, tokens, stretch, needed)
         return tokens
+
+    def _may_find(self, request: Request) -> bool:
+        """Tell whether anything of a request's context can be in the cache, here or elsewhere."""
+        if self._transport is not None:
+            return True
+        if request.content is None:
+            return False
+        # of a prompt that nobody else sends only what it has left itself
+        return request.reuse != "none" or request.preemptions > 0 or request.attempts > 1
 
     def _find(self, request: Request) -> Found:
         """Look up what of a request's context is in the cache, here or elsewhere."""
@@ -488,7 +571,7 @@ class Scheduler:
         preempted = bool(self.prefilling) and self._make_room(decoding=False)
         for request, tokens in self._next_chunks(0):
             self._compute(request, tokens, stretch)
-        if self.line and not preempted:
+        if self.line and not preempted and not self._keeps_back():
             self._admit(stretch)
         return not preempted
 
@@ -569,6 +652,8 @@ class Scheduler:
             return 1
         if self.reservation is not None and self.line and limit > 1:
             limit = self._steps_to_admission(limit, pool.free_blocks + first_step_blocks)
+        if self.line and (self._polls or self._waits):
+            limit = self._steps_to_look(limit)
         return limit
 
     def _head_may_find_less(self) -> bool:
@@ -643,7 +728,7 @@ class Scheduler:
             stream = PRIVATE_STREAM - request.request_id  # it may find its own blocks again
             request.content = ((stream, 0, request.input_tokens),)
             request.answer = (stream, request.input_tokens)
-            request.holding = self._cache.hold(self._cache.match(request.content, 0))
+        self._remember(request)
         if self._transport is not None:
             self._transport.swap_out(request, cached)
         self._free_blocks(request, cached, blocks)
@@ -651,6 +736,8 @@ class Scheduler:
         request.computed_tokens = 0
         request.preemptions += 1
         request.left_batch_tick = request.queued_tick = self._now
+        if self._polls:
+            request.queued_tick = self._seen_tick  # whom the engine knows, it need not look for
         self.running_requests -= 1
         return request
 
@@ -684,10 +771,18 @@ class Scheduler:
             self.pool.give_back(blocks)
             return
         assert self._cache is not None  # noqa: S101 - who else would have given the holding
+        whole = request.input_tokens + request.output_tokens - 1
+        if request.reuse != "all" and tokens == whole and self._transport is None:
+            tokens = request.input_tokens  # nobody looks for the answer
         content = first_tokens(request.context, tokens)
         private = blocks - request.holding.shared_blocks
         self._cache.release(request.holding, content, tokens, private)
         request.holding = None
+
+    def _remember(self, request: Request) -> None:
+        """See to it that a request which may come again finds what it leaves behind."""
+        if self._cache is not None and request.holding is None and request.content is not None:
+            request.holding = self._cache.hold(self._cache.match(request.content, 0))
 
     def _extend(self, request: Request, tokens: int) -> None:
         """Let others find what is computed of a request, up to some tokens."""

@@ -80,7 +80,7 @@ def steady_pace(table: StepTable, grain: int = 1) -> SteadyPace:
 
 
 def varied(steady: SteadyPace, table: StepTable, imbalance: Imbalance | None) -> Pace:
-    """Let the load of the experts vary, and the host work beside the chip where it does.
+    """Let the load of the experts vary, and wait for the host where it may be the slower one.
 
     Parameters
     ----------
@@ -91,6 +91,8 @@ def varied(steady: SteadyPace, table: StepTable, imbalance: Imbalance | None) ->
     imbalance : Imbalance, optional
     """
     found: Pace = steady if imbalance is None else ImbalancedPace(steady, imbalance)
+    if table.launch:
+        found = LaunchedPace(found, table)
     if table.host_overlapped and (table.host_step or table.host_sequence):
         found = OverlappedPace(found, Host(table))
     return found
@@ -282,6 +284,34 @@ class ImbalancedPace:
         return start + self._steady.expert_ticks(stretch) * excess, growth, holds
 
 
+class LaunchedPace:
+    """A pace whose steps with prompts are launched kernel by kernel, which takes its time.
+
+    Parameters
+    ----------
+    device : Pace
+    table : StepTable
+        In seconds.
+    """
+
+    def __init__(self, device: Pace, table: StepTable) -> None:
+        self._device = device
+        self._launch, self._host = to_ticks(table.launch), Host(table)
+        self._shares = table.shares
+
+    def line(self, stretch: Stretch, steps_before: int = 0, /) -> Line:
+        """Ticks of the steps of a stretch; one with prompts is a single step."""
+        line = self._device.line(stretch, steps_before)
+        if not stretch.prefill_tokens:
+            return line
+        prompts, runs = len(stretch.chunks), 1
+        if not self._shares.whole:
+            dealt = self._shares.counts(stretch.decode_sequences, prompts, stretch.prefill_tokens)
+            runs = int(dealt.runs)
+        serial = self._host.serial_ticks(stretch.decode_sequences + prompts)
+        return slower(line, runs * self._launch + serial)
+
+
 class OverlappedPace:
     """The slower of the chip and its host, which work side by side.
 
@@ -336,6 +366,7 @@ class LockstepPace:
             )
         self._parts = [_Part(each, grain) for each in (table, *table.drafts)]
         self._host = Host(table)
+        self._launch = to_ticks(table.launch)
         self._overlapped = table.host_overlapped
         self._pad = pad_to_fullest
         self.imbalance = imbalance
@@ -372,10 +403,14 @@ class LockstepPace:
         start, growth, holds = slowest(lines)
         if period_steps is not None:
             holds = period_steps if holds is None else min(holds, period_steps)
+        line = start + group, growth, holds
+        if self._launch and any(each.prefill_tokens for each in stretches):
+            line = slower(line, self._launch)
         fullest = max(each.decode_sequences + len(each.chunks) for each in stretches)
         if self._overlapped:
-            return slower((start + group, growth, holds), self._host.rank_ticks(fullest))
-        return start + group + self._host.rank_ticks(fullest), growth, holds
+            return slower(line, self._host.rank_ticks(fullest))
+        start, growth, holds = line
+        return start + self._host.rank_ticks(fullest), growth, holds
 
 
 def _excess(imbalance: Imbalance, steps_before: int) -> tuple[int, int]:

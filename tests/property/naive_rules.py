@@ -40,6 +40,12 @@ class Rules:
     watermark_fraction: float = 0.0
     whole_prompt_must_fit: bool = False
     steps_ahead: int = 0
+    poll_interval: int = 1
+    """Decoding steps between two looks for new requests."""
+    batch_wait: int = 0
+    """Steps that prompts wait for others, at most, while somebody decodes."""
+    batch_wait_tokens: int = 0
+    """Tokens for which they wait no longer."""
     whole_answers: bool = False
     estimate: Estimate | None = None
     order: str = "fcfs"
@@ -220,6 +226,12 @@ class NaiveServer:
     share: float = 0.0
     share_steps: int = 0
     """Decoding steps since the share was set."""
+    looked: int = -1
+    """Up to when arrivals were looked for."""
+    steps_since_look: int = 0
+    steps_waited: int = 0
+    waiting: bool = False
+    """Whether prompts were kept back in the step in progress."""
 
     def __post_init__(self) -> None:
         self.clear()
@@ -294,6 +306,10 @@ class NaiveServer:
     def sample(self, now: int) -> list[Job]:
         done = []
         self.share_steps += any(job.decoding for job, _ in self.scheduled)
+        self.steps_waited += self.waiting
+        self.steps_since_look += 1
+        if any(not job.decoding for job, _ in self.scheduled):
+            self.steps_since_look = self.rules.poll_interval
         for job, new in self.scheduled:
             job.computed += new
             if job.computed < job.known:
@@ -333,6 +349,8 @@ class NaiveServer:
 
     def decide(self, now: int, known: int) -> list[tuple[Job, int]]:
         self.take_in_ready(now, known)
+        self.waiting = False
+        known = self.heard_of(known)
         if not self.rules.prefill_first:
             return self.fill(now, known, decoding=True, prompts=True)
         prompts = self.fill(now, known, decoding=False, prompts=True)
@@ -353,9 +371,40 @@ class NaiveServer:
             self.line.come_back(job)
         for job, new in step:
             self.compute(job, new)
-        if prompts and not victims:
+        if prompts and not victims and not self.keeps_back(known):
             self.admit(step, now, known)
         return step
+
+    def heard_of(self, known: int) -> int:
+        """Up to when arrivals count, where the engine looks for them now and then only."""
+        if self.rules.poll_interval == 1:
+            return known
+        decoders = any(job.decoding for job in self.running)
+        if not decoders or self.steps_since_look >= self.rules.poll_interval:
+            self.looked, self.steps_since_look = known, 0
+        late = any(self.looked < job.queued <= known for job in self.line.jobs)
+        self.seen["not looked for yet"] += late
+        return self.looked
+
+    def keeps_back(self, known: int) -> bool:
+        """Whether those that could come in are to wait for others."""
+        rules = self.rules
+        decoders = [job for job in self.running if job.decoding]
+        if not rules.batch_wait or not decoders or len(decoders) < len(self.running):
+            return False
+        there = [job for job in self.line.jobs if job.queued <= known]
+        places = rules.max_num_seqs - self.places_taken()
+        tokens, taken = len(decoders), 0
+        for job in sorted(there, key=lambda job: job.rank):
+            if taken < places and tokens < rules.batch_wait_tokens:
+                tokens, taken = tokens + job.known, taken + 1
+        full = taken >= places or tokens >= rules.batch_wait_tokens
+        if full or self.steps_waited >= rules.batch_wait or not there:
+            self.seen["waited long enough"] += bool(there) and not full
+            self.seen["waited until there were enough"] += full and self.steps_waited > 0
+            return False
+        self.waiting = True
+        return True
 
     def deal(self, *, decoding: bool, prompts: bool) -> list[tuple[Job, int]]:
         """Tokens of those that run: one for each that decodes, then prompts up to the budget."""
@@ -403,7 +452,7 @@ class NaiveServer:
         victim.reached = max(victim.reached, victim.computed)
         victim.computed, victim.decoding = 0, False
         victim.preemptions += 1
-        victim.queued = now
+        victim.queued = now if self.rules.poll_interval == 1 else self.looked
         if self.rules.estimate is not None:
             left = [job for job in (*self.running, *self.leaving) if job.decoding]
             answered = sum(job.answered for job in left)
@@ -432,6 +481,7 @@ class NaiveServer:
             new = self.let_in(job, budget, now)
             if new is None:
                 return
+            self.steps_waited = 0
             unknown = [other for other in self.line.jobs if other.queued > known]
             self.seen["overtook an arrival not known yet"] += any(
                 other.rank < job.rank for other in unknown

@@ -179,6 +179,9 @@ def replica_plan(rng: np.random.Generator, longest: int) -> ReplicaPlan:
         whole_prompt_must_fit=bool(rng.random() < 0.4),
         steps_ahead=int(rng.random() < 0.4),
         tokens_per_sequence=1 + drafts,
+        poll_interval_steps=int(rng.integers(2, 12)) if rng.random() < 0.2 else 1,
+        batch_wait_steps=int(rng.integers(1, 12)) if rng.random() < 0.2 else 0,
+        batch_wait_tokens=float(rng.integers(10, 80)),
     )
     memory = rng.choice(["as_needed", "as_needed", "no_evict", "estimated"])
     estimate = AnswerEstimate(float(rng.uniform(0.2, 1)), 0.1, int(rng.integers(3, 40)), 16, 2)

@@ -169,6 +169,9 @@ def plan_of(rules: Rules, pace: LinearPace) -> ReplicaPlan:
             watermark_fraction=rules.watermark_fraction,
             whole_prompt_must_fit=rules.whole_prompt_must_fit,
             steps_ahead=rules.steps_ahead,
+            poll_interval_steps=rules.poll_interval,
+            batch_wait_steps=rules.batch_wait,
+            batch_wait_tokens=rules.batch_wait_tokens,
         ),
         kv_blocks=rules.kv_blocks,
         block_tokens=rules.block_tokens,
@@ -325,6 +328,32 @@ def test_a_step_is_decided_while_the_last_one_runs() -> None:
             "preempted while decoding",
         ),
         180,
+    )
+
+
+def test_requests_are_looked_for_every_few_steps() -> None:
+    assert_all_equal(
+        cases(
+            poll_interval=st.sampled_from([2, 3, 10]),
+            prefill_first=st.booleans(),
+            steps_ahead=st.integers(0, 1),
+        ),
+        ("not looked for yet", "preempted while decoding", "held back by places"),
+        180,
+    )
+
+
+def test_prompts_wait_for_others() -> None:
+    assert_all_equal(
+        cases(
+            batch_wait=st.integers(1, 12),
+            batch_wait_tokens=st.sampled_from([10, 40, 100]),
+            poll_interval=st.sampled_from([1, 1, 4]),
+            prefill_first=st.booleans(),
+            steps_ahead=st.integers(0, 1),
+        ),
+        ("waited long enough", "waited until there were enough", "preempted while decoding"),
+        240,
     )
 
 

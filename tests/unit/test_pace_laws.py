@@ -110,13 +110,14 @@ def timers(draw: st.DrawFn, *, ranks: bool = True) -> StepTimer:
         overhead=SLOW,
         shares=Shares(Parallelism.model_validate(split), CHUNK),
     )
-    execution = Execution(draw(paddings), draw(hosts), speculation)
+    execution = Execution(draw(paddings), draw(hosts), speculation, draw(st.booleans()))
+    launch_s = draw(st.sampled_from([0.0, 1e-6, 2e-5]))
     return StepTimer(
         timer.operators,
         timer.accelerator,
         timer.kernels,
         timer.network,
-        timer.overhead,
+        timer.overhead.model_copy(update={"launch_s": launch_s}),
         timer.placement._replace(execution=execution),
     )
 
@@ -174,7 +175,9 @@ def test_a_compiled_step_takes_what_the_timer_says(timer: StepTimer, stretch: St
     # each of some look-ups is rounded to a tick, slopes of contexts too: 1e-15 s per key
     rounding = 1e-14 + 2e-15 * (float(shape.decode_context_tokens) + float(shape.prefill_pairs))
     assert (start + growth) / TICKS_PER_S == pytest.approx(said, rel=1e-9, abs=rounding)
-    found = float(table.fixed(shape) + table.attended(shape))
+    serial_s = 0.0 if table.host_overlapped else timer.host_s(shape)
+    found = float(table.fixed(shape) + table.attended(shape)) - serial_s
+    found = max(found, timer.launch_s(shape)) + serial_s
     if table.host_overlapped:
         found = max(found, timer.host_s(shape))
     assert found == pytest.approx(said, rel=1e-9)
@@ -289,10 +292,12 @@ def test_ranks_in_lockstep_take_as_long_as_the_slowest(
             )
             together = alone.time_once(group, StepShape(prefill_tokens=sum(seen))).seconds
             host = max(alone.host_s(shape_of(batch, step)) for batch in batches)
-            said = slowest + float(together) + host
+            launch = max(alone.launch_s(shape_of(batch, step)) for batch in batches)
+            said = max(slowest + float(together), launch) + host
             assert (start + step * growth) / TICKS_PER_S == pytest.approx(said, rel=1e-8, abs=1e-9)
     later = [one_step_later(batch, holds or 9) for batch in batches]
-    if holds is not None:
+    launched = any(alone.launch_s(shape_of(batch)) for batch in batches)  # then it is one step
+    if holds is not None and not launched:
         after, slope, _ = LockstepPace(compiled(joined), pad_to_fullest=pad).line(later)
         assert after + slope > start + (holds + 1) * growth
 

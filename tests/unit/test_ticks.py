@@ -194,6 +194,13 @@ class TestLockstep:
         # 86_004 + 80 i against 90_002: less for 49 steps
         assert LockstepPace(beside).line(batches) == (90_002, 0, 49)
 
+    def test_a_prompt_of_any_rank_is_launched_by_all(self) -> None:
+        ranks = LockstepPace(replace(self.RANKS, launch=90_000 * FS, host_step=7 * FS))
+        prompt = decoding(0, 0)
+        prompt.chunks, prompt.prefill_tokens = [(Request(0, 0, 2, 1), 2)], 2
+        assert ranks.line([decoding(2, 40), prompt])[0] == 90_000 + 7
+        assert ranks.line([decoding(2, 40), decoding(0, 0)])[0] == 43_002 + 7
+
     def test_stages_do_not_keep_step(self) -> None:
         with pytest.raises(InputError, match="pp = 2 and cp = 1"):
             LockstepPace(replace(TABLE, shares=Shares(Parallelism(tp=1, pp=2), 9)))
