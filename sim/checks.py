@@ -31,7 +31,13 @@ from sim.service import Fleet, Service, service_of
 from sim.speculation import MeasuredAcceptance
 from sim.tenancy import check_tenants
 from sim.upkeep_plans import upkeep_plans
-from sim.workload.kinds import MixWorkload, ProgramsWorkload, Workload
+from sim.workload.kinds import (
+    MixWorkload,
+    ProgramsWorkload,
+    SessionsWorkload,
+    Workload,
+    programs_of,
+)
 from sim.workload.sessions import SessionTraffic
 from sim.workload.strategies.entry import StrategyEntry, read_entry
 from sim.workload.tasks import benchmark_of, needs_answers, strategy_name, strategy_of, try_out
@@ -176,11 +182,13 @@ _LookUp = Callable[[], object]
 def _names(case: Case, catalog: Catalog) -> Iterator[tuple[KeyPath, _LookUp]]:
     """List the names in a case, each with its key and what finds out whether it leads somewhere."""
     yield ("prices", "book"), partial(catalog.prices, case.prices.book)
-    if isinstance(case.workload, ProgramsWorkload):
-        if case.workload.benchmark is not None:
-            named = case.workload.benchmark
-            yield ("workload", "benchmark"), partial(benchmark_of, named, catalog)
-        yield ("workload",), partial(_check_strategy, case, case.workload, catalog)
+    for place, asked in programs_of(case.workload).items():
+        if asked.benchmark is not None:
+            known = partial(benchmark_of, asked.benchmark, catalog)
+            yield ("workload", *place, "benchmark"), known
+        yield ("workload", *place), partial(_check_strategy, case, asked, catalog)
+    if case.curve is not None:
+        yield ("curve",), partial(_check_curve, case.workload)
     for key, look_up in _names_of_traffic(case.workload, catalog):
         yield ("workload", *key), look_up
     for role in case.roles:
@@ -208,6 +216,28 @@ def _check_strategy(case: Case, workload: ProgramsWorkload, catalog: Catalog) ->
         )
     if workload.benchmark is not None:
         try_out(workload, catalog)
+
+
+def _check_curve(workload: Workload) -> None:
+    """Find out whether closed loops can send what a workload consists of."""
+    way_out = "leave curve out"
+    if isinstance(workload, MixWorkload):
+        loops = [
+            name
+            for name, part in workload.parts.items()
+            if isinstance(part, SessionsWorkload | ProgramsWorkload)
+        ]
+        if loops:
+            raise InputError(
+                f"a curve sends the requests of a mix from closed loops, and part {loops[0]!r} is "
+                f"of kind {workload.parts[loops[0]].kind}, whose requests wait for each other: "
+                f"{way_out}, or give each part a case of its own"
+            )
+    if isinstance(workload, SessionsWorkload):
+        raise InputError(
+            "a curve runs closed loops, and sessions start at times of their own: give several "
+            f"cases with different rates of arrivals, and {way_out}"
+        )
 
 
 def _names_of_pool(pool: Case, catalog: Catalog) -> Iterator[tuple[KeyPath, _LookUp]]:

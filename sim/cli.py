@@ -100,7 +100,11 @@ def run(
     from sim.forecast import forecast  # noqa: PLC0415 - pandas and pydantic take half a second
     from sim.report.document import summary_document  # noqa: PLC0415
     from sim.report.notes import remarks  # noqa: PLC0415
-    from sim.report.tables import console_table, console_task_table  # noqa: PLC0415
+    from sim.report.tables import (  # noqa: PLC0415
+        console_claim_table,
+        console_table,
+        console_task_table,
+    )
 
     if trace and out is None:
         raise InputError("--trace needs --out: the folder that trace.json goes to")
@@ -119,9 +123,9 @@ def run(
     else:
         console = _stdout()
         console.print(console_table(tables.summary))
-        of_tasks = console_task_table(tables.summary)
-        if of_tasks is not None:
-            console.print(of_tasks)
+        of_tasks = console_task_table(tables.summary, console.width)
+        for table in filter(None, (of_tasks, console_claim_table(tables.claims))):
+            console.print(table)
         for note in () if quiet else remarks(tables):
             typer.echo(f"note: {note}", err=True)
     if out is not None:
@@ -300,6 +304,106 @@ def validate(
         typer.echo(json.dumps(document(found, by or []), indent=2))
         return
     typer.echo(error_table(found, by or []))
+
+
+@app.command("import-runs")
+def import_runs(
+    results: Annotated[
+        list[Path], typer.Argument(help="Result files of benchmark tools.", metavar="RESULT")
+    ],
+    format_name: Annotated[
+        str, typer.Option("--format", help="vllm, sglang, aiperf...; found by the content.")
+    ] = "auto",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="What the files do not tell: tp=4, hardware=GB200.", metavar="KEY=VALUE"
+        ),
+    ] = None,
+    power_log: Annotated[
+        Path | None, typer.Option(help="Power during the run, CSV of nvidia-smi or the like.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File of measured runs to add to; stdout without.")
+    ] = None,
+    catalog: CatalogFolders = None,
+    *,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Let a run take the place of its earlier import.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn result files of vLLM, SGLang, AIPerf, GuideLLM, MLPerf... into measured runs."""
+    from sim.calibration.importers.command import import_runs as read_results  # noqa: PLC0415
+    from sim.calibration.importers.table import add_rows, as_csv  # noqa: PLC0415
+
+    pairs = [_split(setting) for setting in settings or []]
+    found = read_results(
+        results,
+        _catalog(catalog),
+        format_name=format_name,
+        settings=pairs,
+        power_log=power_log,
+    )
+    if out is None:
+        typer.echo(as_csv(found.rows), nl=False)
+    else:
+        typer.echo(f"{out}: {add_rows(out, found.rows, replace=replace)}")
+    for note in () if quiet else found.notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+@app.command()
+def measure(
+    device: Annotated[
+        str | None, typer.Option(help="cuda or cpu; CUDA where there is a device.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the rows.")] = Path("measured"),
+    only: Annotated[
+        str, typer.Option(help="gemm, attention, serving...: families, separated by commas.")
+    ] = "",
+    model: Annotated[str, typer.Option(help="Model of the steps and loads.")] = "mistral_7b_v0_3",
+    layers: Annotated[
+        int | None, typer.Option(help="Layers of it; as many as fit, 2 with --quick.", min=1)
+    ] = None,
+    accelerator: Annotated[
+        str | None, typer.Option(help="Id of the chip in hardware/accelerators.")
+    ] = None,
+    load: Annotated[
+        list[str] | None,
+        typer.Option(help="To serve: clients x input + output tokens.", metavar="16x1000+250"),
+    ] = None,
+    budget_s: Annotated[
+        float | None, typer.Option(help="Seconds for everything; 120 with --quick.", min=1.0)
+    ] = None,
+    catalog: CatalogFolders = None,
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="A small grid, two minutes.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the rows there.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time kernels and a serving loop on this machine with PyTorch, for fits of your own."""
+    from sim.measuring.session import Wanted, kind_of  # noqa: PLC0415
+    from sim.measuring.session import measure as measure_machine  # noqa: PLC0415
+
+    _refuse_a_file(out)
+    wanted = Wanted(
+        out=out,
+        device=kind_of(device),
+        quick=quick,
+        only=tuple(name.strip() for name in only.split(",") if name.strip()),
+        model=model,
+        layers=layers,
+        accelerator=accelerator,
+        loads=tuple(load or ()),
+        budget_s=budget_s,
+        resume=resume,
+    )
+    with _watching(quiet=quiet) as watch:
+        report = measure_machine(wanted, _catalog(catalog), watch)
+    typer.echo(report.text(out))
+    for note in () if quiet else report.notes:
+        typer.echo(f"note: {note}", err=True)
 
 
 @app.command()

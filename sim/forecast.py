@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -15,28 +16,39 @@ from sim.catalog import Catalog, Kind
 from sim.checks import resolve
 from sim.economics import Terms, purchase, rental
 from sim.engine.cluster import RunRecord
-from sim.errors import InputError
 from sim.metrics.accounts import Accounts, Inventory, accounts, inventories
-from sim.metrics.programs import against_baseline, measured_tasks, task_summary, tasks_in
+from sim.metrics.backlog import backlog
+from sim.metrics.baselines import against_baseline, claim_table, with_baselines
+from sim.metrics.programs import (
+    asked_in,
+    measured_tasks,
+    models_of,
+    not_of_tasks,
+    tasks_in,
+)
 from sim.metrics.requests import Window, measured_window, request_table
 from sim.metrics.summary import pool_rows, summary_row, tenant_rows
+from sim.metrics.tenant_tasks import Askers, TaskRows
 from sim.metrics.timeline import timeline, timeline_edges
 from sim.report.caveats import caveats
-from sim.report.data import CURVE_COLUMNS, RunTables
+from sim.report.data import CURVE_COLUMNS, CURVE_TASK_COLUMNS, RunTables
+from sim.report.formats import brief
 from sim.report.provenance import provenance
+from sim.report.quality_grounds import quality_grounds
 from sim.scenario import Case, Scenario
 from sim.service import Service
-from sim.simulate import CaseRun, Progress, draw_traffic, serve, simulate
-from sim.tenancy import tenancy_of
+from sim.simulate import CaseRun, Progress, draw_traffic, probed, serve, simulate
+from sim.tenancy import ONE_TENANT, tenancy_of
 from sim.workload.kinds import (
     ClosedLoopWorkload,
     MixWorkload,
     OpenLoopWorkload,
     ProgramsWorkload,
     Workload,
+    programs_of,
 )
 from sim.workload.requests import Traffic
-from sim.workload.tasks import strategy_name
+from sim.workload.tasks import named_strategies
 
 WaysToPay = Mapping[str, tuple[Terms, ...]]
 """Terms of each fleet, by what people call them."""
@@ -46,13 +58,8 @@ Watcher = Callable[[str], Progress]
 
 FEW_REQUESTS = 500
 """With fewer requests than this the 99th percentile rests on less than five of them."""
-LONG_WINDOW = 10.0
-"""Only in a window of so many times what a request takes does arriving faster than leaving show
-that a case falls behind, and not just that requests take time; or if most of it is waiting."""
-FALLING_BEHIND = 0.95
-"""A case that less than this share of the requests leaves, as they come, may be saturated."""
-ENOUGH_TO_TELL = 100
-"""With fewer requests in the window than this, arriving faster than leaving is chance."""
+SHORT_WINDOW = 5.0
+"""In a window of fewer times what a task takes on average, many tasks lie across its ends."""
 
 
 @dataclass(frozen=True)
@@ -110,19 +117,28 @@ def forecast(
         progress = watch(service.case.name)
         with scenario.locating(service.case):
             run = simulate(service, catalog, seed, every_step=every_step, progress=progress)
-            curve = _curve(service, catalog, terms, seed, watch)
+            curve = _curve(run, catalog, terms, seed, watch)
         if keep is not None:
             keep(run)
-        results.append(case_tables(run, ways, curve))
+        grounds = tuple(quality_grounds(service.case.workload, catalog))
+        results.append(case_tables(run, ways, curve, grounds))
     curves = [result.curve for result in results if result.curve is not None]
     tasks = [result.tasks for result in results if result.tasks is not None]
     calls = [result.calls for result in results if result.calls is not None]
+    named = {case.name: case.baseline for case in scenario.cases if case.baseline is not None}
+    rows = with_baselines(pd.DataFrame([result.summary for result in results]), named)
+    summary = against_baseline(rows)
+    claimed = {
+        case.name: (case.claims.source, case.claims.by_column())
+        for case in scenario.cases
+        if case.claims is not None
+    }
     return RunTables(
         scenario=scenario.header.name,
         question=scenario.header.question.strip(),
         seed=seed,
         version=version("rackcast"),
-        summary=against_baseline(pd.DataFrame([result.summary for result in results])),
+        summary=summary,
         requests=_stacked([result.requests for result in results]),
         timeline=_stacked([result.timeline for result in results]),
         bill=_stacked([result.bill for result in results]),
@@ -131,6 +147,7 @@ def forecast(
         curve=_stacked(curves) if curves else None,
         tasks=_stacked(tasks) if tasks else None,
         calls=_stacked(calls) if calls else None,
+        claims=claim_table(summary, claimed),
         provenance=_stacked([result.provenance for result in results]),
         notes=_notes(results),
         manifest={
@@ -158,48 +175,42 @@ class Measured:
     summary: dict[str, object]
     tasks: pd.DataFrame | None = None
     calls: pd.DataFrame | None = None
-    unanswered_calls: int = 0
-    """Of the tasks that count: calls that left without an answer, cancelled ones apart."""
+    of_tasks: TaskRows | None = None
+    """What those tasks came to that count."""
 
 
 def measure(run: CaseRun, terms: Sequence[Terms]) -> Measured:
     """Measure a simulated case in its window, and over time."""
     service, record = run.service, run.record
     requests = request_table(record.requests, service.frontend_s, run.tenants)
-    asked = pd.DataFrame(record.programs) if len(record.programs["task"]) else requests
+    asked = asked_in(record, requests)
     window = measured_window(asked, service.case.measure.warmup_fraction, run.clients)
     edges = timeline_edges(requests, record)
     inventory, over_time = inventories(service, record, window.edges, edges)
     books = accounts(service, window, requests, record, inventory, terms)
     summary = summary_row(service, requests, books)
     found = Measured(record, requests, window, inventory, over_time, books, summary)
-    if asked is requests:
+    if asked is requests:  # nobody asked a question
         return found
     tasks, calls = measured_tasks(service, record, requests, books, inventory)
-    counted = tasks_in(tasks, window)
-    lost = calls["task"].isin(counted["task"]) & ~calls["outcome"].isin(("completed", "cancelled"))
-    # what questions would have come to with all their calls is no longer what they have come to
-    accuracy = None if lost.any() else run.accuracy
-    told = task_summary(counted, service.case.slo, accuracy)
-    return replace(
-        found,
-        tasks=tasks,
-        calls=calls,
-        unanswered_calls=int(lost.sum()),
-        summary=summary | _strategy(run) | told,
-    )
+    rows = _askers(run).rows(tasks_in(tasks, window), calls, service.case.slo)
+    return replace(found, tasks=tasks, calls=calls, of_tasks=rows, summary=summary | rows.together)
 
 
-def _strategy(run: CaseRun) -> dict[str, object]:
-    """Name the strategy of a case, and the set of questions that it works on."""
-    workload = run.service.case.workload
-    if not isinstance(workload, ProgramsWorkload):
-        return {}
-    benchmark = "" if run.accuracy is None else run.accuracy.benchmark
-    return {"strategy": strategy_name(workload.strategy), "benchmark": benchmark}
+def _askers(run: CaseRun) -> Askers:
+    """Tell which tenants of a case ask questions, and what of."""
+    case = run.service.case
+    asked = programs_of(case.workload).items()
+    slos = dict(zip(run.tenants, tenancy_of(case, run.tenants).slos, strict=True))
+    return Askers({key[-1] if key else ONE_TENANT: each for key, each in asked}, run.accuracy, slos)
 
 
-def case_tables(run: CaseRun, ways: WaysToPay, curve: pd.DataFrame | None) -> CaseTables:
+def case_tables(
+    run: CaseRun,
+    ways: WaysToPay,
+    curve: pd.DataFrame | None,
+    grounds: Sequence[Mapping[str, str]] = (),
+) -> CaseTables:
     """Turn one simulated case into its tables.
 
     Parameters
@@ -208,6 +219,8 @@ def case_tables(run: CaseRun, ways: WaysToPay, curve: pd.DataFrame | None) -> Ca
     ways : mapping
         Ways to pay by their names; the first one is what the case asks for.
     curve : DataFrame, optional
+    grounds : sequence of mappings
+        What it rests on beside its machines and prices.
     """
     service, case = run.service, run.service.case
     measured = measure(run, next(iter(ways.values())))
@@ -215,7 +228,12 @@ def case_tables(run: CaseRun, ways: WaysToPay, curve: pd.DataFrame | None) -> Ca
     slo = {"slo_ttft_s": case.slo.ttft_s, "slo_tpot_s": case.slo.tpot_s}
     said = {"caveats": caveats(service)}
     requests["measured"] = requests["arrival_s"].between(books.window.start_s, books.window.end_s)
-    tenants = tenant_rows(requests, books, tenancy_of(case, run.tenants).slos)
+    rows = {} if measured.of_tasks is None else measured.of_tasks.by_tenant
+    models = models_of(measured.record, requests) if case.other_models else None
+    tenants = [
+        tenant | rows.get(str(tenant["tenant"]), {})
+        for tenant in tenant_rows(requests, books, tenancy_of(case, run.tenants).slos, models)
+    ]
     bins = timeline(service, requests, measured.record, measured.over_time)
     return CaseTables(
         summary=measured.summary | slo | said,
@@ -227,7 +245,7 @@ def case_tables(run: CaseRun, ways: WaysToPay, curve: pd.DataFrame | None) -> Ca
         tasks=None if measured.tasks is None else _named(measured.tasks, case),
         calls=None if measured.calls is None else _named(measured.calls, case),
         curve=curve,
-        provenance=_named(pd.DataFrame(provenance(service, books)), case),
+        provenance=_named(pd.DataFrame([*provenance(service, books), *grounds]), case),
         notes=(*service.notes, *run.notes, *_case_notes(run, measured, ways)),
         always_up=tuple(pool.case.name for pool in service.pools if not pool.case.changes),
     )
@@ -254,14 +272,14 @@ def ways_to_pay(
 
 
 def _curve(
-    service: Service,
+    run: CaseRun,
     catalog: Catalog,
     terms: tuple[Terms, ...],
     seed: int,
     watch: Watcher,
 ) -> pd.DataFrame | None:
     """Run the closed loops of a case's curve, each to the end."""
-    case = service.case
+    service, case = run.service, run.service.case
     if case.curve is None:
         return None
     replicas = service.answer_pool.replicas
@@ -270,10 +288,22 @@ def _curve(
     rows = []
     for index, clients in enumerate(points):
         traffic = _closed_traffic(case, clients, catalog, seed)
-        run = CaseRun(service, serve(service, traffic, seed=seed), clients=clients)
-        rows.append({"concurrency": clients, **measure(run, terms).summary})
+        record = serve(service, traffic, seed=seed)
+        point = replace(run, record=record, clients=clients, tenants=traffic.tenant_names)
+        measured = measure(point, terms)
+        rows.append({"concurrency": clients, **_tasks_per_s(measured), **measured.summary})
         progress(index + 1, len(points))
-    return pd.DataFrame(rows)[list(CURVE_COLUMNS)]
+    table = pd.DataFrame(rows)
+    return table[[*CURVE_COLUMNS, *(name for name in CURVE_TASK_COLUMNS if name in table)]]
+
+
+def _tasks_per_s(measured: Measured) -> dict[str, float]:
+    """Give the rate at which tasks are completed, where there are any."""
+    if measured.tasks is None:
+        return {}
+    counted = tasks_in(measured.tasks, measured.window)
+    done = int((counted["outcome"] == "completed").sum())
+    return {"tasks_per_s": done / measured.window.duration_s}
 
 
 def _closed_traffic(case: Case, clients: int, catalog: Catalog, seed: int) -> Traffic:
@@ -293,12 +323,13 @@ def _closed_traffic(case: Case, clients: int, catalog: Catalog, seed: int) -> Tr
             concurrency=clients,
         )
         return draw_traffic(closed, catalog, seed)
+    if isinstance(workload, ProgramsWorkload):
+        tried = probed(workload, catalog, seed)
+        calls = sum(len(ledger.calls) for ledger in tried) / len(tried)
+        enough = ceil(case.curve.min_requests / max(calls, 1.0))
+        tasks = max(clients * case.curve.requests_per_client, enough)
+        return draw_traffic(workload.asked_by(clients, tasks), catalog, seed)
     recorded = draw_traffic(workload, catalog, seed)
-    if not len(recorded):
-        raise InputError(
-            "a curve needs requests of their own; sessions and programs have none: leave curve out",
-            key="curve",
-        )
     again = recorded.take(np.resize(np.arange(len(recorded)), requests))
     return replace(again, arrival_s=None, clients=clients, sessions=None)
 
@@ -320,63 +351,76 @@ def _case_notes(run: CaseRun, measured: Measured, ways: WaysToPay) -> Iterator[s
         full = "every place in the batch taken" if measured.tasks is None else "the batch kept full"
         counted += (
             f"; with {full} it serves "
-            f"{run.capacity_requests_per_s:.2f} {_asked(measured)}/s at most"
+            f"{brief(run.capacity_requests_per_s)} "
+            f"{'requests' if measured.tasks is None else 'tasks'}/s at most"
         )
     yield f"{counted}. {_prices(run.service, measured, ways)}"
     requests = measured.requests
     if not run.clients:
         yield from _falling_behind(case, measured)
-    if run.accuracy is not None and measured.unanswered_calls:
+        yield from _short_window(case, measured)
+    unanswered = {} if measured.of_tasks is None else measured.of_tasks.unanswered
+    if calls := sum(unanswered.get(tenant, 0) for tenant in run.accuracy):
         yield (
-            f"{case.name}: {measured.unanswered_calls} calls of the tasks that count got no "
+            f"{case.name}: {calls} calls of the tasks that count got no "
             "answer; accuracy is that of these tasks alone, not of thousands of questions."
         )
-    counted_requests = int(requests["measured"].sum())
-    if counted_requests < FEW_REQUESTS:
-        few = "1 request counts" if counted_requests == 1 else f"{counted_requests} requests count"
-        yield f"{case.name}: only {few}; tails rest on a few of them."
+    yield from _few(case, measured)
     yield from _failures(case, measured.summary)
 
 
-def _asked(measured: Measured) -> str:
-    """Name what clients ask for."""
-    return "requests" if measured.tasks is None else "tasks"
+def _few(case: Case, measured: Measured) -> Iterator[str]:
+    """Say where tails rest on a few tasks, or requests where those are all that is asked."""
+    requests = measured.requests
+    counts = {"request": int(requests["measured"].sum())}
+    if measured.tasks is not None:
+        others = requests[not_of_tasks(measured.record, requests)]
+        counts = {"task": int(measured.tasks["measured"].sum())}
+        counts |= {"request": int(others["measured"].sum())} if len(others) else {}
+    for what, count in counts.items():
+        if count < FEW_REQUESTS:
+            few = f"1 {what} counts" if count == 1 else f"{count:,} {what}s count"
+            yield f"{case.name}: only {few}; tails rest on a few of them."
 
 
 def _falling_behind(case: Case, measured: Measured) -> Iterator[str]:
-    """Say where requests leave more slowly than they come, and more and more of them are there.
+    """Say where more and more of what is asked waits; of tasks, it is tasks that are counted."""
+    requests = measured.requests
+    own = np.arange(len(requests))
+    kinds = {"requests": (requests, requests.assign(asked=own))}
+    if measured.tasks is not None and measured.calls is not None:
+        others = requests[not_of_tasks(measured.record, requests)]
+        places = pd.Series(np.arange(len(measured.tasks)), index=measured.tasks["task"])
+        called = requests.merge(measured.calls[["request_id", "task"]], on="request_id")
+        calls = called.assign(asked=called["task"].map(places))
+        known = calls[calls["asked"].notna()].astype({"asked": np.int64})
+        kinds = {
+            "tasks": (measured.tasks, known),
+            "requests": (others, others.assign(asked=np.arange(len(others)))),
+        }
+    for name, (asked, calls) in kinds.items():
+        found = backlog(asked, calls, measured.window)
+        if found is not None:
+            yield (
+                f"{case.name}: falls behind: {brief(found.leave_per_s)} {name}/s leave while "
+                f"{brief(found.arrive_per_s)} arrive, and {brief(found.waiting)} more wait at the "
+                "end than at the start; its latencies grow with the length of the run."
+            )
 
-    Who gives up, or is turned away, leaves too: what nobody waits for does not pile up. Of tasks,
-    which send their calls in bursts, it is tasks that are counted.
-    """
-    requests, window = measured.requests, measured.window
-    asked = requests if measured.tasks is None else measured.tasks
-    came = asked[asked["measured"]]
-    if len(came) < ENOUGH_TO_TELL:
+
+def _short_window(case: Case, measured: Measured) -> Iterator[str]:
+    """Say where tasks take so long that few of them lie in the window as a whole."""
+    if measured.tasks is None:
         return
-    served = asked[asked["outcome"] == "completed"]
-    stay = came["outcome"].isin(("completed", "unfinished"))
-    done = served["done_s"].between(window.start_s, window.end_s).sum()
-    arrive, leave = len(came) / window.duration_s, (done + (~stay).sum()) / window.duration_s
-    answered = requests[requests["outcome"] == "completed"]
-    waits_s = float((answered["admit_s"] - answered["arrival_s"]).median())
-    runs_s = float((answered["done_s"] - answered["admit_s"]).median())
-    takes_s = runs_s if asked is requests else float(served["task_s"].median())
-    telling = window.duration_s > LONG_WINDOW * takes_s or waits_s > runs_s or served.empty
-    middle_s = (window.start_s + window.end_s) / 2
-    grows = _present(asked, window.end_s) > _present(asked, middle_s)
-    if telling and grows and leave < FALLING_BEHIND * arrive:
+    done = tasks_in(measured.tasks, measured.window)
+    takes_s = float(done.loc[done["outcome"] == "completed", "task_s"].mean())
+    length_s = measured.window.duration_s
+    if takes_s > 0 and length_s < SHORT_WINDOW * takes_s:
         yield (
-            f"{case.name}: falls behind: {leave:.2f} {_asked(measured)}/s leave while {arrive:.2f} "
-            "arrive; its latencies grow with the length of the run."
+            f"{case.name}: the window of {brief(length_s)} s is {brief(length_s / takes_s)} times "
+            "what a task takes on average: the work in it is not that of the tasks that count, "
+            "and costs and rates are biased; give more tasks, and a longer warm-up."
         )
-
-
-def _present(requests: pd.DataFrame, time_s: float) -> int:
-    """Count the requests in the system at some time, those that nobody answers not counted."""
-    stay = requests["outcome"].isin(("completed", "unfinished"))
-    here = (requests["arrival_s"] <= time_s) & ~(requests["done_s"] <= time_s)
-    return int((stay & here).sum())
 
 
 def _failures(case: Case, summary: Mapping[str, object]) -> Iterator[str]:
@@ -481,6 +525,12 @@ def _traffic_files(workload: Workload, catalog: Catalog) -> Iterator[tuple[str, 
     if isinstance(workload, MixWorkload):
         for part in workload.parts.values():
             yield from _traffic_files(part, catalog)
+        return
+    if isinstance(workload, ProgramsWorkload):
+        for name in named_strategies(workload.strategy, catalog):
+            yield f"strategies/{name}", catalog.path("strategies", name)
+        if workload.benchmark is not None:
+            yield f"quality/{workload.benchmark}", catalog.path("quality", workload.benchmark)
         return
     path = getattr(workload, "path", None)
     if path is not None:

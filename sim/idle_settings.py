@@ -84,7 +84,7 @@ def _router(pool: Deployment, traffic: Traffic) -> Iterator[str]:
         )
     if kind not in FOLLOWS_PREFIXES or pool.role == "encode":
         return
-    if traffic.contents is None and traffic.sessions is None and traffic.programs is None:
+    if traffic.contents is None and traffic.sessions is None and not traffic.programs:
         yield (
             f"router: {kind} goes by load alone, as no two prompts are known to begin alike: give "
             "sharing, sessions or a trace with block ids"
@@ -95,4 +95,4 @@ def _router(pool: Deployment, traffic: Traffic) -> Iterator[str]:
 
 def _has_sessions(traffic: Traffic) -> bool:
     recorded = traffic.session is not None and bool((traffic.session >= 0).any())
-    return recorded or traffic.sessions is not None or traffic.programs is not None
+    return recorded or traffic.sessions is not None or bool(traffic.programs)

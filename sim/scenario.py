@@ -28,8 +28,17 @@ from sim.schema import (
     set_path,
     validate,
 )
-from sim.units import NonNegativeInt, PositiveInt
-from sim.workload.kinds import MixWorkload, SessionsWorkload, TraceWorkload, Workload
+from sim.units import Fraction, NonNegativeInt, PositiveInt
+from sim.workload.kinds import (
+    MixWorkload,
+    SessionsWorkload,
+    TraceWorkload,
+    Workload,
+    programs_of,
+)
+
+
+Claimed = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class PriceChoice(StrictModel):
@@ -64,6 +73,27 @@ class Curve(StrictModel):
     """Requests at each point at least, however few the clients."""
 
 
+class Claims(StrictModel):
+    """What somebody claims of a case, in columns of the summary: shown beside the forecast."""
+
+    source: str
+    """Who claims it, and where."""
+    accuracy_fraction: Fraction | None = None
+    compute_multiplier: Claimed | None = None
+    compute_multiplier_chip_s: Claimed | None = None
+    latency_multiplier: Claimed | None = None
+    task_s_mean: Claimed | None = None
+    task_s_p50: Claimed | None = None
+    usd_per_task: Claimed | None = None
+    usd_per_solved_task: Claimed | None = None
+    energy_j_per_task: Claimed | None = None
+
+    def by_column(self) -> dict[str, float]:
+        """Give the claimed numbers by their columns."""
+        given = self.model_dump(exclude={"source"}, exclude_none=True)
+        return {column: float(value) for column, value in given.items()}
+
+
 class Case(Pool):
     """One service under one workload; its own pool keys hold where a pool does not give its own."""
 
@@ -90,6 +120,11 @@ class Case(Pool):
     prices: PriceChoice
     measure: Measure = Measure()
     curve: Curve | None = None
+    baseline: str | None = None
+    """Name of the case whose tasks those of this one are compared with; found by
+    `sim.metrics.baselines` unless given."""
+    claims: Claims | None = None
+    """What somebody claims of its tasks."""
 
     @model_validator(mode="after")
     def _pools_hand_over_what_they_understand(self) -> Self:
@@ -116,13 +151,19 @@ class Case(Pool):
     def _targets_of_tasks_need_tasks(self) -> Self:
         asked = [self.slo, *(each.slo for each in self.tenants.values() if each.slo is not None)]
         given = any(slo.task_s is not None or slo.usd_per_task is not None for slo in asked)
-        if given and self.workload.kind != "programs":
+        if given and not programs_of(self.workload):
             msg = (
-                "slo.task_s and slo.usd_per_task are for tasks of test-time compute, and a "
+                "slo.task_s and slo.usd_per_task are for tasks of test-time compute, and this "
                 f"workload of kind {self.workload.kind} has none: leave them out, or give kind: "
-                "programs"
+                "programs, or a mix with a part of that kind"
             )
             raise ValueError(msg)
+        for key, value in (("baseline", self.baseline), ("claims", self.claims)):
+            if value is not None and not programs_of(self.workload):
+                raise ValueError(
+                    f"{key} is for tasks of test-time compute, and this workload of kind "
+                    f"{self.workload.kind} has none: leave it out, or give kind: programs"
+                )
         return self
 
     @model_validator(mode="after")
@@ -310,6 +351,7 @@ def scenario_of(located: Located, folder: Path) -> Scenario:
     cases = [_collect(Case, merged, problems) for merged in laid_out]
     names = [case.name for case in cases if case is not None]
     problems.update(dict.fromkeys(_repeated(names, located)))
+    problems.update(dict.fromkeys(_unknown_baselines(cases, written)))
     if problems or header is None:
         raise InputError("\n".join(problems))
     placed = [
@@ -448,6 +490,17 @@ def _repeated(names: list[str], located: Located) -> list[str]:
     seen = {name for name in names if names.count(name) > 1}
     where = _at(located, "cases")
     return [f"{where}: two cases are called {name!r}" for name in sorted(seen)]
+
+
+def _unknown_baselines(
+    cases: Sequence[Case | None], written: Sequence[Located]
+) -> Iterator[str]:
+    """Say which cases are to be compared with one that is not there."""
+    names = [case.name for case in cases if case is not None]
+    for case, located in zip(cases, written, strict=True):
+        if case is not None and case.baseline is not None and case.baseline not in names:
+            where = _at(located, "baseline")
+            yield f"{where}: no case is called {case.baseline!r}; there are: {', '.join(names)}"
 
 
 def _at(located: Located, *path: str | int) -> str:

@@ -32,6 +32,7 @@ from sim.errors import InputError, KeyPath, Problem, with_problems
 
 __all__ = [
     "KeyPath",
+    "KeyedValueError",
     "Located",
     "Position",
     "StrictModel",
@@ -124,6 +125,22 @@ class StrictModel(BaseModel):
         schema = handler(source)
         _take_nearest_yaml_form(schema, handler)
         return schema
+
+
+class KeyedValueError(ValueError):
+    """What a validator of a whole model says of one of its keys.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong, with the value.
+    *key : str or int
+        The way to it from the model, such as ``("loops", 0, "nodes")``.
+    """
+
+    def __init__(self, message: str, *key: str | int) -> None:
+        super().__init__(message)
+        self.key: KeyPath = key
 
 
 def json_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -625,15 +642,17 @@ def _data_path(detail: ErrorDetails, data: Any) -> KeyPath:
     loc = detail["loc"]
     for depth, part in enumerate(loc, start=1):
         # A field may be called like the kind of its model: the tag comes first, the field last.
+        # The tag comes last too where the whole model is wrong.
         tags = [data.get(key) for key in _TAGS] if isinstance(data, dict) else []
-        is_tag = depth < len(loc) and part in tags
+        is_tag = part in tags and (depth < len(loc) or detail["input"] is data)
         if not is_tag and _holds(data, part):
             path, data = (*path, part), data[part]
     if detail["type"] == "missing":
         return (*path, loc[-1])
     if detail["type"] in _TAG_ERRORS and isinstance(data, dict):
         return (*path, detail["ctx"]["discriminator"].strip("'"))
-    return path
+    said = detail.get("ctx", {}).get("error")
+    return (*path, *said.key) if isinstance(said, KeyedValueError) else path
 
 
 def _holds(data: Any, part: str | int) -> bool:
@@ -763,7 +782,13 @@ def _enumerated(shapes: Iterable[Mapping[str, Any]]) -> list[str]:
 def _inner(shape: Mapping[str, Any], key: str | int) -> Mapping[str, Any]:
     """Return the schema of one list item or mapping key; empty if there is none."""
     if isinstance(key, str):
-        found = shape.get("properties", {}).get(key, shape.get("additionalProperties"))
+        others = (
+            inner
+            for pattern, inner in shape.get("patternProperties", {}).items()
+            if re.search(pattern, key)
+        )
+        found = shape.get("properties", {}).get(key)
+        found = found or next(others, shape.get("additionalProperties"))
     else:
         first = shape.get("prefixItems", ())
         found = first[key] if key < len(first) else shape.get("items")

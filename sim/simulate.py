@@ -1,9 +1,9 @@
 """Run one case: draw its traffic, let the engine serve it, hand back the columns."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import starmap
+from itertools import chain, starmap
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from sim.engine.clients import ClosedLoop, OpenLoop, Source
 from sim.engine.clock import TICKS_PER_S, to_ticks
 from sim.engine.cluster import Cluster, Companion, LinkPlan, PoolPlan, RunRecord
 from sim.engine.programs import Programs
+from sim.engine.records import joined_columns
 from sim.engine.requests import Request
 from sim.engine.router_choice import router_of
 from sim.engine.sessions import Sessions, Together
@@ -20,7 +21,7 @@ from sim.errors import InputError, under
 from sim.idle_settings import idle_settings
 from sim.kv_places import host_link, swap_tokens, tiers_of
 from sim.service import Port, Service
-from sim.tenancy import Tenancy, tenancy_of
+from sim.tenancy import ONE_TENANT, Tenancy, tenancy_of
 from sim.upkeep_plans import (
     UpkeepPlans,
     failure_notes,
@@ -30,8 +31,8 @@ from sim.upkeep_plans import (
 )
 from sim.workload.draw import draw, pilot
 from sim.workload.judging import Accuracy, accuracy_of
-from sim.workload.kinds import OpenLoopWorkload, ProgramsWorkload, Workload
-from sim.workload.programs import MAIN, answered_at_once
+from sim.workload.kinds import OpenLoopWorkload, ProgramsWorkload, Workload, programs_of
+from sim.workload.programs import MAIN, Ledger, answered_at_once
 from sim.workload.requests import RequestRow, Traffic
 from sim.workload.tasks import programs
 
@@ -61,8 +62,9 @@ class CaseRun:
     """Closed-loop clients."""
     tenants: tuple[str, ...] = ("all",)
     """Names of the tenants, by their index."""
-    accuracy: Accuracy | None = None
-    """Of a strategy of test-time compute, where a benchmark says how good answers are."""
+    accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
+    """Of the strategies of test-time compute, by tenant; of those for which a benchmark says how
+    good answers are."""
     notes: tuple[str, ...] = ()
     """What a reader must know of this run."""
 
@@ -121,11 +123,14 @@ def simulate(
         circumstances=Circumstances(tenancy_of(case, traffic.tenant_names), upkeep),
     )
     notes = tuple(_run_notes(service, traffic, plans, upkeep))
-    names, accuracy = traffic.tenant_names, None
-    if isinstance(workload, ProgramsWorkload):
-        accuracy = accuracy_of(workload, catalog, seed)
-        said = () if accuracy is None else accuracy.notes
-        notes += tuple(f"{case.name}: {workload.benchmark}: {note}." for note in said)
+    accuracy = {}
+    for key, asked in programs_of(workload).items():
+        known = accuracy_of(asked, catalog, seed)
+        if known is not None:
+            accuracy[key[-1] if key else ONE_TENANT] = known
+            said = (f"{case.name}: {asked.benchmark}: {note}." for note in known.notes)
+            notes = tuple(dict.fromkeys((*notes, *said)))
+    names = traffic.tenant_names
     return CaseRun(service, record, capacity, traffic.clients, names, accuracy, notes)
 
 
@@ -147,7 +152,7 @@ def _run_notes(
             )
     if traffic.encode_tokens is not None:
         yield from _image_notes(service)
-    called = frozenset() if traffic.programs is None else traffic.programs.strategy.models
+    called = frozenset(chain(*(plans.strategy.models for plans in traffic.programs)))
     for name in sorted(set(service.case.other_models) - called):
         yield f"{service.case.name}: nobody calls the other model {name!r}, which is paid for."
 
@@ -188,8 +193,6 @@ def serve(
     tenancy = None if circumstances is None else circumstances.tenancy
     upkeep = spares_aside(service) if circumstances is None else circumstances.upkeep
     cluster = Cluster(pool_plans(service, seed, tenancy), every_step=every_step)
-    if progress is not None and traffic.programs is None:
-        cluster.report_progress(progress, total=traffic.total_requests)
     companions: list[Companion] = []
     if upkeep is not None:
         companions.append(upkeep)
@@ -198,37 +201,91 @@ def serve(
         patience = tenancy.patience(seed)
         companions += [] if patience is None else [patience]
     priorities = () if tenancy is None else tenancy.priorities
-    source = _source(traffic, to_ticks(service.frontend_s), priorities)
-    if progress is not None and isinstance(source, Programs):
-        source.listener = partial(_told, progress, traffic.total_requests)
-    record = cluster.run(source, companions)
-    if isinstance(source, Programs):
-        record = replace(record, programs=source.programs, calls=source.calls)
+    calls = _Numbers(traffic.total_requests - sum(map(len, traffic.programs)))
+    sources = _sources(traffic, to_ticks(service.frontend_s), priorities, calls)
+    programs = [source for source in sources if isinstance(source, Programs)]
+    if progress is not None:
+        bar = _Bar(progress, calls, calls.following, traffic.total_requests)
+        cluster.recorder.listen(bar.left)
+        for source in programs:
+            source.listener = bar.one_over
+    record = cluster.run(sources[0] if len(sources) == 1 else Together(*sources), companions)
+    if programs:
+        told = (joined_columns([getattr(one, name) for one in programs]) for name in _OF_PROGRAMS)
+        record = replace(record, **dict(zip(_OF_PROGRAMS, told, strict=True)))
     return record
 
 
-def _told(progress: Progress, total: int, done: int) -> None:
-    """Tell of so many tasks that are over, of all."""
-    progress(done, total)
+_OF_PROGRAMS = ("programs", "calls")
+"""What programs leave behind, in a record and in each of their sources."""
+
+
+@dataclass
+class _Numbers:
+    """Numbers of calls, shared by all programs."""
+
+    following: int
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        self.following += 1
+        return self.following - 1
+
+
+@dataclass
+class _Bar:
+    """Tells how far a run is: requests that have left, and of programs the tasks that are over.
+
+    How many calls there will be nobody knows before. Those under way count as if they had left, so
+    that some of the other requests are told of late.
+    """
+
+    progress: Progress
+    calls: _Numbers
+    others: int
+    """Requests that are no calls."""
+    total: int
+    _requests: int = 0
+    _tasks: int = 0
+
+    def left(self, count: int) -> None:
+        """Take note of the requests that have left, calls among them."""
+        known = count - (self.calls.following - self.others)
+        self._requests = max(self._requests, known)
+        self.progress(self._requests + self._tasks, self.total)
+
+    def one_over(self, _: int) -> None:
+        """Take note of a task that is over."""
+        self._tasks += 1
+        self.progress(self._requests + self._tasks, self.total)
 
 
 Priorities = Sequence[int | None]
 """By tenant; none: that of each request in its trace."""
 
 
-def _source(traffic: Traffic, answer_ticks: int, priorities: Priorities) -> Source:
-    """Turn the columns of a workload into somebody who sends requests."""
+def _sources(
+    traffic: Traffic, answer_ticks: int, priorities: Priorities, calls: Iterator[int]
+) -> list[Source]:
+    """Turn the columns of a workload into those who send requests."""
     if traffic.arrival_s is None:
-        return ClosedLoop(list(_requests(traffic, priorities)), traffic.clients, answer_ticks)
-    requests = OpenLoop(_requests(traffic, priorities))
-    if traffic.programs is not None:
-        return Programs(
-            traffic.programs, 0, answer_ticks, (priorities[0] if priorities else 0) or 0
-        )
-    if traffic.sessions is None:
-        return requests
-    of_sessions = tuple(priority or 0 for priority in priorities)
-    return Together(requests, Sessions(traffic.sessions, len(traffic), answer_ticks, of_sessions))
+        return [ClosedLoop(list(_requests(traffic, priorities)), traffic.clients, answer_ticks)]
+    by_tenant = tuple(priority or 0 for priority in priorities) or (0,) * len(traffic.tenant_names)
+    sources: list[Source] = []
+    if len(traffic) or not traffic.programs:
+        sources.append(OpenLoop(_requests(traffic, priorities)))
+    sessions = 0
+    if traffic.sessions is not None:
+        sessions = len(traffic.sessions)
+        sources.append(Sessions(traffic.sessions, len(traffic), answer_ticks, by_tenant))
+    if traffic.session is not None:
+        sessions = max(sessions, int(traffic.session.max(initial=-1)) + 1)
+    for plans in traffic.programs:
+        priority = by_tenant[plans.tenant]
+        sources.append(Programs(plans, calls, answer_ticks, priority, sessions))
+    return sources
 
 
 def pool_plans(service: Service, seed: int, tenancy: Tenancy | None = None) -> list[PoolPlan]:
@@ -330,12 +387,17 @@ def capacity_tasks_per_s(
     return float((last - first) / (done[last] - done[first]))
 
 
+def probed(workload: ProgramsWorkload, catalog: Catalog, seed: int) -> list[Ledger]:
+    """Tell what some tasks of a workload ask for, had all calls been answered at once."""
+    plans = programs(workload.asked_by(1, PROBED_TASKS), catalog, seed, ("probe",))
+    return [answered_at_once(plans.control(number)) for number in range(PROBED_TASKS)]
+
+
 def _clients_that_fill(
     service: Service, workload: ProgramsWorkload, catalog: Catalog, seed: int
 ) -> int:
     """Find how many tasks at once fill the batch, or the KV cache if that holds fewer calls."""
-    plans = programs(workload.asked_by(1, PROBED_TASKS), catalog, seed, ("probe",))
-    ledgers = [answered_at_once(plans.control(number)) for number in range(PROBED_TASKS)]
+    ledgers = probed(workload, catalog, seed)
     calls = [call for ledger in ledgers for call in ledger.calls if call.model == MAIN]
     if not calls:
         return service.places

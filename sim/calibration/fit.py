@@ -29,6 +29,7 @@ from sim.calibration.regression import Array, Knob, columns, regress, residual_r
 from sim.calibration.subjects import (
     Subjects,
     catalogue_peaks,
+    lent_power,
     read_subjects,
     shipped_subjects,
     study_of,
@@ -52,7 +53,11 @@ METHOD = (
 
 
 def fit_accelerator(
-    data_dir: Path, accelerator: str, peaks: Mapping[str, Peaks], table: Subjects
+    data_dir: Path,
+    accelerator: str,
+    peaks: Mapping[str, Peaks],
+    table: Subjects,
+    power: PowerFit | None = None,
 ) -> Calibration:
     """Fit all laws of one accelerator.
 
@@ -66,6 +71,8 @@ def fit_accelerator(
         Datasheet figures of the accelerator and of those that stand in for it, by id.
     table
         What the data call the accelerator, and what stands in.
+    power
+        The power law of another accelerator; none: fitted to the data.
 
     Returns
     -------
@@ -94,7 +101,7 @@ def fit_accelerator(
         same_die_as=subject.same_die_as,
         collectives=found_collectives,
         expert_exchange=collectives.fit_exchanges(data_dir, subject.chip, subject.rack),
-        power=_fit_power(data_dir, accelerator, table, peaks[subject.power]),
+        power=power or _fit_power(data_dir, accelerator, table, peaks[subject.power]),
         excluded=(eager if found_collectives else {}) | dict(found.excluded),
     )
 
@@ -254,7 +261,8 @@ def main(
     entries = open_catalog(catalog or ())
     needed = {accelerator, table.of(accelerator).power}
     peaks = {name: catalogue_peaks(name, entries) for name in sorted(needed)}
-    calibration = fit_accelerator(data_dir, accelerator, peaks, table)
+    power = lent_power(table.of(accelerator).power, table, entries)
+    calibration = fit_accelerator(data_dir, accelerator, peaks, table, power)
     command = (
         f"python -m sim.calibration.fit DATA_DIR --accelerator {accelerator} "
         "--out hardware/calibrations"

@@ -212,7 +212,7 @@ def power(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     ``load_fraction`` (power over the board limit), ``compute_utilization``,
     ``memory_utilization``.
     """
-    path = data_dir / "kernels" / "aic_power.csv"
+    path = sources.power_file(data_dir / "kernels")
     frame = sources.read_csv(path)
     frame = frame[(frame["hardware"] == chip) & (frame["op"] == "gemm")].copy()
     shape = frame["shape"].str.extract(r"m=(?P<m>\d+) n=(?P<n>\d+) k=(?P<k>\d+)").astype(float)

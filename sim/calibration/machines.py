@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from math import isqrt
 
 from sim.calibration.rows import Row, count
 from sim.efficiency import Engine
@@ -10,6 +11,8 @@ from sim.units import DTYPE_BYTES, Dtype
 
 SYSTEMS: Mapping[str, str] = {
     "A100-SXM-80GB": "a100_sxm_x8",
+    "A100-80GB": "a100_sxm_x8",
+    "A100-SXM-40GB": "a100_sxm_40gb_x8",
     "H100-SXM-80GB": "h100_sxm_x8",
     "H800-SXM": "h800_sxm_x8",
     "H20": "h20_sxm_x8",
@@ -33,8 +36,10 @@ SYSTEMS: Mapping[str, str] = {
 
 _ATTENTION_DP = re.compile(r"attention DP=(\d+)")
 """How the notes of InferenceX runs tell of data-parallel attention."""
-_NATIVE = ("neuron", "jetstream", "vllm tpu")
+_NATIVE = ("neuron", "jetstream", "vllm tpu", "sambaflow")
 """Engines of chips that are not GPUs."""
+LIKE_VLLM = ("deepspeed-mii",)
+"""Engines without kernels of their own in the catalogue, for which vLLM's stand in."""
 DTYPES: Mapping[str, Dtype] = {
     "bf16": "bf16",
     "fp16": "bf16",
@@ -44,6 +49,8 @@ DTYPES: Mapping[str, Dtype] = {
     "nvfp4": "nvfp4",
     "mxfp4": "mxfp4",
     "int8": "int8",
+    "int8_sq": "int8",
+    "full_prec": "bf16",
     "int4": "int4",
 }
 
@@ -63,9 +70,11 @@ _VLLM_RELEASES: tuple[tuple[str, tuple[int, int]], ...] = (
 """Days on which those came out, for runs that tell their day and not their release."""
 _VERSION = re.compile(r"(\d+)\.(\d+)")
 UNSTATED_KV: Mapping[tuple[Engine, str], Dtype] = {("vllm", "H100-SXM-80GB"): "bf16"}
-"""Cache format of runs that do not say, where the figures do: vLLM's InferenceX runs on H100 show
-the time per token of a 16-bit cache, and run AIC02926 (tp 2, 64 clients, contexts to 9k) waits
-30.8 s for its first token, as it does when 16-bit keys fill the memory, not when 8-bit ones do."""
+"""Cache format of runs that do not say, where the figures do. Of vLLM's InferenceX runs on H100 the
+scripts of gpt-oss and MiniMax ask for nothing, which is the model's 16 bits; those of Llama ask for
+8 bits in every version that is kept, but show the time per token of a 16-bit cache, and run
+AIC02926 (tp 2, 64 clients, contexts to 9k) waits 30.8 s for its first token, as it does when 16-bit
+keys fill the memory, not when 8-bit ones do (0.4 s)."""
 
 
 def engine_of(row: Row) -> Engine | None:
@@ -75,6 +84,8 @@ def engine_of(row: Row) -> Engine | None:
         return "trtllm"
     if any(vendor in name for vendor in _NATIVE):
         return "native"
+    if any(engine in name for engine in LIKE_VLLM):
+        return "vllm"
     others: tuple[Engine, ...] = ("vllm", "sglang")
     return next((engine for engine in others if engine in name), None)
 
@@ -109,11 +120,16 @@ def split_of(row: Row, tp: int, chips: int) -> Parallelism:
     """Tell how a run was cut: data-parallel attention is told in the notes alone.
 
     Its ranks and the tensor ranks inside them are all chips, and the experts are dealt to them.
+    Where the notes tell more ranks than there are chips, they multiply the ranks of the experts'
+    two cuts, each of which was recorded as all chips: 64 are 8 chips, whatever the other columns
+    say.
     """
     pp = count(row, "pp") if row.get("pp") else 1
     ep = count(row, "ep") if row.get("ep") not in (None, "", "0") else 1
     noted = _ATTENTION_DP.search(row.get("notes", ""))
     ranks = int(noted.group(1)) if noted else 1
+    if ranks > chips and isqrt(ranks) ** 2 == ranks:
+        ranks = chips = isqrt(ranks)
     if ranks > 1 and chips % ranks == 0:
         return Parallelism(tp=chips // ranks, attention_dp=ranks, ep=chips if ep > 1 else 1)
     return Parallelism(tp=tp, pp=pp, ep=tp if tp % ep else ep)

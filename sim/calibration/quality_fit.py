@@ -9,7 +9,8 @@ written anew; what stands above it is not touched. With ``--check`` nothing is w
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from sim.calibration.quality_gate import fitted_gate
 from sim.calibration.regression import rounded
 from sim.errors import InputError
 from sim.quality.benchmark import AccuracyStrategy, Assumed, Benchmark, Laws, Point
-from sim.quality.expected import best_of, predicted, vote
+from sim.quality.expected import predicted, vote
 from sim.quality.laws import (
     Difficulty,
     EffortLaw,
@@ -35,6 +36,7 @@ from sim.quality.laws import (
     VerifierLaw,
     WrongAnswers,
 )
+from sim.quality.selection import best_of
 from sim.schema import load_yaml, validate
 
 DATE = "2026-11-21"
@@ -47,6 +49,11 @@ LIMIT = 4.0
 0.982, and 0.018 to 55. Votes that want more than that say that they do not care."""
 FEWEST_VOTES = 3
 """Votes of different size that tell the strength and the top share apart."""
+FEWEST_SELECTIONS = 3
+"""Numbers of samples, of which a verifier chose, that tell its separation and its shared noise
+apart."""
+SHARED = 0.7
+"""Shared fraction of a verifier that was measured at fewer: fitted ones go from 0.2 to 1."""
 TOP_SHARE = 0.3
 """Mean share of the top wrong answer where no vote was published."""
 FILES = Path(__file__).resolve().parents[2] / "workloads" / "quality"
@@ -61,15 +68,16 @@ Floats = NDArray[np.float64]
 def fitted_laws(benchmark: Benchmark) -> Laws:
     """Fit all laws that the points of a benchmark determine.
 
-    Each law is fitted alone, by least squares of accuracy: first difficulty and agreement of wrong
-    answers to single answers, coverage and votes; then with those the verifiers, and so on.
+    Least squares of accuracy: first difficulty and agreement of wrong answers to single answers,
+    coverage and votes, together with the verifiers that were measured at `FEWEST_SELECTIONS`
+    numbers of samples; then with those each other law alone.
     """
     assumed = benchmark.assumed or Assumed(why="")
     laws = _sampling_laws(benchmark, assumed)
     found: dict[str, Any] = {
         "effort": _effort(_points(benchmark, "effort"), assumed),
         "coverage_power": _power(_points(benchmark, "coverage")),
-        "verifiers": _verifiers(benchmark, laws.difficulty),
+        "verifiers": _verifiers(benchmark, laws, assumed),
         "revision": _revision(_points(benchmark, "revision"), laws.difficulty, assumed),
         "search": _search(_points(benchmark, "search"), laws.difficulty),
     }
@@ -82,9 +90,14 @@ def _points(benchmark: Benchmark, *strategies: AccuracyStrategy) -> list[Point]:
 
 
 def _solved(
-    guess: Sequence[float], errors: Callable[[Floats], Sequence[float]], low: float, high: float
+    guess: Sequence[float],
+    errors: Callable[[Floats], Sequence[float]],
+    low: float,
+    high: float,
+    steps: Sequence[float] = (0.0, 0.7, -0.7),
+    xtol: float = 1e-12,
 ) -> Floats:
-    """Find the numbers that make errors least, from a few guesses around the given one.
+    """Find the numbers that make errors least, from a few guesses some steps from the given one.
 
     Where points are fewer than numbers they were too few to fit, which `LawFit` shows; a weak pull
     to the guess keeps the answer one.
@@ -94,10 +107,11 @@ def _solved(
     def pulled(x: Floats) -> Floats:
         return np.append(np.asarray(errors(x)), 1e-5 * (x - start))
 
-    tries = [start, start + 0.7, start - 0.7]
     found = [
-        optimize.least_squares(pulled, np.clip(one, low, high), bounds=(low, high), xtol=1e-12)
-        for one in tries
+        optimize.least_squares(
+            pulled, np.clip(start + step, low, high), bounds=(low, high), xtol=xtol
+        )
+        for step in steps
     ]
     return np.asarray(min(found, key=lambda one: one.cost).x)
 
@@ -133,13 +147,16 @@ def _beta(mean: float, strength: float) -> Difficulty:
 def _sampling_laws(benchmark: Benchmark, assumed: Assumed) -> Laws:
     """Fit difficulty and agreement: those of mean, strength and top share that nobody gives.
 
-    The strength is fitted where there is coverage at two numbers of samples or more; the mean
-    where there is no single answer to read it from; the top share where there are votes.
+    The strength is fitted where there is coverage at two numbers of samples or more, or how many
+    questions are how hard; the mean where there is no single answer to read it from; the top share
+    where there are votes. Verifiers that were measured well are fitted with them, for what they
+    find bounds coverage from below.
     """
-    points = _points(benchmark, "answer", "coverage", "vote")
-    several = [one for one in points if one.x > 1]
-    covered = [one for one in several if one.strategy == "coverage"]
+    points = _points(benchmark, "answer", "coverage", "below", "vote")
+    several = [one for one in points if one.x > 1 or one.strategy == "below"]
+    spread = [one for one in several if one.strategy in ("coverage", "below")]
     voted = [one for one in several if one.strategy == "vote"]
+    told_apart = _told_apart(benchmark)
     fixed: dict[str, float | None] = {
         "mean": assumed.difficulty_mean,
         "strength": assumed.difficulty_strength,
@@ -147,28 +164,57 @@ def _sampling_laws(benchmark: Benchmark, assumed: Assumed) -> Laws:
     }
     if not points and fixed["mean"] is None:
         fixed["mean"] = _reference_accuracy(benchmark)
-    if not covered and len(voted) < FEWEST_VOTES and fixed["strength"] is None:
+    if not spread and len(voted) < FEWEST_VOTES and fixed["strength"] is None:
         fixed["strength"] = STRENGTH
     if not voted and fixed["top_share"] is None:
         fixed["top_share"] = TOP_SHARE
     guess = {"mean": 0.0, "strength": 0.0, "top_share": -0.85}
     free = [name for name, value in fixed.items() if value is None]
+    start = [guess[name] for name in free] + [1.7, 0.8] * len(told_apart)
 
     def laws(x: Floats) -> Laws:
-        chosen = dict(zip(free, x.tolist(), strict=True))
+        chosen = dict(zip(free, x.tolist(), strict=False))
         mean = fixed["mean"] or float(special.expit(chosen.get("mean", 0.0)))
         strength = fixed["strength"] or float(np.exp(chosen.get("strength", 0.0)))
         share = fixed["top_share"] or float(special.expit(chosen.get("top_share", 0.0)))
         wrong = WrongAnswers(mean_top_share=share, strength=assumed.top_share_strength)
         beta = Difficulty(a=mean * strength, b=(1 - mean) * strength)
-        return Laws(difficulty=beta, wrong_answers=wrong)
+        return Laws(
+            difficulty=beta, wrong_answers=wrong, verifiers=_judges(told_apart, x[len(free) :])
+        )
 
     def errors(x: Floats) -> list[float]:
         trial = laws(x)
-        return [predicted(trial, one) - one.accuracy for one in points]
+        return [predicted(trial, one) - one.accuracy for one in wanted]
 
-    best = _solved([guess[name] for name in free], errors, -LIMIT, LIMIT) if free else np.zeros(0)
+    wanted = [*points, *(one for own in told_apart.values() for one in own)]
+    if not start:
+        return _sampling_fits(laws(np.zeros(0)), points, fixed, assumed)
+    if told_apart:  # They take long; from one guess will do.
+        best = _solved(start, errors, -LIMIT, LIMIT, steps=(0.0,), xtol=1e-7)
+    else:
+        best = _solved(start, errors, -LIMIT, LIMIT)
     return _sampling_fits(laws(best), points, fixed, assumed)
+
+
+def _told_apart(benchmark: Benchmark) -> dict[str, list[Point]]:
+    """Return the points of verifiers that tell separation and shared noise apart."""
+    by_name: dict[str, list[Point]] = {}
+    for one in _points(benchmark, "best_of"):
+        by_name.setdefault(one.verifier or "", []).append(one)
+    return {
+        name: own
+        for name, own in sorted(by_name.items())
+        if len({one.x for one in own if one.x > 1}) >= FEWEST_SELECTIONS
+    }
+
+
+def _judges(names: Iterable[str], x: Floats) -> dict[str, VerifierLaw]:
+    """Return verifiers of two numbers each: separation, and log-odds of the shared fraction."""
+    return {
+        name: VerifierLaw(separation=separation, shared_fraction=float(special.expit(odds)))
+        for name, (separation, odds) in zip(names, x.reshape(-1, 2).tolist(), strict=True)
+    }
 
 
 def _sampling_fits(
@@ -185,6 +231,12 @@ def _sampling_fits(
     alone = [one for one in points if one.strategy != "vote" or one.x == 1]
     votes = [one for one in points if one.strategy == "vote" and one.x > 1]
     return Laws(
+        verifiers={
+            name: VerifierLaw(
+                separation=rounded(one.separation), shared_fraction=rounded(one.shared_fraction)
+            )
+            for name, one in found.verifiers.items()
+        },
         difficulty=beta.model_copy(
             update={"fit": _difficulty_fit(laws, alone, told["difficulty"], assumed)}
         ),
@@ -278,23 +330,29 @@ def _effort(points: Sequence[Point], assumed: Assumed) -> EffortLaw | None:
     return found.model_copy(update={"fit": fit})
 
 
-def _verifiers(benchmark: Benchmark, difficulty: Difficulty) -> dict[str, VerifierLaw]:
-    """Fit the separation of each verifier that chose among samples."""
+def _verifiers(benchmark: Benchmark, laws: Laws, assumed: Assumed) -> dict[str, VerifierLaw]:
+    """Say how good the verifiers are that are known, and fit the separation of the others."""
     points = _points(benchmark, "best_of")
+    shared = SHARED if assumed.shared_fraction is None else assumed.shared_fraction
     found = {}
     for name in sorted({one.verifier or "" for one in points}):
         own = [one for one in points if one.verifier == name]
 
+        def forecast(law: VerifierLaw, point: Point) -> float:
+            return best_of(laws.difficulty, laws.wrong_answers, law, round(point.x))
+
         def errors(x: Floats, own: Sequence[Point] = own) -> list[float]:
-            law = VerifierLaw(separation=float(x[0]))
-            return [best_of(difficulty, law, round(one.x)) - one.accuracy for one in own]
+            law = VerifierLaw(separation=float(x[0]), shared_fraction=shared)
+            return [forecast(law, one) - one.accuracy for one in own]
 
-        law = VerifierLaw(separation=rounded(float(_solved([1.0], errors, -3.0, 9.0)[0])))
-
-        def forecast(point: Point, law: VerifierLaw = law) -> float:
-            return best_of(difficulty, law, round(point.x))
-
-        found[name] = law.model_copy(update={"fit": _fit(own, forecast, 1, None)})
+        law = laws.verifiers.get(name)
+        count, text = 2, None
+        if law is None:
+            separation = rounded(float(_solved([1.0], errors, -3.0, 9.0)[0]))
+            law = VerifierLaw(separation=separation, shared_fraction=shared)
+            count, text = 1, f"shared_fraction {shared:g} is that of other verifiers, a guess"
+        fit = _fit(own, partial(forecast, law), count, text)
+        found[name] = law.model_copy(update={"fit": fit})
     return found
 
 

@@ -1,16 +1,14 @@
-"""How good a gate must be for what dynamic allocation is said to achieve."""
+"""How good gates are: what measured ones know, and what dynamic allocation is said to need."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import optimize, special
+from scipy import optimize, special, stats
 
-from sim.quality.benchmark import Assumed, Benchmark, Laws
-from sim.quality.laws import Difficulty, GateLaw, LawFit, shift_to, shifted
-
-Floats = NDArray[np.float64]
+from sim.quality.benchmark import Assumed, Benchmark, GateMeasurement, Laws
+from sim.quality.laws import Difficulty, Floats, GateLaw, LawFit, all_ranks, shift_to, shifted
+from sim.quality.selection import counts_of_right
 
 SCORES = np.linspace(-5.0, 5.0, 1001)
 """Normal scores of questions, and of what a gate believes of them."""
@@ -119,8 +117,76 @@ def correlation_for(choices: Sequence[Option], cost: float, accuracy: float) -> 
     )
 
 
+def expected(measurement: GateMeasurement, difficulty: Difficulty, correlation: float) -> float:
+    """Return what a statistic of a gate comes to if its correlation of normal scores is so."""
+    guesses = _expected_guesses(correlation)
+    chances = difficulty.chances(all_ranks())
+    if measurement.statistic == "auc":
+        return _auc(chances, guesses)
+    return _spearman(difficulty, guesses, measurement.samples)
+
+
+def _expected_guesses(correlation: float) -> Floats:
+    """Return the expected guessed rank of questions by their true one.
+
+    E Phi(rho z + sqrt(1 - rho^2) noise) = Phi(rho z / sqrt(2 - rho^2)).
+    """
+    scores = special.ndtri(all_ranks())
+    return np.asarray(special.ndtr(correlation * scores / np.sqrt(2 - correlation**2)))
+
+
+def _auc(chances: Floats, guesses: Floats) -> float:
+    """Return the chance that a right answer was to a question guessed easier than a wrong one.
+
+    The mean rank of those with a right answer is AUC (1 - share) + share / 2.
+    """
+    share = float(chances.mean())
+    mean_rank = float((chances * guesses).mean()) / share
+    return (mean_rank - share / 2) / (1 - share)
+
+
+def _spearman(difficulty: Difficulty, guesses: Floats, samples: int) -> float:
+    """Return the rank correlation of guesses and right answers among some, ties at middle ranks."""
+    counts = counts_of_right(difficulty, samples)
+    middle_ranks = np.cumsum(counts) - counts / 2
+    chances = difficulty.chances(all_ranks())
+    places = stats.binom.pmf(np.arange(samples + 1), samples, chances[:, None]) @ middle_ranks
+    covariance = float(((guesses - 0.5) * (places - 0.5)).mean())
+    variance = float(counts @ (middle_ranks - 0.5) ** 2)
+    return float(covariance / np.sqrt(variance / 12))
+
+
+def _measured_gate(benchmark: Benchmark, laws: Laws) -> GateLaw | None:
+    """Fit the correlation to what was measured of a gate."""
+    own = [one for one in benchmark.gates if one.fitted]
+    if not own:
+        return None
+
+    def errors(correlation: float) -> Floats:
+        return np.array([expected(one, laws.difficulty, correlation) - one.value for one in own])
+
+    best = optimize.minimize_scalar(
+        lambda x: float((errors(x) ** 2).sum()), bounds=(0, 1), options={"xatol": 1e-7}
+    )
+    correlation = round(float(best.x), 3)
+    left = np.abs(errors(correlation))
+    fit = LawFit(
+        points=len(own),
+        parameters=1,
+        max_error_fraction=float(np.ceil(left.max() * 1e4) / 1e4),
+        rms_error_fraction=float(np.ceil(np.sqrt(np.mean(left**2)) * 1e4) / 1e4),
+        range=(min(one.samples for one in own), max(one.samples for one in own)),
+        date=laws.difficulty.fit.date if laws.difficulty.fit else "",
+    )
+    source = "; ".join(one.source for one in own)
+    return GateLaw(correlation=correlation, source=source, confidence=own[0].confidence, fit=fit)
+
+
 def fitted_gate(benchmark: Benchmark, laws: Laws, assumed: Assumed) -> GateLaw | None:
-    """Return the gate that the point of dynamic allocation asks for, or an assumed one."""
+    """Return a measured gate, or that which dynamic allocation asks for, or an assumed one."""
+    measured = _measured_gate(benchmark, laws)
+    if measured is not None:
+        return measured
     dynamic = [one for one in benchmark.points if one.strategy == "dynamic"]
     if not dynamic:
         if assumed.gate_correlation is None:

@@ -9,8 +9,8 @@ from sim.errors import InputError
 Row = Mapping[str, str]
 """One run as its file tells it; what is not told is empty or left out."""
 
-Load = Literal["closed", "open"]
-"""How requests came: from so many clients, each waiting for its answer, or freely."""
+Load = Literal["closed", "open", "at_once"]
+"""How requests came: from so many clients, each waiting for its answer; freely; or all at once."""
 
 
 def figure(row: Row, column: str) -> float:
@@ -45,10 +45,24 @@ def count(row: Row, column: str) -> int:
     return int(value)
 
 
+def clients(row: Row) -> int:
+    """Count the clients of a closed loop: one that sends a single stream, or so many as told."""
+    if row.get("scenario") == "singlestream" and not row.get("concurrency"):
+        return 1
+    return count(row, "concurrency")
+
+
 def load_of(row: Row) -> Load | None:
-    """Tell how requests came, if the run is of a kind that is simulated."""
-    if row.get("scenario") == "concurrency" and row.get("concurrency"):
+    """Tell how requests came, if the run is of a kind that is simulated.
+
+    >>> load_of({"scenario": "offline"}), load_of({"scenario": "server", "request_rate_qps": "2"})
+    ('at_once', 'open')
+    """
+    scenario = row.get("scenario")
+    if scenario == "singlestream" or (scenario == "concurrency" and row.get("concurrency")):
         return "closed"
-    if row.get("scenario") == "server" and row.get("request_rate_qps"):
+    if scenario in ("server", "interactive") and row.get("request_rate_qps"):
         return "open"
+    if scenario == "offline":
+        return "at_once"
     return None

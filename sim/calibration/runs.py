@@ -1,5 +1,6 @@
 """Measured serving runs: one tidy row each, and the case that does the same in simulation."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,20 +9,18 @@ from typing import Literal, get_args
 import pandas as pd
 
 from sim.calibration.benchmarks import benchmark_of
+from sim.calibration.completion import completed, system_of
 from sim.calibration.machines import (
     DTYPES,
-    SYSTEMS,
-    UNSTATED_KV,
     engine_of,
     preset_of,
-    split_of,
-    usual_kv_dtype,
 )
 from sim.calibration.rows import Row, count, figure, load_of
 from sim.catalog import Catalog
 from sim.efficiency import Engine
 from sim.errors import InputError
 from sim.measured import Statistic
+from sim.model import Model
 from sim.precision import Precision
 from sim.routing_policy import Slo
 from sim.scenario import Case, PriceChoice
@@ -34,6 +33,8 @@ QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 _SUFFIXES = ("-instruct", "-fp8", "-nvfp4", "-v0.1", "-0528")
 """Endings of model names that say nothing about the shape."""
+NOTHING = "nothing"
+"""Of runs that were described in full, what was assumed."""
 _ONE_PHASE = ("DECODE ONLY", "PREFILL ONLY")
 """How notes tell that a figure is of one phase, the other being computed elsewhere."""
 
@@ -52,6 +53,9 @@ class MeasuredRun:
     measured: Mapping[Quantity, float]
     statistic: Mapping[Quantity, Statistic]
     """Which column of a summary the measured figure compares with."""
+    assumed: tuple[str, ...] = ()
+    """What the file leaves out and a rule filled, such as ``tp``; see `sim.calibration.completion`.
+    Empty: the run was described in full."""
 
     @property
     def keys(self) -> dict[str, str]:
@@ -66,6 +70,7 @@ class MeasuredRun:
             "preset": case.engine.name,
             "tp": str(case.parallelism.tp),
             "weights": case.precision.weights,
+            "assumed": ", ".join(self.assumed) or NOTHING,
         }
 
     def key(self, column: str) -> str:
@@ -115,7 +120,7 @@ def read_runs(path: Path, catalog: Catalog) -> Iterator[MeasuredRun | Skipped]:
     for record in frame.to_dict("records"):
         row = {str(key): str(value) for key, value in record.items()}
         try:
-            yield _read_row(row, shapes.get(_plain(row["model"])))
+            yield _read_row(row, shapes.get(_plain(row["model"])), catalog)
         except InputError as error:
             raise InputError(f"{path}: run {row['row_id']}: {error}") from error
 
@@ -170,13 +175,15 @@ def _plain(name: str) -> str:
     return plain
 
 
-def _read_row(row: Row, model_id: str | None) -> MeasuredRun | Skipped:
-    reason = _reason_to_skip(row)
-    if reason is None and model_id is None:
-        reason = f"no model for {row['model']}"
-    if reason is not None or model_id is None:
-        return Skipped(row["row_id"], row["hardware"], reason or "")
-    measured, statistic = _measured(row)
+def _read_row(row: Row, model_id: str | None, catalog: Catalog) -> MeasuredRun | Skipped:
+    if model_id is None or not row["num_chips"]:
+        reason = _reason_to_skip(row, catalog) or f"no model for {row['model']}"
+        return Skipped(row["row_id"], row["hardware"], reason)
+    full, assumed = completed(row, model_id, benchmark_of(row), catalog)
+    unusable = _reason_to_skip(full, catalog) or _too_long(full, catalog.model(model_id))
+    if unusable is not None:
+        return Skipped(row["row_id"], row["hardware"], unusable)
+    measured, statistic = _measured(full)
     return MeasuredRun(
         row_id=row["row_id"],
         source=row.get("source_key", ""),
@@ -184,51 +191,80 @@ def _read_row(row: Row, model_id: str | None) -> MeasuredRun | Skipped:
         hardware=row["hardware"],
         model=row["model"],
         engine=row["engine"],
-        case=_case(row, model_id),
+        case=_case(full, model_id, catalog),
         measured=measured,
         statistic=statistic,
+        assumed=assumed,
     )
 
 
-def _reason_to_skip(row: Row) -> str | None:
+def _reason_to_skip(row: Row, catalog: Catalog) -> str | None:
+    benchmark = benchmark_of(row)
+    no_lengths = (not row["isl"] or not row["osl"]) and not benchmark.own_lengths
+    if not row["num_chips"]:
+        return "number of chips is not given"
     checks: tuple[tuple[bool, str], ...] = (
-        (row["hardware"] not in SYSTEMS, f"no system for {row['hardware']}"),
+        (_system(row, catalog) is None, f"no system for {row['hardware']}"),
         (engine_of(row) is None, f"no engine for {row['engine']}"),
-        (not row["isl"] or not row["osl"], "lengths are not given"),
+        (no_lengths, "lengths are not given"),
         (not row["tp"], "tp is not given"),
         (row.get("weight_dtype", "") not in DTYPES, f"weights in {row.get('weight_dtype')}"),
         (
             any(words in row.get("notes", "") for words in _ONE_PHASE),
             "figures of one phase, prefill or decode, alone",
         ),
-        (load_of(row) is None, f"load of {row.get('scenario')} runs is not simulated yet"),
+        (load_of(row) is None, f"load of {row.get('scenario')} runs is not given"),
     )
     return next((reason for fails, reason in checks if fails), None)
 
 
-def _case(row: Row, model: str) -> Case:
-    engine = engine_of(row)
+def _too_long(row: Row, model: Model) -> str | None:
+    """Say so if requests are longer than what the model was made for: random tokens do not mind."""
+    if not row["isl"] or not row["osl"]:
+        return None
+    longer = count(row, "isl") + count(row, "osl") > model.max_positions
+    return "requests are longer than the context of the model" if longer else None
+
+
+def _system(row: Row, catalog: Catalog) -> str | None:
+    return system_of(row["hardware"], count(row, "num_chips"), catalog)
+
+
+def _case(row: Row, model: str, catalog: Catalog) -> Case:
+    engine, system = engine_of(row), _system(row, catalog)
     assert engine is not None  # noqa: S101 - checked by _reason_to_skip
+    assert system is not None  # noqa: S101 - likewise
     weights = DTYPES[row["weight_dtype"]]
-    unstated = UNSTATED_KV.get((engine, row["hardware"]), usual_kv_dtype(weights))
+    benchmark = benchmark_of(row)
+    unstated = benchmark.kv_cache(row, engine, weights)
     kv_cache = DTYPES.get(row.get("kv_dtype", ""), unstated)
     chips = count(row, "num_chips")
     tp = count(row, "tp")
     if engine == "native":
         tp = min(tp, chips)  # Neuron counts the cores of a chip
-    parallelism = split_of(row, tp, chips)
-    return Case(
+    parallelism = benchmark.split(row, tp, chips)
+    replicas = max(1, chips // parallelism.chips)
+    case = Case(
         name=row["row_id"],
-        system=SYSTEMS[row["hardware"]],
+        system=system,
         model=model,
         parallelism=parallelism,
         precision=Precision(weights=weights, kv_cache=kv_cache),
-        replicas=max(1, chips // parallelism.chips),
-        engine=_settings(row, engine, max(1, chips // parallelism.chips)),
-        workload=benchmark_of(row).workload(row),
+        replicas=replicas,
+        systems=math.ceil(chips / catalog.system(system).chips),
+        engine=_settings(row, engine, replicas),
+        workload=benchmark.workload(row),
         slo=Slo(ttft_s=1.0, tpot_s=1.0),
         prices=PriceChoice(book="us_2026_11"),
     )
+    tuned = benchmark.tuned(row, case, catalog)
+    return case.model_copy(update={"engine": _changed(case.engine, tuned)}) if tuned else case
+
+
+def _changed(engine: ServingEngine, settings: Mapping[str, object]) -> ServingEngine:
+    """Change settings, so that they count as given and not as those of the preset."""
+    given = engine.model_dump(exclude_unset=True)
+    return ServingEngine.model_validate(given | dict(settings))
 
 
 def _settings(row: Row, kernels: Engine, replicas: int) -> ServingEngine:

@@ -1,8 +1,9 @@
 """The files of measured kernels, each in its own columns, brought to one set of columns.
 
 The common columns are those of NVIDIA AIConfigurator (``aic_*.csv``): ``hardware``, ``framework``,
-``version``, ``kernel_source``, ``latency_us`` and the shape of the operation. Rows of other
-sources are renamed to them; a framework is the engine whose kernels were timed.
+``version``, ``kernel_source``, ``latency_us`` and the shape of the operation. ``rackcast measure``
+writes the same (``measured_*.csv``). Rows of other sources are renamed to them; a framework is the
+engine whose kernels were timed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -42,12 +43,19 @@ def read(folder: Path, operation: Operation, chip: str) -> Iterator[tuple[Path, 
     path, frame
         Only files that have such rows.
     """
-    for path in sorted(folder.glob(f"aic_{operation}_*.csv")):
+    own = folder / f"measured_{operation}.csv"
+    for path in (*sorted(folder.glob(f"aic_{operation}_*.csv")), *([own] if own.is_file() else [])):
         yield from _present(path, _of_chip(path, chip))
     for name, reader in _OTHERS.get(operation, {}).items():
         path = folder / name
         if path.is_file():
             yield from _present(path, reader(_of_chip(path, chip)))
+
+
+def power_file(folder: Path) -> Path:
+    """Name the file of measured power: one's own where there is one."""
+    own = folder / "measured_power.csv"
+    return own if own.is_file() else folder / "aic_power.csv"
 
 
 def read_csv(path: Path) -> pd.DataFrame:

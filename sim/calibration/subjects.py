@@ -7,7 +7,7 @@ from pathlib import Path
 from sim.calibration.kernel_laws import LAUNCH_BOUND_S, Study
 from sim.calibration.kernels import Peaks
 from sim.catalog import Catalog
-from sim.efficiency import Engine
+from sim.efficiency import Engine, PowerFit
 from sim.errors import InputError
 from sim.schema import StrictModel, load_yaml, validate
 from sim.units import Bytes, Seconds
@@ -29,7 +29,8 @@ class Subject(StrictModel):
     """In the column ``hardware`` of the files."""
     sources: tuple[str, ...]
     power: str
-    """The accelerator whose power was measured."""
+    """The accelerator whose power was measured: a subject, or one whose calibration in the
+    catalogue lends its law."""
     rack: str | None = None
     """Name in the data of another chip with the same NVLink, whose exchange of experts was
     measured over many chips."""
@@ -91,11 +92,30 @@ def read_subjects(path: Path) -> Subjects:
     table = validate(Subjects, load_yaml(path))
     for name, subject in table.subjects.items():
         unknown = [each for each in subject.sources if each not in table.sources]
-        others = (subject.power, subject.same_die_as or subject.power)
-        unknown += [each for each in dict.fromkeys(others) if each not in table.subjects]
+        same_die = subject.same_die_as or name
+        unknown += [] if same_die in table.subjects else [same_die]
         if unknown:
             raise InputError(f"{path}: {name}: unknown {', '.join(unknown)}")
     return table
+
+
+def lent_power(power: str, table: Subjects, catalog: Catalog) -> PowerFit | None:
+    """Take the power law of a calibration in the catalogue; none: the accelerator is a subject.
+
+    Raises
+    ------
+    InputError
+        It is no subject, and has no calibration either.
+    """
+    if power in table.subjects:
+        return None
+    found = catalog.calibration(power)
+    if found is None:
+        raise InputError(
+            f"power: {power} is no subject of the table and has no calibration; "
+            "'rackcast list calibrations' shows those that can lend their law"
+        )
+    return found.power.model_copy(update={"inherited_from": power})
 
 
 def study_of(data_dir: Path, subject: Subject, peaks: Peaks) -> Study:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from sim.calibration.replay import replay
+from sim.calibration.replay import NO_REQUEST_FITS, replay
 from sim.calibration.runs import QUANTITIES, MeasuredRun, Quantity, Skipped
 from sim.catalog import Catalog
 from sim.errors import InfeasibleError, InputError
@@ -72,7 +72,9 @@ def validate_runs(
         else:
             try:
                 rows += _compare(run, replay(run.case, catalog, seed))
-            except (InfeasibleError, InputError) as error:
+            except InfeasibleError as error:
+                reasons.append(_why_not(run, error))
+            except InputError as error:
                 reasons.append(str(error))
         if progress is not None:
             progress(index + 1, len(runs))
@@ -80,6 +82,13 @@ def validate_runs(
     if not rows:
         raise InputError(f"no run could be forecast: {_reasons(skipped)}")
     return Validation(pd.DataFrame(rows), skipped)
+
+
+def _why_not(run: MeasuredRun, error: InfeasibleError) -> str:
+    """Name what does not fit without the figures of the one run, so that like runs are counted."""
+    if str(error) == NO_REQUEST_FITS:
+        return NO_REQUEST_FITS
+    return f"{run.case.model} does not fit on {run.hardware} with tp {run.case.parallelism.tp}"
 
 
 def _compare(run: MeasuredRun, forecasts: Mapping[Statistic, float]) -> list[dict[str, object]]:

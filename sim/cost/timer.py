@@ -177,6 +177,7 @@ class StepTimer:
             self.shares = replace(self.shares, queries=self.execution.queries)
         self._bandwidth = accelerator.local_memory.bandwidth_bytes_per_s.value
         self._layers = sum(op.calls for op in self.operators if _mixes_tokens(op))
+        self._expert_layers = sum(op.calls for op in self.operators if isinstance(op, ExpertGemm))
         self._kernels = sum(op.calls for op in self.operators)
 
     def with_overhead(self, overhead: EngineOverhead) -> "StepTimer":
@@ -264,7 +265,7 @@ class StepTimer:
         rank = self.shares.rank(shape, dealt)._replace(queries=self.shares.queries)
         decode = padded(self.execution.padding, rank).decode_sequences
         sequences = float(dealt.micro_batches * (decode + dealt.prompts))
-        all_s = self.overhead.seconds(layers=self._layers, sequences=sequences)
+        all_s = self.stage_overhead_s + self.overhead.sequence_s * sequences
         launched = self.execution.padding.eager(self.shares.queries * dealt.decode, dealt.prefill)
         eager_s = float(dealt.runs) * self.eager_s * launched
         return float(all_s + (dealt.runs - 1) * self.stage_overhead_s + eager_s)
@@ -277,7 +278,11 @@ class StepTimer:
     @property
     def stage_overhead_s(self) -> float:
         """Engine time of one run of one stage, whatever is in it."""
-        return float(self.overhead.seconds(layers=self._layers, sequences=0.0))
+        return float(
+            self.overhead.seconds(
+                layers=self._layers, expert_layers=self._expert_layers, sequences=0.0
+            )
+        )
 
     def explain(self, shape: StepShape, expert_load: float = 1.0) -> list[OperatorTime]:
         """List the operators that have something to do in a step, and the engine's overhead.

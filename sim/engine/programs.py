@@ -5,23 +5,26 @@ and it goes on when its client has seen their answers. Whatever the order in whi
 calls are sent in the order in which the strategy names them.
 """
 
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import simpy
 
 from sim.engine.clients import Desk
-from sim.engine.clock import to_ticks
+from sim.engine.clock import Alarm, to_ticks
 from sim.engine.records import CALL_COLUMNS, PROGRAM_COLUMNS, TIMES, Columns, Table
 from sim.engine.requests import Outcome, Request
+from sim.workload.content import tokens_of
 from sim.workload.programs import Call, Control, Parallel, ProgramPlans, Unanswered
 
 NOBODY = -1
 """Number of the call after which a program's first calls come."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Branch:
     """A generator under way."""
 
@@ -33,7 +36,7 @@ class _Branch:
     waits_for: "_Sent | _Group | None" = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Group:
     """Branches side by side."""
 
@@ -45,7 +48,7 @@ class _Group:
     came: list[Any] = field(default_factory=list)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Sent:
     """A call under way; hears when its request has left."""
 
@@ -66,11 +69,40 @@ class _Sent:
 
     def request_done(self, request: Request) -> None:
         """Let the program go on when its client has seen the answer."""
-        self.program.source.heard(self, request)
+        self.request = None
+        if not self.cancelled:
+            self.program.source.tell(self, request)
+
+    def told(self, request: Request) -> None:
+        """Let the program go on."""
+        if not self.cancelled:
+            self.program.source.go_on(self, request)
+
+
+class _Only:
+    """A program of one call, which nothing follows and nobody cancels."""
+
+    __slots__ = ("answer", "number", "source")
+
+    def __init__(self, source: "Programs", number: int, answer: int | None) -> None:
+        self.source = source
+        self.number = number
+        self.answer = answer
+
+    def request_done(self, request: Request) -> None:
+        """Let the program be over when its client has seen the answer."""
+        self.source.tell(self, request)
+
+    def told(self, request: Request) -> None:
+        """Let the program be over."""
+        answer = self.answer if request.outcome == "completed" else None
+        self.source.over(self.number, request.arrival_tick, request.outcome, answer, None)
 
 
 class _Program:
     """One question that is being worked on."""
+
+    __slots__ = ("arrival_tick", "calls", "cancelled_calls", "last", "number", "source")
 
     def __init__(self, source: "Programs", number: int, arrival: int) -> None:
         self.source = source
@@ -105,28 +137,36 @@ class Programs:
     ----------
     plans : ProgramPlans
         What is asked, and when.
-    first_request_id : int
-        Calls are numbered from here, in the order in which strategies name them.
+    numbers : iterator of int
+        Of calls, in the order in which strategies name them; several sources share one.
     answer_ticks : int
         Time from the end of a request in the engine until its client has seen it.
     priority : int
         Of all calls.
+    first_session : int
+        Calls of a task are those of a session; sessions of others have the numbers before.
     """
 
     def __init__(
         self,
         plans: ProgramPlans,
-        first_request_id: int = 0,
+        numbers: Iterator[int] | None = None,
         answer_ticks: int = 0,
         priority: int = 0,
+        first_session: int = 0,
     ) -> None:
         self._plans = plans
+        self._first_session = first_session + plans.first_number
         self._answer_ticks = answer_ticks
         self._priority = priority
         self._left = len(plans)
         self.listener: Callable[[int], None] | None = None
         """Told how many programs are over, whenever one is."""
-        self._next_id = first_request_id
+        self._numbers = count() if numbers is None else numbers
+        self._answers: deque[tuple[_Sent | _Only, Request]] = deque()
+        """On their way to the client, all for the same time: the first comes first."""
+        self._failures: deque[tuple[_Sent | _Only, Request]] = deque()
+        """Requests that have left without an answer, until the client hears of it."""
         self._programs = Table(PROGRAM_COLUMNS, TIMES)
         self._calls = Table(CALL_COLUMNS)
 
@@ -149,33 +189,49 @@ class Programs:
         """Begin to ask."""
         self._desk, self._env = desk, desk.env
         self._upcoming = enumerate(self._plans.starts())
+        self._only_calls = self._plans.only_calls()
+        # alarms that are set again and again cost a fraction of an event each
+        env, normal = desk.env, simpy.events.NORMAL
+        self._answered = Alarm(env, normal, self._hear_answer)
+        self._unanswered = Alarm(env, normal, self._hear_failure)
+        self._vacancy = Alarm(env, normal, self._begin_next)
+        self._arrival = Alarm(env, normal, self._arrive)
+        self._next = None
         if self._plans.clients:
             for _ in range(min(self._plans.clients, len(self._plans))):
-                self._after(0, self._begin_next)
+                self._vacancy.set(0)
         else:
-            self._env.process(self._arrivals())
+            self._next = next(self._upcoming, None)
+            Alarm(env, simpy.events.URGENT, self._arrive).set(0)
 
-    def _arrivals(self) -> Generator[simpy.Event, None, None]:
-        for number, start_s in self._upcoming:
-            delay = to_ticks(start_s) - self._env.tick
-            if delay > 0:
-                yield self._env.timeout(delay)
+    def _arrive(self, _alarm: simpy.Event) -> None:
+        """Ask what is asked now, and what is asked before anything else happens."""
+        clock, upcoming, following = self._env, self._upcoming, self._next
+        while following is not None:
+            number, start_s = following
+            tick = to_ticks(start_s)
+            if tick > clock.tick and not clock.skip_to(tick):
+                self._arrival.set(tick - clock.tick)
+                break
             self._begin(number)
+            following = next(upcoming, None)
+        self._next = following
 
-    def _begin_next(self) -> None:
+    def _begin_next(self, _alarm: simpy.Event) -> None:
         """Let a client of a closed loop ask its next question, if there is one."""
         following = next(self._upcoming, None)
         if following is not None:
             self._begin(following[0])
 
     def _begin(self, number: int) -> None:
+        if self._only_calls is not None:
+            call, answer = next(self._only_calls)
+            request = self._request(self._numbered(number, 0, call, NOBODY), number, 0, call)
+            request.on_done = _Only(self, number, answer)
+            self._desk.submit(request)
+            return
         program = _Program(self, number, self._env.tick)
         self._advance(_Branch(program, self._plans.control(number)), None, NOBODY)
-
-    def _after(self, ticks: int, then: Callable[[], None]) -> None:
-        wait = self._env.timeout(ticks)
-        if wait.callbacks is not None:
-            wait.callbacks.append(lambda _: then())
 
     # -- going on -----------------------------------------------------------------------------
 
@@ -256,24 +312,31 @@ class Programs:
             after, ticks = program.last[after]
             path_ticks += ticks
             path_calls += 1
-        self._programs.append(
-            (
-                program.number,
-                program.arrival_tick,
-                self._env.tick,
-                outcome,
-                -1 if answer is None else int(answer),
-                program.calls,
-                program.cancelled_calls,
-                path_calls,
-                path_ticks,
-            )
-        )
+        counts = (program.calls, program.cancelled_calls, path_calls, path_ticks)
+        self.over(program.number, program.arrival_tick, outcome, answer, counts)
+
+    def over(
+        self,
+        number: int,
+        arrival_tick: int,
+        outcome: Outcome,
+        answer: Any,
+        counts: tuple[int, int, int, int] | None,
+    ) -> None:
+        """Take note that a program is over.
+
+        Counts are those of its calls, as they are recorded; none: it was a single one.
+        """
+        plans, now = self._plans, self._env.tick
+        counts = counts or (1, 0, 1, now - arrival_tick)
+        known = -1 if answer is None else int(answer)
+        task = plans.first_number + number
+        self._programs.append((task, plans.tenant, arrival_tick, now, outcome, known, *counts))
         self._left -= 1
         if self.listener is not None:
             self.listener(len(self._plans) - self._left)
         if self._plans.clients:
-            self._after(0, self._begin_next)
+            self._vacancy.set(0)
         self._desk.rest()
 
     # -- calls --------------------------------------------------------------------------------
@@ -281,47 +344,69 @@ class Programs:
     def _sent(
         self, program: _Program, call: Call, owner: _Branch | _Group, place: int, after: int
     ) -> _Sent:
+        """Take note of a call that is to be sent."""
+        index = program.calls
+        number = self._numbered(program.number, index, call, after)
+        program.calls = index + 1
+        return _Sent(program, call, owner, place, number, index, after)
+
+    def _numbered(self, task: int, index: int, call: Call, after: int) -> int:
         """Give a call its number."""
-        sent = _Sent(program, call, owner, place, self._next_id, program.calls, after)
-        self._next_id += 1
-        program.calls += 1
-        row = (sent.number, program.number, sent.index, call.label, call.model, after)
-        self._calls.append(row)
-        return sent
+        number = next(self._numbers)
+        task += self._plans.first_number
+        self._calls.append((number, task, index, call.label, call.model, after))
+        return number
 
     def _send(self, sent: _Sent) -> None:
         if sent.call.wait_s:
-            self._after(to_ticks(sent.call.wait_s), lambda: self._submit(sent))
+            wait = self._env.timeout(to_ticks(sent.call.wait_s))
+            if wait.callbacks is not None:
+                wait.callbacks.append(lambda _: self._submit(sent))
         else:
             self._submit(sent)
 
     def _submit(self, sent: _Sent) -> None:
         if sent.cancelled:
             return
-        call, program = sent.call, sent.program
-        request = Request(sent.number, self._env.tick, call.input_tokens, call.output_tokens)
-        request.session, request.turn = program.number, sent.index
-        request.content, request.answer = call.prompt, (call.answer_stream, 0)
-        request.model, request.priority = call.model, self._priority
+        request = self._request(sent.number, sent.program.number, sent.index, sent.call)
         request.on_done = sent
         sent.request = request
         self._desk.submit(request)
+
+    def _request(self, number: int, task: int, index: int, call: Call) -> Request:
+        """Make the request of a call."""
+        prompt = call.prompt
+        request = Request(number, self._env.tick, tokens_of(prompt), call.output_tokens)
+        request.session, request.turn = self._first_session + task, index
+        request.tenant, request.priority = self._plans.tenant, self._priority
+        request.content, request.answer = prompt, (call.answer_stream, 0)
+        request.model, request.reuse = call.model, call.reuse
+        return request
 
     def drop(self, sent: _Sent) -> None:
         """Cancel a call, wherever it is."""
         if sent.request is not None:
             self._desk.cancel(sent.request)
 
-    def heard(self, sent: _Sent, request: Request) -> None:
-        """Take note that a request has left."""
-        sent.request = None
-        if not sent.cancelled:
-            seen = self._answer_ticks if request.outcome == "completed" else 0
-            self._after(seen, lambda: self._go_on(sent, request))
+    def tell(self, sent: _Sent | _Only, request: Request) -> None:
+        """Tell a client of a request that has left, when the answer has come to it."""
+        if request.outcome == "completed":
+            self._answers.append((sent, request))
+            self._answered.set(self._answer_ticks)
+        else:
+            self._failures.append((sent, request))
+            self._unanswered.set(0)
 
-    def _go_on(self, sent: _Sent, request: Request) -> None:
-        if sent.cancelled:
-            return
+    def _hear_answer(self, _alarm: simpy.Event) -> None:
+        sent, request = self._answers.popleft()
+        sent.told(request)
+
+    def _hear_failure(self, _alarm: simpy.Event) -> None:
+        sent, request = self._failures.popleft()
+        sent.told(request)
+
+    def go_on(self, sent: _Sent, request: Request) -> None:
+        """Let a program go on whose call is answered, or will never be."""
         program, owner = sent.program, sent.owner
         program.last[sent.number] = sent.after, self._env.tick - request.arrival_tick
         if request.outcome == "completed":

@@ -4,7 +4,7 @@ Rows are collected as tuples and turned into NumPy columns a block at a time, so
 costs a fraction of a microsecond and memory does not grow with Python objects.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -100,6 +100,7 @@ that never came back are not among them."""
 
 PROGRAM_COLUMNS: Mapping[str, str] = {
     "task": "i8",
+    "tenant": "i2",
     "arrival_s": "f8",
     "done_s": "f8",
     "outcome": "O",
@@ -228,6 +229,11 @@ class Table:
         by_column = zip(*self._rows, strict=True)
         self.extend(by_column)
         self._rows.clear()
+
+
+def joined_columns(tables: Sequence[Columns]) -> Columns:
+    """Put tables of the same columns below each other."""
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 
 def _seconds(ticks: Iterable[Any]) -> npt.NDArray[Any]:

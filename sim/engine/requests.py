@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Protocol
 
-from sim.workload.content import PRIVATE_STREAM, Content, joined
+from sim.workload.content import PRIVATE_STREAM, Content, Reuse, joined
 
 Outcome = Literal["completed", "rejected", "timed_out", "lost", "shed", "cancelled", "unfinished"]
 """How a request has left: answered; longer than the cache or the model allows; given up by its
@@ -63,6 +63,8 @@ class Request:
     """What the prompt consists of; none: nothing that any other prompt has."""
     answer: tuple[int, int] | None = None
     """Stream and position of the answer's first token; none: nobody will send it again."""
+    reuse: Reuse = "all"
+    """What of prompt and answer other requests may begin with."""
     encode_tokens = 0
     """Tokens of images and the like, which an encoder computes first."""
     max_tokens = 0

@@ -29,16 +29,17 @@ from collections import deque
 from sim.cost.work import prefill_pairs
 from sim.engine.admission import Reservation
 from sim.engine.batch import DecodeBatch
+from sim.engine.holdings import Holdings
+from sim.engine.intake import Intake
 from sim.engine.kv import WHOLE_CONTEXT, BlockPool, SequenceBlocks
 from sim.engine.lookup import NOTHING_FOUND, Found, KvTransport
-from sim.engine.prefix import PrefixCache
 from sim.engine.prompts import Prompts
 from sim.engine.requests import Request
 from sim.engine.rules import SchedulerRules
 from sim.engine.stretch import Stretch
 from sim.engine.waiting import WaitingLine
 from sim.errors import InternalError
-from sim.workload.content import PRIVATE_STREAM, Content, first_tokens, tokens_of
+from sim.workload.content import Content, tokens_of
 
 
 class Scheduler:
@@ -80,8 +81,8 @@ class Scheduler:
         tokens will be there."""
         self.ready: deque[Request] = deque()
         """Those whose keys and values have come, and who wait for a place."""
-        self.kept: dict[Request, tuple[int, int]] = {}
-        """Tokens and blocks of requests that are done here, until somebody has fetched them."""
+        self.holdings = Holdings(pool, reservation)
+        self.kept = self.holdings.kept
         self.running_requests = 0
         """Admitted and not done, those whose prompts are in the step in progress included."""
         self.outstanding_requests = 0
@@ -91,14 +92,12 @@ class Scheduler:
         self._now = 0
         self._known_tick = 0
         """Up to when arrivals are known to the step that is being decided."""
-        self._leaving: list[tuple[Request, int, int]] = []
-        """Requests that are done too late for it, and their tokens and blocks."""
         self._unknown_places = 0
         self._hidden = False
         """Whether the next step may be decided otherwise for what this one did not know."""
         self._held = blocks.counter(pool.block_tokens, rules.window_tokens)
         """KV blocks of a sequence with so many tokens in the cache."""
-        self._cache = pool if isinstance(pool, PrefixCache) else None
+        self._cache = self.holdings.cache
         self._looks_for_kv = self._cache is not None
         self._watermark = int(rules.watermark_fraction * pool.total_blocks)
         self._max_chunk_tokens = rules.max_chunk_tokens or rules.max_num_batched_tokens
@@ -106,14 +105,7 @@ class Scheduler:
         """Longest request that was found to fit into the whole pool: shorter ones do too."""
         self._tokens_per_sequence = rules.tokens_per_sequence
         self._ahead = rules.steps_ahead > 0
-        self._polls = rules.poll_interval_steps > 1
-        self._seen_tick = -1
-        """Up to when arrivals have been looked for."""
-        self._steps_since_look = 0
-        self._last_arrival_tick = -1
-        self._waits = False
-        """Whether prompts are kept back in the step that was decided last."""
-        self._waited_steps = 0
+        self._intake = Intake(rules)
 
     @property
     def transport(self) -> KvTransport | None:
@@ -126,6 +118,7 @@ class Scheduler:
         if transport is not None and self._cache is not None:
             transport.follow(self._cache)
         self._looks_for_kv = self._cache is not None or transport is not None
+        self.holdings.answers_are_looked_for = transport is not None
 
     @property
     def waiting_requests(self) -> int:
@@ -151,7 +144,7 @@ class Scheduler:
 
     def add(self, request: Request, tick: int) -> None:
         """Put a request at the end of the waiting line."""
-        request.queued_tick = self._last_arrival_tick = tick
+        request.queued_tick = self._intake.last_arrival_tick = tick
         self.line.push(request)
         self.outstanding_requests += 1
         # `Request.longest_tokens`, without the call
@@ -172,7 +165,7 @@ class Scheduler:
         changes) or when all places are taken. Where the engine counts who waits, or looks for new
         requests now and then only, the next step is decided anew for any of them.
         """
-        if self._polls or self._waits:
+        if self._intake.active:
             return True
         if self.running_requests >= self.rules.max_num_seqs:
             return False
@@ -200,19 +193,20 @@ class Scheduler:
             if known_tick is None or known_tick == tick:
                 known_tick = tick
                 self._unknown_places = 0
-                self._let_go()
+                self.holdings.let_go()
             self._known_tick = known_tick
             self._hidden = bool(self._unknown_places and (self.line or self.ready))
-        if self._polls:
-            self._look()
-        self._waits = False
+        intake = self._intake
+        if intake.polls:
+            intake.look(self._known_tick if self._ahead else tick, self.batch.size)
+        intake.waits = False
         if self.ready:
             self._take_in_ready()
         if rules.prefill_first and (self.prefilling or self.line):
             stretch = Stretch(0, 0, 0, 0, 0, 0)
             preempted = not self._fill(stretch)
             if stretch.chunks:
-                self._let_go()
+                self.holdings.let_go()
                 return stretch
             return self._plan_decode(preempted=preempted)
         return self._plan_mixed()
@@ -231,7 +225,7 @@ class Scheduler:
                 self._compute(request, tokens, stretch)
         if self.line and not preempted and not self._keeps_back():
             self._admit(stretch)
-        self._let_go()
+        self.holdings.let_go()
         if not stretch.chunks:
             if not batch.size:
                 return None
@@ -252,8 +246,8 @@ class Scheduler:
             The clock at the end of the last step.
         """
         batch, pool = self.batch, self.pool
-        if self._polls or self._waits:
-            self._count_steps(stretch, steps)
+        if self._intake.active:
+            self._intake.passed(steps, prompts=bool(stretch.chunks))
         if steps > 1:
             self.take_blocks(stretch, steps)
         stretch.used_blocks = pool.total_blocks - pool.free_blocks
@@ -269,7 +263,7 @@ class Scheduler:
             self._complete(done, tick)
         self._unknown_places = len(done) * self.rules.steps_ahead
         if not self.outstanding_requests:
-            self._let_go()
+            self.holdings.let_go()
         return done
 
     def _complete(self, done: list[Request], tick: int) -> None:
@@ -289,9 +283,9 @@ class Scheduler:
             blocks = self.batch.final_blocks(request)
             cached = request.input_tokens + request.output_tokens - 1
             if self._ahead and self.reservation is None and not request.keeps_blocks:
-                self._leaving.append((request, cached, blocks))
+                self.holdings.leaving.append((request, cached, blocks))
             else:
-                self._leave_cache(request, cached, blocks, late=self._ahead)
+                self.holdings.leave(request, cached, blocks, late=self._ahead)
 
     def take_blocks(self, stretch: Stretch, steps: int) -> None:
         """Take the KV blocks of the first steps of a stretch, as far as it has not been done."""
@@ -308,10 +302,7 @@ class Scheduler:
 
     def free_kept(self, request: Request) -> None:
         """Free the blocks of a request that was done before, now that they have been fetched."""
-        self._free_blocks(request, *self.kept.pop(request))
-        request.keeps_blocks = False
-        if request.reserved_blocks and self.reservation is not None:
-            self.reservation.left(request)
+        self.holdings.fetched(request)
 
     def drop_waiting(self, request: Request) -> bool:
         """Take a request out of the waiting line, if it is there."""
@@ -338,8 +329,8 @@ class Scheduler:
             self.batch.remove(request)
             self.running_requests -= 1
         request.keeps_blocks = False
-        self._remember(request)
-        self._leave_cache(request, cached, blocks)
+        self.holdings.remember(request)
+        self.holdings.leave(request, cached, blocks)
         self._forget(request)
 
     def clear(self) -> list[Request]:
@@ -368,7 +359,7 @@ class Scheduler:
             fetched = request.computed_tokens
             self.pool.give_back(self._held(fetched + 1) - self._held(fetched))
             self.running_requests += 1
-            self._extend(request, fetched)  # others find what has come, and nothing before
+            self.holdings.extend(request, fetched)  # others find what has come, and nothing before
             self._mark_admitted(request)
             generated = request.generated_tokens
             if generated and request.computed_tokens >= request.input_tokens + generated - 1:
@@ -388,7 +379,7 @@ class Scheduler:
             if request is None or len(stretch.chunks) >= prompts:
                 return
             if request.queued_tick > known_tick:
-                if not self._polls:  # else nothing changes until the next look
+                if not self._intake.polls:  # else nothing changes until the next look
                     self._hidden = True
                 request = line.known_head(known_tick)
                 if request is None:
@@ -401,52 +392,19 @@ class Scheduler:
     @property
     def _known_arrivals(self) -> int:
         """Up to when arrivals are known to the step that is being decided."""
-        if self._polls:
-            return self._seen_tick
+        if self._intake.polls:
+            return self._intake.seen_tick
         return self._known_tick if self._ahead else self._now
 
-    def _look(self) -> None:
-        """Learn of arrivals, if it is time to look for them."""
-        if self._steps_since_look >= self.rules.poll_interval_steps or not self.batch.size:
-            self._seen_tick = self._known_tick if self._ahead else self._now
-            self._steps_since_look = 0
-
     def _keeps_back(self) -> bool:
-        """Tell whether the prompts that wait are to wait for others, which would fill the step."""
-        rules, known_tick = self.rules, self._known_arrivals
-        if not rules.batch_wait_steps or not self.batch.size or self.prefilling:
+        """Tell whether the prompts that wait are to wait for others."""
+        if not self.rules.batch_wait_steps or not self.batch.size or self.prefilling:
             return False
-        tokens = self.batch.size * self._tokens_per_sequence
-        free = places = rules.max_num_seqs - self._unknown_places - self.running_requests
-        for request in self.line:
-            if places <= 0 or tokens >= rules.batch_wait_tokens:
-                break
-            if request.queued_tick <= known_tick:
-                tokens += request.input_tokens + request.generated_tokens
-                places -= 1
-        enough = places <= 0 or places == free or tokens >= rules.batch_wait_tokens
-        self._waits = not enough and self._waited_steps < rules.batch_wait_steps
-        self._hidden = self._hidden or (self._waits and self._last_arrival_tick > known_tick)
-        return self._waits
-
-    def _count_steps(self, stretch: Stretch, steps: int) -> None:
-        """Count towards the next look, and how long prompts have been kept back."""
-        if self._waits:
-            self._waited_steps += steps
-        interval = self.rules.poll_interval_steps
-        if stretch.chunks:
-            self._steps_since_look = interval
-        else:  # a look at which there was nothing new begins the count again
-            self._steps_since_look = (self._steps_since_look + steps - 1) % interval + 1
-
-    def _steps_to_look(self, limit: int) -> int:
-        """Shorten a stretch to where those who wait may be seen, or need not wait any more."""
-        rules = self.rules
-        if self._polls and self._last_arrival_tick > self._seen_tick:
-            limit = min(limit, rules.poll_interval_steps - self._steps_since_look)
-        if self._waits:
-            limit = min(limit, rules.batch_wait_steps - self._waited_steps)
-        return limit
+        known_tick, intake = self._known_arrivals, self._intake
+        places = self.rules.max_num_seqs - self._unknown_places - self.running_requests
+        kept = intake.keeps_back(self.line, self.batch.size, places, known_tick)
+        self._hidden |= kept and intake.last_arrival_tick > known_tick
+        return kept
 
     def _admit_one(self, request: Request, budget: int, stretch: Stretch) -> int | None:
         """Let the head of the line in, and return how many of its tokens are in the step.
@@ -467,7 +425,7 @@ class Scheduler:
         if not self._has_room(request, needed, upto, found):
             return None
         self.line.take(request)
-        self._waited_steps = 0
+        self._intake.came_in()
         if found is NOTHING_FOUND and self.reservation is None:
             request.computed_tokens = 0
         else:
@@ -590,7 +548,7 @@ class Scheduler:
         if further and self.reservation is not None:
             self.reservation.took(request, blocks)
         if request.holding is not None:
-            self._extend(request, done + tokens)
+            self.holdings.extend(request, done + tokens)
         stretch.chunks.append((request, tokens))
         stretch.prefill_tokens += tokens
         stretch.prefill_context_tokens += done
@@ -613,7 +571,7 @@ class Scheduler:
             if request.first_token_tick < 0:
                 request.first_token_tick = tick
             if generated == request.output_tokens:
-                self._leave_cache(request, computed, self._held(computed), late=self._ahead)
+                self.holdings.leave(request, computed, self._held(computed), late=self._ahead)
                 done.append(request)
             else:
                 self._join(request)
@@ -633,7 +591,7 @@ class Scheduler:
         if blocks > pool.free_blocks:
             preempted = self._make_room(decoding=True)
             blocks = batch.blocks_needed(1)
-        self._let_go()
+        self.holdings.let_go()
         if not batch.size:
             return None
         stretch = batch.stretch(blocks)
@@ -652,8 +610,8 @@ class Scheduler:
             return 1
         if self.reservation is not None and self.line and limit > 1:
             limit = self._steps_to_admission(limit, pool.free_blocks + first_step_blocks)
-        if self.line and (self._polls or self._waits):
-            limit = self._steps_to_look(limit)
+        if self.line and self._intake.active:
+            limit = self._intake.limit(limit)
         return limit
 
     def _head_may_find_less(self) -> bool:
@@ -724,70 +682,19 @@ class Scheduler:
             self.batch.remove(request)
         if self.reservation is not None:
             self.reservation.left(request, preempted=True)
-        if self._cache is not None and request.content is None:
-            stream = PRIVATE_STREAM - request.request_id  # it may find its own blocks again
-            request.content = ((stream, 0, request.input_tokens),)
-            request.answer = (stream, request.input_tokens)
-        self._remember(request)
+        self.holdings.remember(request, preempted=True)
         if self._transport is not None:
             self._transport.swap_out(request, cached)
-        self._free_blocks(request, cached, blocks)
+        self.holdings.free(request, cached, blocks)
         request.reached_tokens = max(request.reached_tokens, cached)
         request.computed_tokens = 0
         request.preemptions += 1
         request.left_batch_tick = request.queued_tick = self._now
-        if self._polls:
-            request.queued_tick = self._seen_tick  # whom the engine knows, it need not look for
+        self._intake.knows(request)
         self.running_requests -= 1
         return request
 
     # -- blocks ---------------------------------------------------------------------------------
-
-    def _leave_cache(
-        self, request: Request, tokens: int, blocks: int, *, late: bool = False
-    ) -> None:
-        """Free the blocks of a request that is over, or keep them for whoever fetches them."""
-        if self.reservation is not None:
-            self.reservation.left(request, late=late)
-        if request.keeps_blocks:
-            self.kept[request] = (tokens, blocks)
-        elif late:
-            self._leaving.append((request, tokens, blocks))
-        else:
-            self._free_blocks(request, tokens, blocks)
-
-    def _let_go(self) -> None:
-        """Free the blocks of requests that are done, now that the next step is decided."""
-        if self._leaving:
-            for request, tokens, blocks in self._leaving:
-                self._free_blocks(request, tokens, blocks)
-            self._leaving.clear()
-        if self.reservation is not None:
-            self.reservation.settle()
-
-    def _free_blocks(self, request: Request, tokens: int, blocks: int) -> None:
-        """Free the blocks of a sequence; what is in them may be found again."""
-        if request.holding is None:
-            self.pool.give_back(blocks)
-            return
-        assert self._cache is not None  # noqa: S101 - who else would have given the holding
-        whole = request.input_tokens + request.output_tokens - 1
-        if request.reuse != "all" and tokens == whole and self._transport is None:
-            tokens = request.input_tokens  # nobody looks for the answer
-        content = first_tokens(request.context, tokens)
-        private = blocks - request.holding.shared_blocks
-        self._cache.release(request.holding, content, tokens, private)
-        request.holding = None
-
-    def _remember(self, request: Request) -> None:
-        """See to it that a request which may come again finds what it leaves behind."""
-        if self._cache is not None and request.holding is None and request.content is not None:
-            request.holding = self._cache.hold(self._cache.match(request.content, 0))
-
-    def _extend(self, request: Request, tokens: int) -> None:
-        """Let others find what is computed of a request, up to some tokens."""
-        if request.holding is not None and self._cache is not None:
-            self._cache.extend(request.holding, request.context, tokens)
 
     def _forget(self, request: Request) -> None:
         """Count a request no more that has left before its end."""

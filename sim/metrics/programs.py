@@ -141,6 +141,29 @@ def _prompt_places(service: Service, answers: npt.NDArray[np.int64]) -> npt.NDAr
     return np.where(answers == main, service.pools.index(service.prompt_pool), answers)
 
 
+def asked_in(record: RunRecord, requests: pd.DataFrame) -> pd.DataFrame:
+    """Give what clients ask for, with ``arrival_s`` and ``done_s``: tasks, and other requests."""
+    if not len(record.programs["task"]):
+        return requests
+    tasks = pd.DataFrame({name: record.programs[name] for name in _ASKED})
+    others = requests.loc[not_of_tasks(record, requests), list(_ASKED)]
+    return pd.concat([tasks, others], ignore_index=True) if len(others) else tasks
+
+
+_ASKED = ("arrival_s", "done_s")
+
+
+def not_of_tasks(record: RunRecord, requests: pd.DataFrame) -> "pd.Series[bool]":
+    """Tell which requests are no calls of programs."""
+    return ~requests["request_id"].isin(record.calls["request_id"])
+
+
+def models_of(record: RunRecord, requests: pd.DataFrame) -> "pd.Series[str]":
+    """Name the model that each request is for; that of the case has no name."""
+    called = pd.Series(record.calls["model"], index=record.calls["request_id"], dtype=object)
+    return requests["request_id"].map(called).fillna("")
+
+
 def measured_tasks(
     service: Service,
     record: RunRecord,
@@ -172,6 +195,7 @@ def measured_tasks(
     }
     calls = call_table(record.calls, requests, record.losses)
     tasks = task_table(record.programs, calls, service, prices)
+    tasks["tenant"] = requests["tenant"].cat.categories.to_numpy()[tasks["tenant"]]
     window = books.window
     measured = tasks["arrival_s"].between(window.start_s, window.end_s)
     return tasks.assign(measured=measured), calls[list(_TOLD_OF_CALLS)]
@@ -221,6 +245,8 @@ def task_summary(
         "failed_tasks": float(len(tasks) - len(done)),
         "accuracy_fraction": float(share),
         "accuracy_standard_error": error,
+        "usd_per_task_standard_error": _error_of_mean(done["usd"]),
+        "usd_per_solved_task_standard_error": _error_of_ratio(tasks, share, accuracy),
         "tokens_per_task": means["input_tokens_per_task"] + means["output_tokens_per_task"],
         **means,
         **statistics("task_s", done["task_s"], ("mean", *QUANTILES)),
@@ -278,44 +304,31 @@ def conditional_value_at_risk(costs: Floats, tail_fraction: float = TAIL_FRACTIO
     return float(inside / tail)
 
 
+def _error_of_mean(costs: "pd.Series[float]") -> float:
+    """Of the mean of independent tasks; not defined of one."""
+    return float(costs.sem()) if len(costs) > 1 else np.nan
+
+
+def _error_of_ratio(tasks: pd.DataFrame, share: float, accuracy: Accuracy | None) -> float:
+    """Of all costs over the number of solved tasks, by its first derivatives.
+
+    Cost and success of one task go together. With an accuracy of other questions they do not, and
+    its error adds to that of the cost.
+    """
+    done = tasks[tasks["outcome"] == "completed"]
+    if len(done) < 2 or not share > 0:
+        return np.nan
+    ratio = float(tasks["usd"].sum()) / (share * len(done))
+    if accuracy is None:
+        known = done[done["solved"].notna()]
+        residual = known["usd"] - ratio * known["solved"]
+        return float(residual.sem() / share) if len(known) > 1 else np.nan
+    mean = float(done["usd"].mean())
+    of_cost = _error_of_mean(done["usd"]) / mean if mean > 0 else 0.0
+    return ratio * float(np.hypot(of_cost, accuracy.standard_error / share))
+
+
 def _standard_error(solved: "pd.Series[float]") -> float:
     """Of a share of independent tasks."""
     share = solved.mean() if len(solved) else np.nan
     return float(np.sqrt(share * (1.0 - share) / len(solved))) if len(solved) else np.nan
-
-
-def against_baseline(summary: pd.DataFrame) -> pd.DataFrame:
-    """Compare what each strategy spends and solves with the first case that has one.
-
-    ``compute_multiplier`` is that of the tokens that are generated for a task, finished or thrown
-    away, ``compute_multiplier_chip_s`` that of the time in which chips were busy. They differ:
-    chips that generate many answers at once take less time for each, and prompts cost time too.
-    ``latency_multiplier`` is that of the mean time of a task, and ``linear_latency_ratio`` what it
-    is of ``compute_multiplier``: 1 where tasks take as many times longer as they generate tokens,
-    1 / n where n calls run side by side at no loss.
-    ``accuracy_gain_per_multiple`` is the compute efficiency ratio: what accuracy gains for each
-    time the baseline's chip-seconds that are spent beyond it, on the same benchmark.
-    """
-    if "output_tokens_per_task" not in summary:
-        return summary
-    known = summary[summary["output_tokens_per_task"].notna()]
-    if known.empty:
-        return summary.assign(**dict.fromkeys(_COMPARED, np.nan))
-    base = known.iloc[0]
-    tokens = summary["output_tokens_per_task"] / base["output_tokens_per_task"]
-    chip_s = summary["chip_s_per_task"] / base["chip_s_per_task"]
-    latency = summary["task_s_mean"] / base["task_s_mean"]
-    gain = summary["accuracy_fraction"] - base["accuracy_fraction"]
-    gain = gain.where(summary["benchmark"] == base["benchmark"])  # others are other questions
-    more = (chip_s - 1.0).where(chip_s != 1.0)
-    found = (tokens, chip_s, latency, latency / tokens, gain / more)
-    return summary.assign(**dict(zip(_COMPARED, found, strict=True)))
-
-
-_COMPARED = (
-    "compute_multiplier",
-    "compute_multiplier_chip_s",
-    "latency_multiplier",
-    "linear_latency_ratio",
-    "accuracy_gain_per_multiple",
-)

@@ -1,6 +1,6 @@
 """One row of the summary for each case, and one for each of its pools and tenants."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 import numpy.typing as npt
@@ -131,12 +131,15 @@ def pool_rows(service: Service, books: Accounts) -> Iterator[dict[str, object]]:
 
 
 def tenant_rows(
-    requests: pd.DataFrame, books: Accounts, slos: Sequence[Slo]
+    requests: pd.DataFrame,
+    books: Accounts,
+    slos: Sequence[Slo],
+    models: "pd.Series[str] | None" = None,
 ) -> Iterator[dict[str, object]]:
     """One row for each tenant: what its requests met with, and its share of the cost.
 
     Input tokens that had to be computed share the cost of prompts, output tokens that of answers;
-    tokens count when they fall into the window.
+    tokens count when they fall into the window. Each model is paid for by those who call it.
 
     Parameters
     ----------
@@ -145,18 +148,13 @@ def tenant_rows(
     books : Accounts
     slos : sequence of Slo
         Of each tenant, in the order of the categories.
+    models : Series of str, optional
+        The model that each request is for, by the role of its pool; that of the case, which has no
+        name, unless given.
     """
-    window = books.window
-    prompts, answers = _prompts_in(requests, window), answers_inside(requests, window)
-    tenants = requests["tenant"].cat
-    codes, count = tenants.codes.to_numpy(), len(tenants.categories)
-    read, written = (
-        np.bincount(codes, weights=tokens, minlength=count).astype(float)
-        for tokens in (prompts, answers)
-    )
-    cost = books.token_cost
-    usd = cost.input_usd * _shares(read) + cost.output_usd * _shares(written)
-    total = cost.input_usd + cost.output_usd
+    window, tenants = books.window, requests["tenant"].cat
+    usd = _usd_of_tenants(requests, books, models)
+    total = books.token_cost.input_usd + books.token_cost.output_usd
     counted = counted_requests(requests, window)
     for index, (tenant, slo) in enumerate(zip(tenants.categories, slos, strict=True)):
         mine = counted[counted["tenant"] == tenant]
@@ -166,6 +164,40 @@ def tenant_rows(
             "usd_per_hour": usd[index] / window.duration_s * HOUR_S,
             "share_fraction": usd[index] / total if total > 0 else 0.0,
         }
+
+
+def _usd_of_tenants(
+    requests: pd.DataFrame, books: Accounts, models: "pd.Series[str] | None"
+) -> Floats:
+    """Share out the bill, model by model; what nobody used is paid for like all the rest."""
+    tokens = _prompts_in(requests, books.window), answers_inside(requests, books.window)
+    tenants = requests["tenant"].cat
+    codes, count = tenants.codes.to_numpy(), len(tenants.categories)
+    cost = books.token_cost
+    costs, called = {"": (cost.input_usd, cost.output_usd)}, np.full(len(requests), "")
+    if models is not None:
+        costs, called = _cost_by_model(books, set(models)), models.to_numpy(dtype=str)
+    usd, unused = np.zeros(count), 0.0
+    for model, both in costs.items():
+        mine = called == model
+        for of_it, part in zip(both, tokens, strict=True):
+            had = np.bincount(codes[mine], weights=part[mine], minlength=count).astype(float)
+            if had.sum() > 0 or len(costs) == 1:
+                usd += of_it * _shares(had)
+            else:
+                unused += of_it
+    return usd + unused * _shares(usd)
+
+
+def _cost_by_model(books: Accounts, called: Set[str]) -> dict[str, tuple[float, float]]:
+    """Give what prompts and what answers of each model cost, by the role of its pool."""
+    found: dict[str, tuple[float, float]] = {"": (0.0, 0.0)}
+    for pool in books.pools:
+        model = pool.role if pool.role in called else ""
+        prompts, answers = found.get(model, (0.0, 0.0))
+        share = pool.usd * pool.prefill_share
+        found[model] = (prompts + share, answers + pool.usd - share)
+    return found
 
 
 def _service_of(mine: pd.DataFrame, slo: Slo, window: Window) -> dict[str, object]:

@@ -2,6 +2,15 @@
 
 from sim.quality.benchmark import Benchmark
 from sim.quality.drawn import Questions
-from sim.quality.question import RIGHT, Question, Unknown
+from sim.quality.grounds import Selection
+from sim.quality.question import RIGHT, MissingLawError, Question, Unknown
 
-__all__ = ["RIGHT", "Benchmark", "Question", "Questions", "Unknown"]
+__all__ = [
+    "RIGHT",
+    "Benchmark",
+    "MissingLawError",
+    "Question",
+    "Questions",
+    "Selection",
+    "Unknown",
+]

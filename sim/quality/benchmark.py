@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from sim.figures import Confidence
 from sim.quality.drawn import LEAST_TOP_SHARE, DrawnQuestion, Questions
+from sim.quality.grounds import Told
 from sim.quality.laws import (
     Difficulty,
     EffortLaw,
@@ -24,17 +25,19 @@ from sim.schema import StrictModel
 from sim.units import Fraction, PositiveInt
 
 AccuracyStrategy = Literal[
-    "answer", "coverage", "vote", "best_of", "effort", "revision", "search", "dynamic"
+    "answer", "coverage", "below", "vote", "best_of", "effort", "revision", "search", "dynamic"
 ]
-"""What was done: one answer; some right answer among x samples; the plurality of x; the best
-scored of x; an answer of x tokens; x rounds of revision; a search of x nodes (breadth times depth);
-a gate that spends x direct answers on average."""
+"""What was done: one answer; some right answer among x samples; questions (not answers) that are
+answered right in less than a share x of many samples; the plurality of x; the best scored of x; an
+answer of x tokens; x rounds of revision; a search of x nodes (breadth times depth); a gate that
+spends x direct answers on average."""
 
-XUnit = Literal["samples", "tokens", "rounds", "nodes", "direct_answers"]
+XUnit = Literal["samples", "rate", "tokens", "rounds", "nodes", "direct_answers"]
 
 _UNITS: Mapping[AccuracyStrategy, XUnit] = {
     "answer": "samples",
     "coverage": "samples",
+    "below": "rate",
     "vote": "samples",
     "best_of": "samples",
     "effort": "tokens",
@@ -90,6 +93,28 @@ class Point(StrictModel):
         return self
 
 
+class GateMeasurement(StrictModel):
+    """How well somebody's guesses of difficulty fitted what questions turned out to be."""
+
+    statistic: Literal["spearman", "auc"]
+    """Rank correlation of guesses and shares of right answers; or the chance that a question that
+    was answered right was guessed to be easier than one that was not."""
+    value: Fraction
+    samples: PositiveInt
+    """Answers from which a question's share of right ones was taken; 1 for ``auc``."""
+    source: str
+    confidence: Confidence
+    fitted: bool = True
+    """Whether the gate is fitted to it; others are kept to test against, or for the record."""
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _auc_is_of_one_answer(self) -> Self:
+        if self.statistic == "auc" and self.samples != 1:
+            raise ValueError("auc tells one right answer from one wrong: samples is 1")
+        return self
+
+
 class Laws(StrictModel):
     """Fitted laws; missing ones are of strategies that nobody measured here."""
 
@@ -119,6 +144,8 @@ class Assumed(StrictModel):
     revision_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     revision_broken: Fraction | None = None
     gate_correlation: Fraction | None = None
+    shared_fraction: Fraction | None = None
+    """Of verifiers that too few points tell it of."""
     why: str
     """Where these numbers come from."""
 
@@ -142,6 +169,7 @@ class Benchmark(StrictModel):
     answer_tokens: TokensSpread
     """Of one direct answer, effort 1."""
     points: tuple[Point, ...] = ()
+    gates: tuple[GateMeasurement, ...] = ()
     assumed: Assumed | None = None
     laws: Laws
 
@@ -177,6 +205,6 @@ class Benchmark(StrictModel):
         ranks = (rng.random() + GOLDEN_RATIO * np.arange(count)) % 1.0
         shares = np.maximum(rng.beta(*self.laws.wrong_answers.shape, count), LEAST_TOP_SHARE)
         seeds = rng.integers(0, 2**62, count)
-        told: set[str] = set()
+        told = Told()
         drawn = zip(ranks.tolist(), shares.tolist(), seeds.tolist(), strict=True)
         return Questions([DrawnQuestion(self, *each, told) for each in drawn], told)

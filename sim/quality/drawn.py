@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import InputError
+from sim.quality.grounds import Choice, Selection, Told
 from sim.quality.laws import Difficulty, Floats, shift_to, shifted
-from sim.quality.question import RIGHT
+from sim.quality.question import RIGHT, MissingLawError
 from sim.schema import did_you_mean
 from sim.seeds import stream
 
@@ -31,7 +31,7 @@ class DrawnQuestion:
     """Share of the most frequent wrong answer among wrong ones."""
     seed: int
     """Of what verifiers believe of its answers each time."""
-    told: set[str] = field(repr=False, compare=False)
+    told: Told = field(repr=False, compare=False)
     """Where the notes go."""
 
     @property
@@ -81,6 +81,15 @@ class DrawnQuestion:
         wrong = rng.geometric(self.top_share, count)
         return np.where(right, RIGHT, wrong).astype(np.int64)
 
+    def choose(self, count: int, *, by: Selection, model: str = "") -> None:
+        """Note what a choice among answers rests on."""
+        named = model if model in self.benchmark.laws.models else ""
+        self.told.choose(self.benchmark, Choice(by, count, named))
+
+    def note(self, text: str) -> None:
+        """Note what no law of the question says."""
+        self._note(text)
+
     def scores(
         self, rng: np.random.Generator, answers: NDArray[np.int64], *, verifier: str
     ) -> Floats:
@@ -91,13 +100,12 @@ class DrawnQuestion:
         """
         known = self.benchmark.laws.verifiers
         if not known:
-            raise InputError(
-                f"benchmark {self.benchmark.title} knows no verifier: give one in laws.verifiers"
-            )
+            raise self._missing("knows no verifier", "verifiers")
         name = verifier if verifier in known else next(iter(known))
         if name != verifier:
             self._note(f"verifier {verifier or 'of the model itself'!r} judges like {name!r}")
         law = known[name]
+        self.told.choose(self.benchmark, Choice("best_of", len(answers), verifier=name))
         noise = rng.standard_normal(len(answers))
         if law.shared_fraction:
             classes, places = np.unique(answers, return_inverse=True)
@@ -122,10 +130,7 @@ class DrawnQuestion:
         del effort, model
         law = self.benchmark.laws.revision
         if law is None:
-            raise InputError(
-                f"benchmark {self.benchmark.title} does not know what a revision does to an "
-                "answer: give laws.revision"
-            )
+            raise self._missing("does not know what a revision does to an answer", "revision")
         if rounds_before >= law.max_rounds:
             self._note(
                 f"more than the {law.max_rounds} rounds of revision that were measured are taken "
@@ -143,10 +148,7 @@ class DrawnQuestion:
         """Draw the class of the answer that a tree search finds."""
         law = self.benchmark.laws.search
         if law is None:
-            raise InputError(
-                f"benchmark {self.benchmark.title} does not know what a search finds: give "
-                "laws.search"
-            )
+            raise self._missing("does not know what a search finds", "search")
         nodes = breadth * depth
         if not law.min_nodes <= nodes <= law.max_nodes:
             self._note(
@@ -163,10 +165,7 @@ class DrawnQuestion:
         """Draw what a gate believes the chance of a direct answer to be."""
         law = self.benchmark.laws.gate
         if law is None:
-            raise InputError(
-                f"benchmark {self.benchmark.title} does not know how well difficulty is guessed: "
-                "give laws.gate"
-            )
+            raise self._missing("does not know how well difficulty is guessed", "gate")
         if law.confidence == "estimate":
             self._note(f"the gate's correlation with difficulty, {law.correlation:g}, is assumed")
         rank = law.guessed_rank(self.rank, rng.standard_normal())
@@ -177,15 +176,18 @@ class DrawnQuestion:
         if not model:
             return laws.difficulty
         if model not in laws.models:
-            raise InputError(
-                f"benchmark {self.benchmark.title} does not know model {model!r}"
-                f"{did_you_mean(model, laws.models)}: give it in laws.models"
-            )
+            what = f"does not know model {model!r}{did_you_mean(model, laws.models)}"
+            raise self._missing(what, "models", model)
         return laws.models[model]
 
     def _shifted(self, difficulty: Difficulty, accuracy: float) -> float:
         chance = difficulty.chances(np.array([self.rank]))
         return float(shifted(chance, shift_to(difficulty, accuracy))[0])
+
+    def _missing(self, what: str, law: str, entry: str = "") -> MissingLawError:
+        error = MissingLawError(f"benchmark {self.benchmark.title} {what}: give it in laws.{law}")
+        error.law, error.entry = law, entry
+        return error
 
     def _note(self, text: str) -> None:
         self.told.add(text)
@@ -194,7 +196,7 @@ class DrawnQuestion:
 class Questions(Sequence[DrawnQuestion]):
     """Questions drawn together, and what was asked of them that no law of theirs covers."""
 
-    def __init__(self, questions: Sequence[DrawnQuestion], told: set[str]) -> None:
+    def __init__(self, questions: Sequence[DrawnQuestion], told: Told) -> None:
         self._questions = questions
         self._told = told
 
@@ -215,4 +217,4 @@ class Questions(Sequence[DrawnQuestion]):
     @property
     def notes(self) -> tuple[str, ...]:
         """What has been asked so far that is outside what was measured, sorted."""
-        return tuple(sorted(self._told))
+        return self._told.notes

@@ -7,24 +7,19 @@ from scipy import special, stats
 
 from sim.errors import InputError
 from sim.quality.benchmark import Benchmark, Laws, Point
-from sim.quality.laws import Difficulty, Floats, VerifierLaw, WrongAnswers
+from sim.quality.laws import Difficulty, Floats, WrongAnswers
+from sim.quality.selection import (
+    best_of,
+    cells_of_top_share,
+    class_shares,
+    counts_of_right,
+    top_shares,
+)
 
-CELLS = 24
-"""Top shares of wrong answers, equally spaced, that stand for all."""
 MOST_EXACT = 40
 """Votes up to which the plurality is exact; beyond, classes are taken as independent."""
 MOST_CLASSES = 60
 """Wrong classes that are told apart; the rest are too rare to win."""
-RARE = 1e-3
-
-
-def counts_of_right(difficulty: Difficulty, samples: int) -> Floats:
-    """Return the chances of 0 to ``samples`` right answers to a question: beta-binomial."""
-    inner = 1.0 - difficulty.never_fraction - difficulty.always_fraction
-    found = inner * stats.betabinom.pmf(np.arange(samples + 1), samples, difficulty.a, difficulty.b)
-    found[0] += difficulty.never_fraction
-    found[-1] += difficulty.always_fraction
-    return np.asarray(found)
 
 
 def vote(difficulty: Difficulty, wrong: WrongAnswers, samples: int) -> float:
@@ -42,24 +37,15 @@ def vote(difficulty: Difficulty, wrong: WrongAnswers, samples: int) -> float:
     >>> round(vote(even, wrong, 1), 6), round(vote(even, wrong, 2), 6)
     (0.5, 0.5)
     """
-    edges = np.linspace(0.0, 1.0, CELLS + 1)
-    weights = np.diff(special.betainc(*wrong.shape, edges))
-    wins = weights @ _wins(samples)
+    wins = cells_of_top_share(wrong) @ _wins(samples)
     return float(counts_of_right(difficulty, samples) @ wins)
 
 
 @lru_cache(maxsize=64)
 def _wins(samples: int) -> Floats:
     """Chances to win with m right votes of some, shape ``(CELLS, samples + 1)``."""
-    shares = (np.arange(CELLS) + 0.5) / CELLS
     law = _exact_wins if samples <= MOST_EXACT else _independent_wins
-    return np.array([law(samples, float(share)) for share in shares])
-
-
-def _class_shares(share: float) -> Floats:
-    """Shares of wrong classes among wrong answers, the rare ones left out."""
-    shares = share * (1 - share) ** np.arange(MOST_CLASSES)
-    return np.asarray(shares[shares >= RARE], dtype=np.float64)
+    return np.array([law(samples, float(share)) for share in top_shares()])
 
 
 def _exact_wins(samples: int, share: float) -> Floats:
@@ -72,7 +58,7 @@ def _exact_wins(samples: int, share: float) -> Floats:
     nodes, node_weights = np.polynomial.legendre.leggauss(6)  # exact up to 11 ties
     z = (nodes + 1) / 2
     m = np.arange(samples + 1)
-    shares = _class_shares(share)
+    shares = class_shares(share, MOST_CLASSES)
     rest = max(1.0 - float(shares.sum()), 0.0)
     powers = np.arange(samples + 1)
     inverse = 1.0 / special.factorial(powers)
@@ -95,36 +81,12 @@ def _exact_wins(samples: int, share: float) -> Floats:
 def _independent_wins(samples: int, share: float) -> Floats:
     """Chances to win with m votes, were the counts of wrong classes independent binomials."""
     m = np.arange(samples + 1)[:, None]
-    shares = _class_shares(share)[None, :]
+    shares = class_shares(share, MOST_CLASSES)[None, :]
     fewer = stats.binom.cdf(m - 1, samples - m, shares)
     ties = stats.binom.pmf(m, samples - m, shares)
     wins = np.asarray(np.prod(fewer + ties / 2, axis=1))
     wins[0] = 0.0
     return wins
-
-
-def best_of(difficulty: Difficulty, law: VerifierLaw, samples: int) -> float:
-    """Return the chance that the best scored of ``samples`` answers is right.
-
-    With m right ones, P = integral of m phi(x - d) Phi(x - d)^(m-1) Phi(x)^(N-m) dx, averaged
-    over the beta-binomial law of m.
-
-    Raises
-    ------
-    InputError
-        Scores are shared by equal answers: there is no closed form.
-    """
-    if law.shared_fraction:
-        raise InputError("verifiers with a shared_fraction have no closed form")
-    x = np.linspace(-9.0, 9.0 + abs(law.separation), 1501)
-    log_right, log_wrong = special.log_ndtr(x - law.separation), special.log_ndtr(x)
-    density = stats.norm.logpdf(x - law.separation)
-    # Between the integers that matter little changes: many samples are taken at 400 counts.
-    m = np.unique(np.rint(np.geomspace(1, samples, min(samples, 400))).astype(int))
-    inner = (m[:, None] - 1) * log_right + (samples - m[:, None]) * log_wrong + density
-    chosen = m * np.trapezoid(np.exp(inner), x, axis=1)
-    counts = counts_of_right(difficulty, samples)
-    return float(counts[1:] @ np.interp(np.arange(1, samples + 1), m, chosen))
 
 
 def predicted(laws: Laws, point: Point) -> float:
@@ -148,10 +110,12 @@ def _of_samples(laws: Laws, point: Point) -> float | None:
         return difficulty.mean
     if point.strategy == "coverage":
         return difficulty.coverage(point.x)
+    if point.strategy == "below":
+        return difficulty.share_below(point.x)
     if point.strategy == "vote":
         return vote(difficulty, laws.wrong_answers, round(point.x))
     if point.strategy == "best_of" and verifier is not None:
-        return best_of(difficulty, verifier, round(point.x))
+        return best_of(difficulty, laws.wrong_answers, verifier, round(point.x))
     return None
 
 

@@ -82,6 +82,14 @@ class Difficulty(StrictModel):
         found = np.where(rank < self.never_fraction, 0.0, found)
         return np.asarray(np.where(rank > 1.0 - self.always_fraction, 1.0, found))
 
+    def share_below(self, rate: float) -> float:
+        """Return the share of questions that are answered right less often than that.
+
+        >>> Difficulty(a=1, b=1).share_below(0.2)
+        0.2
+        """
+        return float(self.never_fraction + self._between * special.betainc(self.a, self.b, rate))
+
     def coverage(self, samples: float) -> float:
         """Return the expected share of questions with a right answer among ``samples``.
 
@@ -176,7 +184,8 @@ class VerifierLaw(StrictModel):
     Of the noise, ``shared_fraction`` of the variance is common to equal answers to a question:
     what a verifier believes wrongly of an answer it believes each time. Selection then saturates,
     and more samples can hurt as they turn up more answers to be wrong about (over-optimisation,
-    Snell et al., arXiv:2408.03314). At 0 the law is that of independent Gaussian scores.
+    Cobbe et al., arXiv:2110.14168 section 5.1; Snell et al., arXiv:2408.03314). At 0 the law is
+    that of independent Gaussian scores.
     """
 
     separation: float

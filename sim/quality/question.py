@@ -6,9 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError
+from sim.quality.grounds import Selection
 
 RIGHT = 0
 """Class of the right answer; every other whole number is some wrong one."""
+
+
+class MissingLawError(InputError):
+    """A benchmark does not say what a strategy has to know."""
+
+    law: str = ""
+    """Which of its laws is missing, as `sim.quality.benchmark.Laws` names it."""
+    entry: str = ""
+    """Which entry of that, where it holds several; any unless given."""
 
 
 class Question(Protocol):
@@ -38,6 +48,14 @@ class Question(Protocol):
         model : str
             Which of the case's models answers.
         """
+        ...
+
+    def choose(self, count: int, *, by: Selection, model: str = "") -> None:
+        """Hear that one of ``count`` answers is chosen, of which no scores are asked for."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Hear what a strategy takes for granted that no law of the question says."""
         ...
 
     def scores(
@@ -85,6 +103,12 @@ class Unknown:
         """Refuse."""
         del rng, count, effort, model
         return self._refuse()
+
+    def choose(self, count: int, *, by: Selection, model: str = "") -> None:
+        """Do nothing."""
+
+    def note(self, text: str) -> None:
+        """Do nothing."""
 
     def scores(
         self, rng: np.random.Generator, answers: NDArray[np.int64], *, verifier: str

@@ -76,7 +76,9 @@ SUMMARY_COLUMNS: tuple[str, ...] = (
 )
 """Columns every summary has, in the order they are written."""
 
-TEXT_COLUMNS = frozenset({"case", "system", "model", "strategy", "benchmark"})
+TEXT_COLUMNS = frozenset(
+    {"case", "system", "model", "strategy", "benchmark", "load", "baseline", "latency_growth"}
+)
 COUNT_COLUMNS = frozenset(
     {
         "chips",
@@ -216,6 +218,7 @@ TENANT_COLUMNS: tuple[str, ...] = (
 TASK_COLUMNS: tuple[str, ...] = (
     "case",
     "task",
+    "tenant",
     "arrival_s",
     "done_s",
     "task_s",
@@ -250,6 +253,8 @@ CALL_COLUMNS: tuple[str, ...] = (
 TASK_SUMMARY_COLUMNS: tuple[str, ...] = (
     "strategy",
     "benchmark",
+    "load",
+    "baseline",
     "tasks",
     "failed_tasks",
     "accuracy_fraction",
@@ -258,6 +263,7 @@ TASK_SUMMARY_COLUMNS: tuple[str, ...] = (
     "compute_multiplier_chip_s",
     "latency_multiplier",
     "linear_latency_ratio",
+    "latency_growth",
     "accuracy_gain_per_multiple",
     "tokens_per_task",
     "input_tokens_per_task",
@@ -273,11 +279,13 @@ TASK_SUMMARY_COLUMNS: tuple[str, ...] = (
     "task_s_p95",
     "task_s_p99",
     "usd_per_task",
+    "usd_per_task_standard_error",
     "usd_per_task_p50",
     "usd_per_task_p95",
     "usd_per_task_p99",
     "usd_per_task_cvar95",
     "usd_per_solved_task",
+    "usd_per_solved_task_standard_error",
     "energy_j_per_task",
     "chip_s_per_task",
     "task_slo_attainment_fraction",
@@ -285,6 +293,22 @@ TASK_SUMMARY_COLUMNS: tuple[str, ...] = (
     "slo_usd_per_task",
 )
 """Columns of the summary where a strategy of test-time compute works on tasks, after the others."""
+COMPARING_COLUMNS = frozenset(
+    {
+        "baseline",
+        "compute_multiplier",
+        "compute_multiplier_chip_s",
+        "latency_multiplier",
+        "linear_latency_ratio",
+        "latency_growth",
+        "accuracy_gain_per_multiple",
+    }
+)
+"""Those of them that compare a case with its baseline."""
+TENANT_TASK_COLUMNS: tuple[str, ...] = tuple(
+    name for name in TASK_SUMMARY_COLUMNS if name not in COMPARING_COLUMNS
+)
+"""Columns of the tenants then: those of them that compare no cases."""
 CURVE_COLUMNS: tuple[str, ...] = (
     "case",
     "system",
@@ -297,7 +321,23 @@ CURVE_COLUMNS: tuple[str, ...] = (
     "tpot_s_p50",
     "energy_j_per_output_token",
 )
+CURVE_TASK_COLUMNS: tuple[str, ...] = (
+    "tasks_per_s",
+    "task_s_p50",
+    "task_s_p95",
+    "usd_per_task",
+    "usd_per_solved_task",
+)
+"""Columns of a curve of programs, after the others."""
 PROVENANCE_COLUMNS: tuple[str, ...] = ("case", "item", "value", "source")
+CLAIM_COLUMNS: tuple[str, ...] = (
+    "case",
+    "column",
+    "claimed",
+    "forecast",
+    "forecast_over_claimed",
+    "source",
+)
 
 BILL_LINES: tuple[str, ...] = (
     "rent",
@@ -340,7 +380,8 @@ class RunTables:
     pools: pd.DataFrame
     """One row per case and pool, `POOL_COLUMNS`."""
     tenants: pd.DataFrame
-    """One row per case and tenant, `TENANT_COLUMNS`."""
+    """One row per case and tenant, `TENANT_COLUMNS`, and `TENANT_TASK_COLUMNS` where there are
+    tasks."""
     curve: pd.DataFrame | None
     """One row per case and concurrency, `CURVE_COLUMNS`; None if none was asked for."""
     provenance: pd.DataFrame
@@ -350,6 +391,8 @@ class RunTables:
     then has `TASK_SUMMARY_COLUMNS` too."""
     calls: pd.DataFrame | None = field(default=None, kw_only=True)
     """One row per call of those, `CALL_COLUMNS`."""
+    claims: pd.DataFrame | None = field(default=None, kw_only=True)
+    """What the scenario says that others claim, a number a row, `CLAIM_COLUMNS`."""
     notes: tuple[str, ...]
     """Sentences that no reader may miss."""
     manifest: Mapping[str, object]
@@ -382,6 +425,8 @@ class RunTables:
             yield "summary", self.summary, TASK_SUMMARY_COLUMNS
         if self.calls is not None:
             yield "calls", self.calls, CALL_COLUMNS
+        if self.claims is not None:
+            yield "claims", self.claims, CLAIM_COLUMNS
 
     def _missing_columns(self) -> Iterator[str]:
         for name, frame, required in self.tables():

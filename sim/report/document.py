@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from sim.report.data import PROVENANCE_COLUMNS, RunTables, ordered, ordered_summary
+from sim.report.data import CLAIM_COLUMNS, PROVENANCE_COLUMNS, RunTables, ordered, ordered_summary
 
 SCHEMA_VERSION = 1
 """Rises when a reader of the old document would be misled."""
@@ -13,6 +13,8 @@ SCHEMA_VERSION = 1
 def summary_document(tables: RunTables) -> dict[str, object]:
     """Return the content of ``summary.json``; what is not defined is None."""
     provenance = ordered(tables.provenance, PROVENANCE_COLUMNS)
+    claims = tables.claims
+    told = {} if claims is None else {"claims": _records(ordered(claims, CLAIM_COLUMNS))}
     return {
         "schema_version": SCHEMA_VERSION,
         "scenario": tables.scenario,
@@ -21,6 +23,7 @@ def summary_document(tables: RunTables) -> dict[str, object]:
         "version": tables.version,
         "notes": list(tables.notes),
         "provenance": _records(provenance),
+        **told,
         "rows": _records(ordered_summary(tables.summary)),
     }
 

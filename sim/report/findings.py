@@ -30,6 +30,9 @@ LOW_SLO_FRACTION = 0.9
 """Tokens of a case in which fewer requests met the SLO are cheap since they come late: whoever
 names their cost names the share too."""
 
+MOST_NAMED = 8
+"""Cases up to which each is named with a number of its own."""
+
 UNCALIBRATED_TIE_FRACTION = 0.5
 """The same for times of which one rests on the laws of another chip: what such a forecast is worth
 stands in docs/explanation/uncalibrated-chips.md."""
@@ -274,7 +277,14 @@ def _slo(summary: pd.DataFrame) -> Iterator[str]:
         f"{case} {percent(float(share))}"
         for case, share in zip(known["case"], known["slo_attainment_fraction"], strict=True)
     ]
-    if shares:
+    if len(shares) > MOST_NAMED:
+        ordered = known.sort_values("slo_attainment_fraction", kind="stable")
+        worst, best = (
+            f"{percent(float(row['slo_attainment_fraction']))} in {row['case']}"
+            for _, row in ordered.iloc[[0, -1]].iterrows()
+        )
+        yield f"Requests that met the SLO: from {worst} to {best}."
+    elif shares:
         yield f"Requests that met the SLO: {', '.join(shares)}."
 
 

@@ -19,10 +19,10 @@ from sim.report.data import RunTables, ordered_summary, rows_of
 from sim.report.findings import answer
 from sim.report.formats import UNDEFINED, percent, usd
 from sim.report.notes import ALL_CASES, remarks
-from sim.report.parts import parts_tables, task_parts
+from sim.report.parts import claim_parts, parts_tables, task_parts
 from sim.report.style import CASE_COLOURS, css_variables, themed
 from sim.report.tables import Cell, Row, groups_of, summary_cell
-from sim.report.task_findings import task_sentences
+from sim.report.task_findings import opening, task_sentences
 
 UNBROKEN_LETTERS = 16
 """Names up to this long are not broken into two lines within a sentence."""
@@ -101,7 +101,7 @@ def report_page(tables: RunTables, charts: Sequence[Chart]) -> str:
         tables=tables,
         light=Markup(css_variables(0)),  # noqa: S704 - our own colours
         dark=Markup(css_variables(1)),  # noqa: S704 - our own colours
-        answer=_unbroken(" ".join((*said[:1], answer(tables.summary))), tables.cases),
+        answer=_unbroken(f"{opening(tables.summary)} {answer(tables.summary)}".strip(), tables.cases),
         cases=[(case, index % CASE_COLOURS) for index, case in enumerate(tables.cases)],
         systems=[_system(case) for _, case in tables.summary.iterrows()],
         caveats=[caveats_of(case) for _, case in tables.summary.iterrows()],
@@ -109,6 +109,8 @@ def report_page(tables: RunTables, charts: Sequence[Chart]) -> str:
         parts=list(parts_tables(tables)),
         figures=[_figure(chart) for chart in charts if chart.name not in TASK_PAINTERS],
         tasks=task_parts(tables),
+        claims=claim_parts(tables),
+        claimed_by=_claimed_by(tables),
         said_of_tasks=[_unbroken(sentence, tables.cases) for sentence in said],
         task_figures=[_figure(chart) for chart in charts if chart.name in TASK_PAINTERS],
         bills=list(_bills(tables)),
@@ -226,6 +228,11 @@ def _grounds(tables: RunTables) -> Iterator[Ground]:
 def _written(value: object) -> str:
     """Write a value of the provenance table: numbers as they read back, text as it is."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _claimed_by(tables: RunTables) -> list[str]:
+    """Name whoever claims something, each once."""
+    return [] if tables.claims is None else [*dict.fromkeys(map(str, tables.claims["source"]))]
 
 
 def _inputs(manifest: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import pandas as pd
 
 from sim.report.data import RunTables
-from sim.report.formats import figure, percent, usd
+from sim.report.formats import UNDEFINED, figure, percent, usd
+from sim.report.tables import claim_cells
 from sim.report.task_findings import tasks_of
 from sim.units import KW, MILLISECOND_S
 
@@ -27,7 +29,7 @@ Column = tuple[str, str, Callable[[float], str]]
 
 
 def _count(value: float) -> str:
-    return f"{value:,.0f}"
+    return f"{value:,.0f}" if isfinite(value) else UNDEFINED
 
 
 def _ms(value_s: float) -> str:
@@ -61,7 +63,14 @@ TENANTS: tuple[Column, ...] = (
     ("goodput_requests_per_s", "Goodput, requests/s", figure),
     ("share_fraction", "Share of the cost", percent),
 )
-
+TASKS_OF_TENANTS: tuple[Column, ...] = (
+    ("tasks", "Tasks", _count),
+    ("task_s_p50", "Task p50, s", figure),
+    ("task_s_p95", "Task p95, s", figure),
+    ("usd_per_task", "USD per task", usd),
+    ("task_slo_attainment_fraction", "Tasks met the SLO", percent),
+)
+"""Further ones where some of them have tasks of test-time compute."""
 
 TASKS: tuple[Column, ...] = (
     ("tasks", "Tasks", _count),
@@ -75,8 +84,11 @@ TASKS: tuple[Column, ...] = (
     ("task_s_p95", "Time p95, s", figure),
     ("task_s_p99", "Time p99, s", figure),
     ("usd_per_task", "USD per task", usd),
+    ("usd_per_task_standard_error", "Standard error", usd),
     ("usd_per_task_p99", "USD p99", usd),
     ("usd_per_solved_task", "USD per solved task", usd),
+    ("usd_per_solved_task_standard_error", "Standard error", usd),
+    ("accuracy_gain_per_multiple", "Solved more per multiple", percent),
     ("energy_j_per_task", "J per task", figure),
 )
 
@@ -87,15 +99,30 @@ def task_parts(tables: RunTables) -> PartsTable | None:
     if rows.empty:
         return None
     shown = [column for column in TASKS if rows[column[0]].notna().any()]
-    heads = ("Case", "Strategy", *(label for _, label, _ in shown))
-    return PartsTable("Tasks", "tasks", heads, tuple(_rows(rows, "strategy", shown)))
+    heads = ("Case", "Strategy, load, baseline", *(label for _, label, _ in shown))
+    parts = [rows[name].fillna("").astype(str) for name in ("strategy", "load")]
+    said = parts[0] + ", " + parts[1] + ", against " + rows["baseline"].astype(str)
+    said = said.where(rows["baseline"] != rows["case"], parts[0] + ", " + parts[1])
+    named = rows.assign(told=said)
+    return PartsTable("Tasks", "tasks", heads, tuple(_rows(named, "told", shown)))
+
+
+def claim_parts(tables: RunTables) -> PartsTable | None:
+    """Give the table of what is claimed beside what is forecast; None where nothing is claimed."""
+    if tables.claims is None:
+        return None
+    heads = ("Case", "Quantity", "Claimed", "Forecast", "Forecast over claimed")
+    rows = tuple(claim_cells(row) for row in tables.claims.to_dict("records"))
+    return PartsTable("Claims", "claims", heads, rows)
 
 
 def parts_tables(tables: RunTables) -> Iterator[PartsTable]:
     """Yield the tables that say more than the summary does."""
+    asked = tables.tenants.reindex(columns=[name for name, *_ in TASKS_OF_TENANTS])
+    tenants = TENANTS + tuple(one for one in TASKS_OF_TENANTS if asked[one[0]].notna().any())
     for title, name, key, frame, columns in (
         ("Pools", "pools", "pool", tables.pools, POOLS),
-        ("Tenants", "tenants", "tenant", tables.tenants, TENANTS),
+        ("Tenants", "tenants", "tenant", tables.tenants, tenants),
     ):
         several = frame[frame.groupby("case")[key].transform("size") > 1]
         if not several.empty:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +19,9 @@ from sim.units import GB, KW, MILLISECOND_S
 
 TERMINAL_QUANTILES = ("p50", "p95", "p99")
 NAME_LETTERS = 12
-"""Of a name in the table of tasks, a line."""
+"""Of a name in the table of tasks, a line, where the terminal has no room for more."""
+NARROW = 80
+"""Letters of a terminal of which nobody says how wide it is."""
 CENT_USD = 0.01
 MANY_TASKS = 1000
 """What cheap tasks are counted by."""
@@ -188,11 +190,13 @@ TASK_GROUP = Group(
         Row("task_s_p95", "Time of a task, p95", "s", figure),
         Row("task_s_p99", "Time of a task, p99", "s", figure),
         Row("usd_per_task", "Cost per task, mean", "USD", _usd),
+        Row("usd_per_task_standard_error", "standard error of it", "USD", _usd),
         Row("usd_per_task_p50", "Cost per task, p50", "USD", _usd),
         Row("usd_per_task_p95", "Cost per task, p95", "USD", _usd),
         Row("usd_per_task_p99", "Cost per task, p99", "USD", _usd),
         Row("usd_per_task_cvar95", "Cost per task, mean of the dearest 5 %", "USD", _usd),
         Row("usd_per_solved_task", "Cost per solved task", "USD", _usd),
+        Row("usd_per_solved_task_standard_error", "standard error of it", "USD", _usd),
         Row("energy_j_per_task", "Energy per task", "J", figure),
         Row("chip_s_per_task", "Chip-seconds per task", "s", figure),
         Row("slo_task_s", "Deadline", "s", figure),
@@ -277,45 +281,84 @@ def _case_name(case: "pd.Series[str]") -> Text:
     return Text(str(case["case"])).append(f"\n{said}" if said else "", style="dim")
 
 
-def console_task_table(summary: pd.DataFrame) -> Table | None:
-    """Write what tasks of test-time compute buy and cost, 80 columns wide; None if there are none.
+def console_task_table(summary: pd.DataFrame, width: int = NARROW) -> Table | None:
+    """Write what tasks of test-time compute buy and cost; None if there are none.
 
     Parameters
     ----------
     summary : DataFrame
         One row per case.
+    width : int
+        Of the terminal, letters. What numbers leave of it is for names, which are broken between
+        words where they are longer.
     """
     tasks = tasks_of(summary)
     if tasks.empty:
         return None
     unit = _MoneyUnit.of(tasks)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column("case\nstrategy", overflow="fold", min_width=8)
-    for title in (
+    titles = (
         "solved\n%",
         "compute x\ntok/chip-s",
         "task s\np50/p95/p99",
         f"{unit.name}\nmean/p99/solved",
         "J per\ntask",
-    ):
-        table.add_column(title, justify="right", no_wrap=True)
-    for _, case in tasks.iterrows():
-        table.add_row(
-            _strategy_name(case),
+    )
+    rows = [
+        (
             _share_with_error(case),
             _joined(case, ("compute_multiplier", "compute_multiplier_chip_s")),
             _joined(case, tuple(f"task_s_{quantile}" for quantile in TERMINAL_QUANTILES)),
             _joined(case, _MoneyUnit.columns, unit.tasks),
             figure(_number(case["energy_j_per_task"])),
         )
+        for _, case in tasks.iterrows()
+    ]
+    columns = zip(titles, *rows, strict=True)
+    used = sum(1 + max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns)
+    letters = max(width - used - 1, NAME_LETTERS)
+    table.add_column("case\nstrategy", overflow="fold", min_width=8)
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    for (_, case), cells in zip(tasks.iterrows(), rows, strict=True):
+        table.add_row(_strategy_name(case, letters), *cells)
     return table
 
 
-def _strategy_name(case: "pd.Series[str]") -> Text:
+def _strategy_name(case: "pd.Series[str]", letters: int) -> Text:
     """Write the name of a case, and below it that of its strategy unless it is the same."""
     name, strategy = str(case["case"]), str(case["strategy"])
-    below = "" if strategy == name else f"\n{broken(strategy, NAME_LETTERS)}"
-    return Text(broken(name, NAME_LETTERS)).append(below, style="dim")
+    below = "" if strategy == name else f"\n{broken(strategy, letters)}"
+    return Text(broken(name, letters)).append(below, style="dim")
+
+
+def console_claim_table(claims: pd.DataFrame | None) -> Table | None:
+    """Write what is claimed of cases beside what is forecast; None if nothing is claimed.
+
+    Parameters
+    ----------
+    claims : DataFrame, optional
+        `sim.report.data.CLAIM_COLUMNS`.
+    """
+    if claims is None:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("case", overflow="fold", max_width=36)
+    table.add_column("quantity", overflow="fold")
+    for title in ("claimed", "forecast", "ratio"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in claims.to_dict("records"):
+        table.add_row(*claim_cells(row))
+    return table
+
+
+def claim_cells(row: Mapping[Hashable, object]) -> tuple[str, ...]:
+    """Write a claim beside its forecast: case, quantity, both numbers and their ratio."""
+    known = {line.column: line for line in TASK_GROUP.rows}[str(row["column"])]
+    unit = f", {known.unit}" if known.unit else ""
+    numbers = (known.write(_number(row[name])) for name in ("claimed", "forecast"))
+    ratio = figure(_number(row["forecast_over_claimed"]))
+    return (str(row["case"]), f"{known.label}{unit}", *numbers, ratio)
 
 
 def broken(name: str, letters: int) -> str:

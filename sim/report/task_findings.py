@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
+from sim.metrics.baselines import AS_COMPUTE, FASTER, LEAST_MULTIPLE, SLOWER
 from sim.report.findings import TIE_FRACTION, Measure, rank
 from sim.report.formats import brief, duration, percent, usd
 
@@ -18,8 +19,6 @@ BUDGET_QUANTILES = (0.25, 0.5, 0.75)
 """Of what the cases offer: budgets and deadlines, where the scenario gives none."""
 FEWEST_TO_CHOOSE = 3
 """Cases from which on budgets and deadlines are worth a sentence."""
-LINEAR_RATIO = (0.8, 1.25)
-"""Latency over compute multiple between which latency is said to grow with compute."""
 MOST_NAMED = 6
 """Cases that a sentence names at most."""
 
@@ -72,8 +71,26 @@ def by_benchmark(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return found if len(found) > 1 else {"": known}
 
 
-def _of(benchmark: str) -> str:
-    return f" of {benchmark}" if benchmark else ""
+def comparable(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Give the cases whose accuracy is known by what may be compared: one benchmark, one load.
+
+    Cases of a load of their own are taken together, as where each has the rate that it can bear.
+    The names say what cases have in common, as far as it tells them apart: " of MATH at 2 tasks/s".
+    """
+    groups = {}
+    for benchmark, cases in by_benchmark(summary).items():
+        loads = _loads(cases)
+        for load in dict.fromkeys(loads):
+            several = len(set(loads)) > 1
+            at = f" at {load}" if several and load else " at other loads" if several else ""
+            groups[f"{f' of {benchmark}' if benchmark else ''}{at}"] = cases[loads == load]
+    return groups
+
+
+def _loads(cases: pd.DataFrame) -> "pd.Series[str]":
+    """Give the load of each case; none where no other case has it."""
+    loads = cases["load"].fillna("").astype(str)
+    return loads.where(loads.duplicated(keep=False), "")
 
 
 def front(summary: pd.DataFrame, column: str) -> tuple[str, ...]:
@@ -106,10 +123,11 @@ def front(summary: pd.DataFrame, column: str) -> tuple[str, ...]:
 def dominated(summary: pd.DataFrame) -> dict[str, str]:
     """Name the cases that nobody should choose, each with the one to choose instead.
 
-    That one solves no fewer tasks of the same benchmark, in no more time, for clearly less money.
+    That one solves no fewer tasks of the same benchmark at the same load, in no more time, for
+    clearly less money.
     """
     found = {}
-    for cases in by_benchmark(summary).values():
+    for cases in comparable(summary).values():
         rows = cases.sort_values("accuracy_fraction", ascending=False, kind="stable")
         for _, case in rows.iterrows():
             better = rows[
@@ -127,6 +145,7 @@ def task_sentences(summary: pd.DataFrame) -> tuple[str, ...]:
     tasks = tasks_of(summary)
     parts = (
         _cost,
+        _other_models,
         _targets,
         _budgets,
         _deadlines,
@@ -141,11 +160,75 @@ def task_sentences(summary: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _cost(tasks: pd.DataFrame) -> Iterator[str]:
-    groups = by_benchmark(tasks)
+    groups = comparable(tasks)
     if not groups:
         yield _cheapest(tasks, PER_TASK, "")
-    for benchmark, cases in groups.items():
-        yield _cheapest(cases, PER_SOLVED_TASK, _of(benchmark))
+    for of, cases in groups.items():
+        yield _cheapest(cases, PER_SOLVED_TASK, of)
+
+
+def opening(summary: pd.DataFrame) -> str:
+    """Say in a sentence which tasks are cheapest and which dearest, and where the others stand.
+
+    Of cases that cannot be compared, the first ones.
+    """
+    tasks = tasks_of(summary)
+    if tasks.empty:
+        return ""
+    first = next(_cost(tasks))
+    groups = comparable(tasks)
+    cases = next(iter(groups.values()), tasks)
+    column = (PER_SOLVED_TASK if groups else PER_TASK).column
+    known = cases[cases[column].notna()]
+    more = ""
+    if len(known) >= FEWEST_TO_CHOOSE:
+        worst = known.loc[known[column].idxmax()]
+        more = f" The dearest are those of {worst['case']}: {usd_of_task(float(worst[column]))}."
+    others = len(tasks) - len(cases)
+    rest = f" {others} more cases stand under Tasks." if others > 1 else ""
+    return f"{first}{more}{rest}"
+
+
+def _other_models(tasks: pd.DataFrame) -> Iterator[str]:
+    """Say whether another model does as well as the best one, for less."""
+    for of, cases in comparable(tasks).items():
+        best = cases.sort_values("accuracy_fraction", ascending=False, kind="stable").iloc[0]
+        first = cases.drop_duplicates("model")
+        large = first.loc[first["accuracy_fraction"].idxmax(), "model"]
+        if len(first) < 2:
+            continue
+        pairs = [
+            _instead(row, cases[cases["model"] != large])
+            for _, row in cases[cases["model"] == large].iterrows()
+        ]
+        yield (
+            f"Cheapest per solved task{of} with another model than {large}, at equal or better "
+            f"accuracy (level within two standard errors counts as equal): {'; '.join(pairs)}. "
+            f"Most accurate of all: {best['case']} ({percent(float(best['accuracy_fraction']))})."
+        )
+
+
+def _instead(row: "pd.Series[float]", others: pd.DataFrame) -> str:
+    """Name the cheapest of other cases that solve as much as one does."""
+    as_good = others[
+        [
+            other["accuracy_fraction"] >= row["accuracy_fraction"] or _level(other, row)
+            for _, other in others.iterrows()
+        ]
+    ]
+    own = f"{percent(float(row['accuracy_fraction']))}, {_solved_usd(row)}"
+    known = as_good[as_good["usd_per_solved_task"].notna()]
+    if known.empty:
+        return f"for {row['case']} ({own}) there is none"
+    found = known.loc[known["usd_per_solved_task"].idxmin()]
+    ratio = float(found["usd_per_solved_task"] / row["usd_per_solved_task"])
+    told = "level in cost" if abs(ratio - 1.0) <= TIE_FRACTION else f"{brief(ratio)} times the cost"
+    share = percent(float(found["accuracy_fraction"]))
+    return f"for {row['case']} ({own}) {found['case']} ({share}, {_solved_usd(found)}), {told}"
+
+
+def _solved_usd(row: "pd.Series[float]") -> str:
+    return usd_of_task(float(row["usd_per_solved_task"]))
 
 
 def _cheapest(cases: pd.DataFrame, measure: Measure, of: str) -> str:
@@ -199,7 +282,7 @@ def _deadlines(tasks: pd.DataFrame) -> Iterator[str]:
 
 def _best_under(tasks: pd.DataFrame, column: str, given: str) -> Iterator[tuple[float, str]]:
     """Give limits with the case that solves most within them, and those that are level with it."""
-    for benchmark, known in by_benchmark(tasks).items():
+    for of, known in comparable(tasks).items():
         asked = sorted(set(known[given].dropna()))
         if not asked and len(known) < FEWEST_TO_CHOOSE:
             continue
@@ -207,7 +290,7 @@ def _best_under(tasks: pd.DataFrame, column: str, given: str) -> Iterator[tuple[
         offers = known[column].quantile(list(BUDGET_QUANTILES), interpolation="lower")
         said = ""
         for limit in asked or sorted(set(offers)):
-            words = _most_solved(known[known[column] <= limit], _of(benchmark))
+            words = _most_solved(known[known[column] <= limit], of)
             if words != said:
                 yield float(limit), words
             said = words
@@ -258,24 +341,30 @@ def _tail(tasks: pd.DataFrame) -> Iterator[str]:
 
 
 def _latency(tasks: pd.DataFrame) -> Iterator[str]:
-    """Say whether tasks take as many times longer as they generate tokens."""
-    if len(tasks) < 2:
-        return
-    base, ratios = tasks.iloc[0]["case"], tasks["linear_latency_ratio"]
-    low, high = LINEAR_RATIO
-    others = tasks.index > tasks.index[0]
-    for which, words in (
-        (ratios < low, "grows more slowly than compute"),
-        (ratios.between(low, high), "grows as compute does"),
-        (ratios > high, "grows faster than compute"),
-    ):
-        named = [
-            f"{row['case']} ({brief(float(row['latency_multiplier']))} times the time, "
-            f"{brief(float(row['compute_multiplier']))} times the tokens)"
-            for _, row in tasks[which & others].iterrows()
-        ]
-        if named:
-            yield f"Against {base}, latency {words}: {_listed(named)}."
+    """Say of each baseline whether tasks take as many times longer as they generate tokens."""
+    several = tasks["load"].nunique() > 1
+    for base in dict.fromkeys(tasks["baseline"]):
+        mine = tasks[tasks["baseline"] == base]
+        (load, *_) = [*tasks.loc[tasks["case"] == base, "load"], ""]
+        at = f" ({load})" if several and load else ""
+        for growth, words in (
+            (SLOWER, "grows more slowly than compute"),
+            (AS_COMPUTE, "grows as compute does"),
+            (FASTER, "grows faster than compute"),
+        ):
+            named = [
+                f"{row['case']} ({brief(float(row['latency_multiplier']))} times the time, "
+                f"{brief(float(row['compute_multiplier']))} times the tokens)"
+                for _, row in mine[mine["latency_growth"] == growth].iterrows()
+            ]
+            if named:
+                yield f"Against {base}{at}, latency {words}: {_listed(named)}."
+        busier = mine[(mine["load"] != load) & (mine["compute_multiplier"] >= LEAST_MULTIPLE)]
+        if len(busier):
+            yield (
+                f"How latency grows with compute is not said of {_listed(busier['case'])}: their "
+                f"baseline, {base}, has another load."
+            )
 
 
 def _discarded(tasks: pd.DataFrame) -> Iterator[str]:

@@ -22,11 +22,14 @@ from sim.report.charts import CHART_NAMES, draw_charts, draw_steps
 from sim.report.data import (
     BILL_COLUMNS,
     CALL_COLUMNS,
+    COUNT_COLUMNS,
     CURVE_COLUMNS,
+    CURVE_TASK_COLUMNS,
     POOL_COLUMNS,
     REQUEST_COLUMNS,
     TASK_COLUMNS,
     TENANT_COLUMNS,
+    TENANT_TASK_COLUMNS,
     TIMELINE_COLUMNS,
     RunTables,
     ordered,
@@ -145,9 +148,13 @@ def _write_files(tables: RunTables, folder: Path) -> None:
     _write_csv(ordered(tables.timeline, TIMELINE_COLUMNS), folder / "timeline.csv")
     _write_csv(ordered(tables.bill, BILL_COLUMNS), folder / "bill.csv")
     _write_csv(ordered(tables.pools, POOL_COLUMNS), folder / "pools.csv")
-    _write_csv(ordered(tables.tenants, TENANT_COLUMNS), folder / "tenants.csv")
+    tenants = ordered(tables.tenants, (*TENANT_COLUMNS, *TENANT_TASK_COLUMNS))
+    tenants = tenants.astype(dict.fromkeys(COUNT_COLUMNS & {*tenants}, "Int64"))
+    _write_csv(tenants, folder / "tenants.csv")
     if tables.curve is not None:
-        _write_csv(ordered(tables.curve, CURVE_COLUMNS), folder / "curve.csv")
+        _write_csv(
+            ordered(tables.curve, (*CURVE_COLUMNS, *CURVE_TASK_COLUMNS)), folder / "curve.csv"
+        )
     if tables.tasks is not None:
         _write_csv(ordered(tables.tasks, TASK_COLUMNS), folder / "tasks.csv")
     if tables.calls is not None:

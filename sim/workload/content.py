@@ -4,11 +4,17 @@ Only equality matters to a cache, so a token is known by the stream that it belo
 position there, never by its text. Two prompts share a prefix as far as their runs agree.
 """
 
+from typing import Literal
+
 Run = tuple[int, int, int]
 """Stream, position of the first token, number of tokens."""
 
 Content = tuple[Run, ...]
 """A prompt, or a prompt and its answer so far, in order."""
+
+Reuse = Literal["all", "prompt", "none"]
+"""What of a prompt and its answer other prompts may begin with: both, the prompt or a part of it,
+or not even that."""
 
 TRACE_STREAM = -1
 """Of traces that name their blocks: block ``i`` of ``n`` tokens starts at position ``i * n``."""
@@ -26,7 +32,10 @@ def tokens_of(content: Content) -> int:
     >>> tokens_of(((-2, 0, 2000), (7, 0, 50)))
     2050
     """
-    return sum(tokens for _, _, tokens in content)
+    count = 0
+    for run in content:  # most are one or two runs: a loop costs half of a sum
+        count += run[2]
+    return count
 
 
 def first_tokens(content: Content, tokens: int) -> Content:

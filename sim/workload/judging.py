@@ -12,9 +12,9 @@ from sim.workload.tasks import benchmark_of, programs
 QUESTIONS = 4_000
 """Questions that accuracy is counted over: the standard error is below 0.8 points."""
 MOST_CALLS = 400_000
-"""Calls of all programs together, beyond which fewer questions must do."""
-FIRST_QUESTIONS = 25
-"""Questions from which the calls of one are estimated."""
+"""Calls of all programs together, about: where questions take more, fewer must do."""
+FIRST_QUESTIONS = 100
+"""Questions from which the calls of one are estimated, and asked in any case."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,9 @@ def accuracy_of(workload: ProgramsWorkload, catalog: Catalog, seed: int) -> Accu
     accuracy should not hang on how many tasks a run has. Of branches that race, those named first
     are taken to arrive first; which of equal branches is fastest says nothing of its answer.
 
+    How many are asked is settled after the first ones. To ask until some number of calls is used up
+    would end on a dear question more often than not, and those are seldom answered rightly.
+
     Parameters
     ----------
     workload : ProgramsWorkload
@@ -55,11 +58,16 @@ def accuracy_of(workload: ProgramsWorkload, catalog: Catalog, seed: int) -> Accu
     if workload.benchmark is None:
         return None
     plans = programs(workload.asked_by(1, QUESTIONS), catalog, seed, ("accuracy",))
-    right = asked = calls = 0
-    while asked < QUESTIONS and (asked < FIRST_QUESTIONS or calls < MOST_CALLS):
-        ledger = answered_at_once(plans.control(asked))
+    right = calls = 0
+    asked = QUESTIONS
+    for number in range(QUESTIONS):
+        if number == FIRST_QUESTIONS:
+            affordable = int(MOST_CALLS * FIRST_QUESTIONS / max(calls, 1))
+            asked = min(max(affordable, FIRST_QUESTIONS), QUESTIONS)
+        if number == asked:
+            break
+        ledger = answered_at_once(plans.control(number))
         right += ledger.answer == RIGHT
         calls += len(ledger.calls)
-        asked += 1
     name = benchmark_of(workload.benchmark, catalog).benchmark
     return Accuracy(name, right / asked, asked, plans.question_notes)

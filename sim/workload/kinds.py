@@ -204,7 +204,8 @@ class ProgramsWorkload(StrictModel):
 
 
 MixPart = Annotated[
-    OpenLoopWorkload | TraceWorkload | SessionsWorkload, Field(discriminator="kind")
+    OpenLoopWorkload | TraceWorkload | SessionsWorkload | ProgramsWorkload,
+    Field(discriminator="kind"),
 ]
 """What can run beside others."""
 
@@ -219,10 +220,14 @@ class MixWorkload(StrictModel):
     @model_validator(mode="after")
     def _rates_are_known(self) -> Self:
         for name, part in self.parts.items():
-            if isinstance(part, OpenLoopWorkload) and part.load_fraction is not None:
+            if getattr(part, "load_fraction", None) is not None:
+                rate = "rate_requests_per_s"
+                if isinstance(part, ProgramsWorkload):
+                    rate = "arrivals with a rate_requests_per_s"
                 msg = (
                     f"part {name!r} gives load_fraction, but what a system can do at most depends "
-                    "on the whole mix; give rate_requests_per_s"
+                    f"on the whole mix; give {rate} (run alone, the part is told what the system "
+                    "can do of it at most)"
                 )
                 raise ValueError(msg)
         return self
@@ -238,6 +243,17 @@ Workload = Annotated[
     Field(discriminator="kind"),
 ]
 """Any workload, told apart by ``kind``."""
+
+
+def programs_of(workload: Workload) -> dict[tuple[str, ...], ProgramsWorkload]:
+    """Give the programs of a workload by their keys in it, of which the last names the tenant.
+
+    The key of a workload that is nothing else is empty.
+    """
+    if isinstance(workload, ProgramsWorkload):
+        return {(): workload}
+    parts = workload.parts.items() if isinstance(workload, MixWorkload) else ()
+    return {("parts", name): part for name, part in parts if isinstance(part, ProgramsWorkload)}
 
 
 def images_per_request(workload: Workload) -> frozenset[int]:

@@ -174,7 +174,8 @@ class ClippedLognormal(StrictModel):
     def tokens(self, normals: Floats) -> Integers:
         """Return the lengths at the given standard normal scores."""
         lengths = np.rint(self.median_tokens * np.exp(self.sigma * normals))
-        return np.clip(lengths, self.min_tokens, self.max_tokens).astype(np.int64)
+        # what np.clip does, at half its cost for a single length
+        return np.minimum(np.maximum(lengths, self.min_tokens), self.max_tokens).astype(np.int64)
 
 
 class LognormalLengths(StrictModel):

@@ -1,6 +1,6 @@
 """Several workloads side by side: merged by arrival, told apart by tenant."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,10 +9,14 @@ from numpy.typing import NDArray
 
 from sim.errors import InputError
 from sim.workload.content import Content, in_part
+from sim.workload.programs import TASK_STREAMS, ProgramPlans
 from sim.workload.requests import MOST_TENANTS, Contents, Traffic
 from sim.workload.sessions import SessionPlans
 
 Integers = NDArray[np.int64]
+
+PROGRAM_STREAMS = 2**48
+"""Texts of the programs of a mix are in streams from here on, beyond those of other parts."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,12 @@ def mixed(parts: Mapping[str, Traffic]) -> Traffic:
     Raises
     ------
     InputError
-        There is no part, or one of them is a closed loop: its clients have no arrivals.
+        There is no part, or one of them is a closed loop of requests: they have no arrivals.
+        Programs may be asked by clients, as they start by themselves.
     """
     if not parts:
         raise InputError("a mix needs at least one part")
-    closed = [name for name, part in parts.items() if part.clients]
+    closed = [name for name, part in parts.items() if part.clients and not part.programs]
     if closed:
         raise InputError(
             f"part {closed[0]!r} of the mix is a closed loop, which cannot be merged by arrival; "
@@ -107,7 +112,23 @@ def _merged(parts: list[Traffic], names: tuple[str, ...], offsets: list[int]) ->
         if all(one is None for one in contents)
         else MixedContents(contents, part_of, row_of),
         sessions=_merged_sessions(parts, offsets),
+        programs=tuple(_numbered_programs(parts, offsets)),
     )
+
+
+def _numbered_programs(parts: list[Traffic], offsets: list[int]) -> Iterator[ProgramPlans]:
+    """Give the programs of all parts numbers that follow each other, and texts of their own."""
+    number = 0
+    for place, part in enumerate(parts):
+        for plans in part.programs:
+            yield replace(
+                plans,
+                first_stream=PROGRAM_STREAMS + number * TASK_STREAMS,
+                first_number=number,
+                tenant=offsets[place] + plans.tenant,
+                part=place,
+            )
+            number += len(plans)
 
 
 def _arrivals(part: Traffic) -> NDArray[np.float64]:

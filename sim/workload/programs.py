@@ -6,18 +6,19 @@ to its question. It knows nothing of engines and clocks. Whoever runs it decides
 answered: a simulated cluster, or `answered_at_once`.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from itertools import chain
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InternalError
 from sim.quality import Question
-from sim.seeds import numbered_streams
-from sim.workload.content import SYSTEM_STREAM, Content, joined, tokens_of
+from sim.seeds import BLOCK_STREAMS, numbered_streams
+from sim.workload.content import SYSTEM_STREAM, Content, Reuse, in_part, joined, tokens_of
 from sim.workload.single import TokensLaw
 
 Integers = NDArray[np.int64]
@@ -47,6 +48,9 @@ class Call:
     """Which of the case's models computes it."""
     wait_s: float = 0.0
     """From when it could be sent until it is: a tool runs."""
+    reuse: Reuse = "all"
+    """What of it other calls may begin with. Less is a promise that spares the prefix cache work
+    and changes nothing else."""
 
     @property
     def input_tokens(self) -> int:
@@ -91,8 +95,51 @@ class Strategy(Protocol):
         ...
 
     def control(self, task: "Task") -> Control:
-        """Begin to work on a question; what the generator returns is the answer's class."""
+        """Begin to work on a question; what the generator returns is the answer's class.
+
+        Nothing is asked about the question when it is over. Strategies within others rely on it,
+        when they promise that nobody goes on from a call.
+        """
         ...
+
+
+@runtime_checkable
+class OneCallStrategy(Protocol):
+    """A strategy whose programs are one call each, so that nobody has to wait to know it."""
+
+    def only_calls(self, tasks: "Sequence[Task]") -> "list[tuple[Call, int | None]]":
+        """Give the call of each task and the class of its answer, all of one workload.
+
+        The same as `Strategy.control` yields and returns, for many tasks at a fraction of the cost.
+        """
+        ...
+
+
+class OneOfEach:
+    """Random generators side by side: draws as many numbers as there are, one from each.
+
+    Stands for a generator where laws of tokens draw: each task then gets what it would get alone.
+    """
+
+    def __init__(self, rngs: Sequence[np.random.Generator]) -> None:
+        self._rngs = rngs
+
+    def standard_normal(self, count: int) -> Floats:
+        """Draw normal numbers."""
+        return np.array([rng.standard_normal() for rng in self._each(count)])
+
+    def random(self, count: int) -> Floats:
+        """Draw uniform numbers."""
+        return np.array([rng.random() for rng in self._each(count)])
+
+    def integers(self, low: int, high: int, count: int) -> Integers:
+        """Draw whole numbers below ``high``."""
+        return np.array([rng.integers(low, high, 1)[0] for rng in self._each(count)])
+
+    def _each(self, count: int) -> Sequence[np.random.Generator]:
+        if count != len(self._rngs):
+            raise InternalError(f"{count} numbers of {len(self._rngs)} generators, one of each")
+        return self._rngs
 
 
 @dataclass
@@ -113,7 +160,15 @@ class Task:
     """Length of one direct answer to questions like this, for strategies that give none."""
     first_stream: int = 0
     """Streams from here on are its own."""
+    part: int = 0
+    """Part of a mix that it belongs to: no other part has its beginnings of prompts."""
     _streams: int = field(default=0, init=False)
+    _asked: Content | None = field(default=None, init=False)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it has no text yet, so that no call before has one of its texts."""
+        return not self._streams
 
     def stream(self) -> int:
         """Give a stream that nobody has used."""
@@ -124,10 +179,13 @@ class Task:
         """Give tokens that no other prompt has, until this text is part of one again."""
         return ((self.stream(), 0, tokens),) if tokens else ()
 
-    @cached_property
+    @property
     def asked(self) -> Content:
         """The question's text: the same tokens in every prompt that holds it."""
-        return self.text(self.question_tokens)
+        asked = self._asked
+        if asked is None:
+            asked = self._asked = self.text(self.question_tokens)
+        return asked
 
     def head(self, tokens: int, number: int = 0) -> Content:
         """Give the beginning that prompts of one kind share in all tasks: instructions, examples.
@@ -140,7 +198,8 @@ class Task:
         """
         if not 0 <= number < HEADS:
             raise InternalError(f"beginning {number} of a strategy that may have {HEADS}")
-        return ((SYSTEM_STREAM - 1 - number, 0, tokens),) if tokens else ()
+        head = ((SYSTEM_STREAM - 1 - number, 0, tokens),) if tokens else ()
+        return in_part(head, self.part)
 
     def call(
         self,
@@ -150,9 +209,10 @@ class Task:
         *,
         model: str = MAIN,
         wait_s: float = 0.0,
+        reuse: Reuse = "all",
     ) -> Call:
         """Ask for a completion of a prompt."""
-        return Call(label, prompt, output_tokens, self.stream(), model, wait_s)
+        return Call(label, prompt, output_tokens, self.stream(), model, wait_s, reuse)
 
 
 @dataclass(frozen=True)
@@ -174,6 +234,12 @@ class ProgramPlans:
     """Closed-loop clients, each of which waits for its answer before it asks its next question."""
     first_stream: int = 0
     """Texts of the programs are in streams from here on."""
+    first_number: int = 0
+    """Number of the first question in tables: other programs of a mix have those before it."""
+    tenant: int = 0
+    """Index of the tenant whose questions they are."""
+    part: int = 0
+    """Place in the mix."""
 
     def __len__(self) -> int:
         """Return the number of questions."""
@@ -202,11 +268,25 @@ class ProgramPlans:
             int(self.question_tokens[number]),
             self.answer_tokens,
             self.first_stream + number * TASK_STREAMS,
+            self.part,
         )
 
     def control(self, number: int) -> Control:
         """Begin to work on a question."""
         return self.strategy.control(self.task(number))
+
+    def only_calls(self) -> Iterator[tuple[Call, int | None]] | None:
+        """Give what each question takes, in their order, and its answer; none: ask `control`."""
+        strategy = self.strategy
+        if not isinstance(strategy, OneCallStrategy):
+            return None
+        blocks = (
+            range(first, min(first + BLOCK_STREAMS, len(self)))
+            for first in range(0, len(self), BLOCK_STREAMS)
+        )
+        return chain.from_iterable(
+            strategy.only_calls(list(map(self.task, block))) for block in blocks
+        )
 
 
 @dataclass

@@ -86,8 +86,8 @@ class Traffic:
     """Sessions that run beside the requests, each a closed loop of its own."""
     notes: tuple[str, ...] = ()
     """What a reader must know of where they come from."""
-    programs: ProgramPlans | None = None
-    """Programs that run instead of requests."""
+    programs: tuple[ProgramPlans, ...] = ()
+    """Programs that run beside the requests, or instead of them."""
 
     def __post_init__(self) -> None:
         count = len(self.input_tokens)
@@ -117,7 +117,7 @@ class Traffic:
     def total_requests(self) -> int:
         """Requests in all: those here and the turns of the sessions; of programs, the tasks."""
         others = 0 if self.sessions is None else self.sessions.turns
-        return len(self) + others + (0 if self.programs is None else len(self.programs))
+        return len(self) + others + sum(map(len, self.programs))
 
     @property
     def nbytes(self) -> int:

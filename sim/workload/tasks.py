@@ -10,7 +10,7 @@ from sim.catalog import Catalog
 from sim.errors import InputError, under
 from sim.quality import Benchmark, Question, Unknown
 from sim.quality.benchmark import TokensSpread
-from sim.schema import unplaced, validate
+from sim.schema import Located, unplaced, validate
 from sim.seeds import stream
 from sim.workload.arrivals import BurstArrivals
 from sim.workload.kinds import ProgramsWorkload, StrategyChoice
@@ -83,6 +83,18 @@ def strategy_of(choice: StrategyChoice, catalog: Catalog) -> Strategy:
     return validate(StrategyHolder, found).strategy
 
 
+def named_strategies(choice: StrategyChoice, catalog: Catalog) -> tuple[str, ...]:
+    """Give the ids of all strategies that one is made of, itself among them, in order."""
+    found: dict[str, None] = {}
+
+    def lookup(name: str) -> Located:
+        found[name] = None
+        return catalog.located("strategies", name)
+
+    resolved(unplaced({"strategy": choice}), lookup)
+    return tuple(found)
+
+
 def strategy_name(choice: StrategyChoice) -> str:
     """Name the strategy of a workload in tables.
 
@@ -135,7 +147,7 @@ def traffic_of(plans: ProgramPlans) -> Traffic:
     """Let programs be all there is."""
     none = np.zeros(0, dtype=np.int32)
     arrivals = np.zeros(0)
-    return Traffic(none, none, arrivals, clients=plans.clients, programs=plans)
+    return Traffic(none, none, arrivals, clients=plans.clients, programs=(plans,))
 
 
 def _starts(workload: ProgramsWorkload, seed: int, names: tuple[str | int, ...]) -> Floats:

@@ -3,7 +3,10 @@
 Figures stand here only beside the reasoning that bounds them, or as the claims that they are.
 """
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,6 +31,7 @@ SMALL: Mapping[str, Settings] = {
     "dense_vs_moe_ttc": [("engine.max_num_seqs", "16"), ("workload.tasks", "30")],
     "dynamic_10x_to_10000x": [("workload.tasks", "60")],
     "reasoning_traffic": [("workload.duration_s", "300 s")],
+    "reasoning_beside_chat": [],
 }
 NAMES = [
     name.removeprefix("test_time_compute/")
@@ -82,7 +86,7 @@ def test_every_task_is_done_and_paid_for(name: str, run_of: Run) -> None:
     by_task = tables.calls.groupby(["case", "task"]).size()
     asked = tables.tasks.set_index(["case", "task"])["calls"]
     assert (by_task <= asked.reindex(by_task.index)).all()  # those cancelled early were never sent
-    costs = tables.summary.set_index("case")
+    costs = tables.summary[tables.summary["tasks"].notna()].set_index("case")
     assert (costs["usd_per_task_cvar95"] >= costs["usd_per_task_p95"] * (1 - 1e-9)).all()
     assert (costs["usd_per_solved_task"].isna() | (costs["usd_per_solved_task"] > 0)).all()
 
@@ -195,3 +199,43 @@ def test_a_limit_to_thinking_cuts_what_is_written(run_of: Run) -> None:
     spread = 3 * float(np.maximum(draws - 1000, 0).std()) / np.sqrt(free["tasks"])
     assert less == pytest.approx(saved, abs=spread)
     assert limited["task_s_p99"] < free["task_s_p99"]
+
+
+def test_jobs_beside_a_chat(run_of: Run) -> None:
+    """Whoever is not alone waits for longer; who comes first, or is spared others, for less.
+
+    Priorities and a limit are for the chat: with either its tail is shorter than first come.
+    """
+    tables = run_of("reasoning_beside_chat")
+    found = tables.tenants.set_index(["case", "tenant"])
+    together = ("first come", "chat first", "96 calls of jobs at most")
+    first, chat_first, limited = (f"together, {name}" for name in together)
+    tails = found.xs("chat", level="tenant")["ttft_s_p99"]
+    assert tails["chat alone"] < tails[limited] < tails[first]
+    assert tails["chat alone"] < tails[chat_first] < tails[first]
+    times = found.xs("jobs", level="tenant")["task_s_p50"]
+    assert (times[[first, chat_first, limited]] > times["jobs alone"]).all()
+    # who shares a chip pays for less of it
+    costs = found.xs("jobs", level="tenant")["usd_per_task"]
+    assert (costs[[first, chat_first, limited]] < costs["jobs alone"]).all()
+    # both ask the same questions at the same times whatever happens to them
+    assert tables.tasks is not None
+    asked = tables.tasks.groupby("case")["arrival_s"].agg(list)
+    assert asked[first] == asked[chat_first] == asked[limited] == asked["jobs alone"]
+
+
+def test_the_command_writes_tables_of_tenants_and_tasks(tmp_path: Path) -> None:
+    path = CATALOG.path("scenarios", "test_time_compute/reasoning_beside_chat")
+    out = tmp_path / "beside"
+    command = [sys.executable, "-m", "sim.cli", "run", str(path), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    tenants, tasks = (pd.read_csv(out / f"{name}.csv") for name in ("tenants", "tasks"))
+    assert len(tenants) == 1 + 1 + 3 * 2
+    assert set(tasks["tenant"]) == {"jobs"}
+    counted = tasks[tasks["measured"]].groupby("case").size()
+    rows = tenants[tenants["tenant"] == "jobs"].set_index("case")
+    assert rows["tasks"].to_dict() == counted.to_dict()
+    assert tenants.loc[tenants["tenant"] == "chat", "tasks"].isna().all()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Task p50, s" in page

@@ -7,6 +7,7 @@ those before or begin alike.
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,18 @@ from sim.engine.cluster import Cluster, Companion, PoolPlan, RunRecord
 from sim.engine.programs import Programs
 from sim.quality import Unknown
 from sim.workload.content import Content
-from sim.workload.programs import Call, Control, Parallel, ProgramPlans, Task, Unanswered
-from sim.workload.single import ConstantTokens
+from sim.workload.programs import (
+    Call,
+    Control,
+    Parallel,
+    ProgramPlans,
+    Strategy,
+    Task,
+    Unanswered,
+)
+from sim.workload.single import ConstantTokens, UniformTokens
+from sim.workload.strategies.direct import Direct
+from sim.workload.strategies.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class Job:
     answer_ticks: int
 
     def run(self, *, every_step: bool = False) -> RunRecord:
-        source = Programs(self.programs, 0, self.answer_ticks)
+        source = Programs(self.programs, answer_ticks=self.answer_ticks)
         cluster = Cluster(self.plans, every_step=every_step)
         record = cluster.run(source, self.companions)
         assert source.exhausted
@@ -184,3 +195,84 @@ def test_trouble_is_among_the_examples() -> None:
         type(companion).__name__ for seed in range(EXAMPLES) for companion in job(seed).companions
     )
     assert min(kinds[Trouble.__name__], kinds["Patience"]) > 50
+
+
+class Coin(Unknown):
+    """A question that is answered right half of the time."""
+
+    known = True
+
+    def answers(
+        self, rng: np.random.Generator, count: int, *, effort: float = 1.0, model: str = ""
+    ) -> Any:
+        del effort, model
+        return rng.integers(0, 2, count)
+
+
+class AnythingMayFollow(Task):
+    """A task of whose calls nothing is promised."""
+
+    def call(self, *args: Any, **options: Any) -> Call:
+        return replace(super().call(*args, **options), reuse="all")
+
+
+@dataclass(frozen=True)
+class Unpromised:
+    """Does what another strategy does, one task after the other, and makes no promises."""
+
+    strategy: Strategy
+    models: frozenset[str] = frozenset()
+
+    def control(self, task: Task) -> Control:
+        fields = (task.number, task.rng, task.question, task.question_tokens, task.answer_tokens)
+        return self.strategy.control(AnythingMayFollow(*fields, task.first_stream, task.part))
+
+
+PROMISING: tuple[Strategy, ...] = (
+    Direct(),
+    Direct(instruction_tokens=9),
+    Samples(samples=3),
+    Samples(samples=5, instruction_tokens=7, cancel=True),
+    Samples(samples=4, batch=2, select="oracle", cancel=True),
+)
+
+
+def alone_on_its_chips(case: Job) -> Job:
+    """Let a pool have few blocks, and no way to keys and values elsewhere: promises count there."""
+    (plan, *others) = case.plans
+    if plan.role != "serve":
+        return case
+    blocks = -(-60 // plan.plan.block_tokens)
+    small = replace(plan.plan, prefix_caching=True, kv_blocks=blocks, whole_answers=False)
+    small = replace(small, estimate=None)
+    alone = replace(plan, host_link=None, port=None, tiers=(), plan=small)
+    return replace(case, plans=(alone, *others))
+
+
+@pytest.mark.parametrize("strategy", PROMISING, ids=range(len(PROMISING)))
+def test_promises_of_calls_change_nothing(strategy: Strategy) -> None:
+    """Wherever blocks are scarce, replicas fail, clients lose patience, or prefixes are kept."""
+    seen: Counter[str] = Counter()
+    for seed in range(EXAMPLES // 5):
+        case = alone_on_its_chips(job(seed)) if seed % 4 else job(seed)
+        rng, count = np.random.default_rng((seed, 2)), 4 * len(case.programs)
+        starts_s = np.sort(rng.integers(0, 900, count)).astype(float) * TICK_S
+        programs = replace(
+            case.programs,
+            strategy=strategy,
+            questions=[Coin()] * count,
+            question_tokens=rng.integers(1, 25, count),
+            answer_tokens=UniformTokens(min_tokens=1, max_tokens=14),
+            start_s=None if case.programs.clients else starts_s,
+        )
+        promised = replace(case, programs=programs).run()
+        unpromised = replace(programs, strategy=Unpromised(strategy))
+        plain = replace(case, programs=unpromised).run()
+        for table in ("requests", "stretches", "transfers", "losses", "programs", "calls"):
+            ours, theirs = getattr(promised, table), getattr(plain, table)
+            assert told(ours) == told(theirs), (seed, table)
+        seen.update(promised.requests["outcome"].tolist())
+        seen["preempted"] += int((promised.requests["preemptions"] > 0).sum())
+        seen["tried again"] += int((promised.requests["attempts"] > 1).sum())
+        seen["hits"] += int((promised.requests["cached_tokens"] > 0).sum())
+    assert min(seen[name] for name in ("completed", "lost", "preempted", "tried again", "hits")) > 0

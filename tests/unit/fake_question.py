@@ -26,6 +26,9 @@ class FakeQuestion:
     known: bool = True
     asked: list[tuple[int, float, str]] = field(default_factory=list)
     """Count, effort and model of each time that answers were drawn."""
+    notes: list[str] = field(default_factory=list)
+    choices: list[tuple[int, str]] = field(default_factory=list)
+    """Number of answers and way to choose, of each choice without scores."""
 
     def answers(
         self, rng: np.random.Generator, count: int, *, effort: float = 1.0, model: str = ""
@@ -34,6 +37,13 @@ class FakeQuestion:
         drawn = rng.random((count, 2))
         right = drawn[:, 0] < self.of_model.get(model, self.chance)
         return np.where(right, 0, 1 + np.floor(drawn[:, 1] * self.wrong)).astype(np.int64)
+
+    def choose(self, count: int, *, by: str, model: str = "") -> None:
+        del model
+        self.choices.append((count, by))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def scores(
         self, rng: np.random.Generator, answers: NDArray[np.int64], *, verifier: str

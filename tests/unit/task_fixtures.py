@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from report_fixtures import four_cases, renamed
 
-from sim.metrics.programs import against_baseline, task_summary
+from sim.metrics.baselines import against_baseline, with_baselines
+from sim.metrics.programs import task_summary
 from sim.report.data import CALL_COLUMNS, RunTables
 from sim.routing_policy import Slo
 
@@ -46,13 +47,15 @@ def _with_tasks(names: tuple[str, ...], *, known: bool, slo: Slo | None) -> RunT
         {
             "strategy": name.partition(",")[0],
             "benchmark": "game24" if known else "",
+            "load": "1 tasks/s",
             **task_summary(tasks[tasks["case"] == name], limits),
         }
         for name in names
     ]
     told = pd.concat([tables.summary, pd.DataFrame(rows)], axis="columns")
     calls = pd.DataFrame(columns=list(CALL_COLUMNS))
-    return dataclasses.replace(tables, summary=against_baseline(told), tasks=tasks, calls=calls)
+    summary = against_baseline(with_baselines(told, {}))
+    return dataclasses.replace(tables, summary=summary, tasks=tasks, calls=calls)
 
 
 def _bare(names: tuple[str, ...]) -> RunTables:
@@ -91,6 +94,7 @@ def _tasks(case: str, *, known: bool) -> pd.DataFrame:
         {
             "case": case,
             "task": np.arange(TASKS),
+            "tenant": "all",
             "arrival_s": arrival_s,
             "done_s": arrival_s + task_s,
             "task_s": task_s,

@@ -311,7 +311,9 @@ def test_what_is_cancelled_is_not_tried_again(timeout: int, attempts: int) -> No
         max_retries=3,
         backoff_s=lambda _: 30 / TICKS_PER_S,
     )
-    _, calls, record = run(Programs(plans(race), 0, 7), two_models(20), [Patience([plan])])
+    _, calls, record = run(
+        Programs(plans(race), answer_ticks=7), two_models(20), [Patience([plan])]
+    )
     assert calls["outcome"].tolist() == ["completed", "cancelled"]
     assert calls["attempts"].tolist() == [1, attempts]
     assert record.stretches["end_s"].max() * TICKS_PER_S == pytest.approx(
@@ -335,7 +337,7 @@ def test_a_failure_of_what_is_cancelled_does_not_send_it_again() -> None:
 
     trouble = Trouble()
     crash = At({38: lambda cluster: cluster.replicas[1].fail()})
-    _, calls, _ = run(Programs(plans(race), 0, 7), two_models(20), [trouble, crash])
+    _, calls, _ = run(Programs(plans(race), answer_ticks=7), two_models(20), [trouble, crash])
     assert calls["outcome"].tolist() == ["completed", "cancelled"]
     assert trouble.asked == 0
 

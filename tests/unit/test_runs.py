@@ -86,6 +86,7 @@ class TestCase:
             "preset": "vllm_0_11",
             "tp": "4",
             "weights": "fp8",
+            "assumed": "nothing",
         }
 
     @pytest.mark.parametrize(
@@ -289,32 +290,116 @@ class TestSplits:
         assert run.case.parallelism == expected
 
 
+STATIC = {"scenario": "offline", "notes": "static batch (batch = concurrency column)"}
+
+
+class TestCompleted:
+    """Gaps that a rule fills, of which the run tells."""
+
+    def test_nothing_of_a_full_description(self, tmp_path: Path) -> None:
+        run = read_one(tmp_path)
+        assert (run.assumed, run.key("assumed")) == ((), "nothing")
+
+    def test_a_static_batch_takes_all_chips(self, tmp_path: Path) -> None:
+        run = read_one(tmp_path, tp="", **STATIC)
+        assert (run.case.parallelism, run.case.replicas) == (Parallelism(tp=4), 1)
+        assert run.assumed == ("tp",)
+
+    @pytest.mark.parametrize(
+        ("change", "hardware", "system"),
+        [
+            # Llama 2 7B, 13 GB of weights, fits into 40 GB
+            ({"model": "Llama-2-7b"}, "A100 (memory size not stated)", "a100_sxm_40gb_x8"),
+            # Llama 2 70B, 138 GB, needs four of those at least
+            ({"model": "Llama-2-70b"}, "A100 (memory size not stated)", "a100_sxm_40gb_x8"),
+            (
+                {"model": "Llama-2-70b", "num_chips": "2", "tp": "2"},
+                "A100 (memory size not stated)",
+                "a100_sxm_x8",
+            ),
+        ],
+    )
+    def test_memory_that_is_not_stated(
+        self, tmp_path: Path, change: dict[str, str], hardware: str, system: str
+    ) -> None:
+        run = read_one(tmp_path, hardware=hardware, weight_dtype="fp16", **change)
+        assert (run.case.system, run.assumed) == (system, ("memory",))
+        assert run.hardware == hardware
+
+    def test_a_form_factor_that_is_not_stated(self, tmp_path: Path) -> None:
+        run = read_one(tmp_path, hardware="H100-80GB (form factor not stated)")
+        assert (run.case.system, run.assumed) == ("h100_sxm_x8", ("form factor",))
+
+    @pytest.mark.parametrize(
+        ("model", "weights"),
+        [
+            ("meta-llama/Llama-3.1-70B-Instruct", "bf16"),
+            ("llama3_1-70b-fp8_dyn", "fp8"),
+            ("MiniMaxAI/MiniMax-M2.5", "fp8"),
+            ("openai/gpt-oss-120b", "mxfp4"),
+        ],
+    )
+    def test_weights_as_the_name_says_or_as_published(
+        self, tmp_path: Path, model: str, weights: str
+    ) -> None:
+        run = read_one(tmp_path, model=model, weight_dtype="")
+        assert (run.case.precision.weights, run.assumed) == (weights, ("weights",))
+
+    def test_an_engine_that_another_stands_for(self, tmp_path: Path) -> None:
+        run = read_one(tmp_path, engine="Deepspeed-MII", **STATIC)
+        assert (run.key("engine"), run.assumed) == ("vllm", ("engine",))
+
+    @pytest.mark.parametrize(
+        ("hardware", "system"),
+        [
+            ("h200_sxm_x8", "h200_sxm_x8"),
+            ("h200_sxm", "h200_sxm_x8"),
+            ("tpu_v5e", "tpu_v5e_4"),
+        ],
+    )
+    def test_ids_of_the_catalogue_are_machines(
+        self, tmp_path: Path, hardware: str, system: str
+    ) -> None:
+        """Of the pods of TPU v5e the smallest has the four chips of the run."""
+        run = read_one(tmp_path, hardware=hardware)
+        assert (run.case.system, run.assumed) == (system, ())
+
+    def test_as_many_systems_as_the_chips_need(self, tmp_path: Path) -> None:
+        """24 chips are three systems of eight, six replicas of four."""
+        case = read_one(tmp_path, num_chips="24").case
+        assert (case.systems, case.replicas) == (3, 6)
+
+
 class TestSkipped:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
             ({"hardware": "Etched"}, "no system for Etched"),
+            ({"num_chips": ""}, "number of chips is not given"),
             ({"model": "gpt-4"}, "no model for gpt-4"),
             ({"engine": "llama.cpp"}, "no engine for llama.cpp"),
             ({"isl": ""}, "lengths are not given"),
             ({"osl": ""}, "lengths are not given"),
             ({"tp": ""}, "tp is not given"),
+            ({"isl": "131053"}, "requests are longer than the context of the model"),
             ({"weight_dtype": "q4_0"}, "weights in q4_0"),
             ({"notes": "DECODE ONLY"}, "figures of one phase, prefill or decode, alone"),
-            ({"scenario": "offline"}, "load of offline runs is not simulated yet"),
-            ({"concurrency": ""}, "load of concurrency runs is not simulated yet"),
+            ({"tp": "", "scenario": "offline"}, "tp is not given"),
+            ({"scenario": "server"}, "load of server runs is not given"),
+            ({"concurrency": ""}, "load of concurrency runs is not given"),
         ],
     )
     def test_reasons(self, tmp_path: Path, change: dict[str, str], reason: str) -> None:
         assert read(tmp_path, change) == [Skipped("r1", {**ROW, **change}["hardware"], reason)]
 
-    def test_a_run_that_does_not_fit(self, tmp_path: Path) -> None:
+    def test_runs_that_do_not_fit(self, tmp_path: Path) -> None:
         """141 GB of weights, 131 GiB, on one chip: the reason is counted, the others go on."""
         alone = {"num_chips": "1", "tp": "1", "weight_dtype": "bf16"}
-        found = validate_runs(read(tmp_path, {}, alone), CATALOG)
-        ((reason, count),) = found.skipped.items()
-        assert str(reason).startswith("Llama 3.1 70B needs 131 GiB of weights per replica")
-        assert (count, found.rows["row_id"].tolist()) == (1, ["r1"])
+        longer = alone | {"isl": "300"}
+        found = validate_runs(read(tmp_path, {}, alone, longer), CATALOG)
+        reason = "llama_3_1_70b does not fit on H100-SXM-80GB with tp 1"
+        assert found.skipped.to_dict() == {reason: 2}
+        assert found.rows["row_id"].tolist() == ["r1"]
 
 
 class TestFiles:

@@ -1,5 +1,6 @@
 import hashlib
 import itertools
+import json
 import struct
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.seeds import stream
+from sim.seeds import numbered_streams, stream
 
 seeds = st.integers(min_value=0, max_value=2**80)
 names = st.lists(st.text(max_size=8) | st.integers(), max_size=4).map(tuple)
@@ -83,3 +84,37 @@ def test_another_process_draws_the_same() -> None:
 def test_a_negative_seed_is_refused() -> None:
     with pytest.raises(ValueError, match="non-negative"):
         stream(-1, "arrivals")
+
+
+@given(seeds, names, st.integers(0, 2**31), st.lists(st.integers(0, 4), max_size=3))
+def test_a_numbered_stream_is_pcg64_on_numpys_own_seed_sequence(
+    seed: int, path: tuple[str | int, ...], number: int, spawns: list[int]
+) -> None:
+    """And so are the children that it gives, theirs, and the rest of its words."""
+    written = json.dumps((seed, *path), separators=(",", ":")).encode()
+    entropy = int.from_bytes(hashlib.sha256(written).digest(), "little")
+    sequence = np.random.SeedSequence(entropy, spawn_key=(number,))
+    ours, theirs = (
+        numbered_streams(seed, *path)(number),
+        np.random.Generator(np.random.PCG64(sequence)),
+    )
+    assert ours.bit_generator.state == theirs.bit_generator.state
+    for count in spawns:
+        for child, original in zip(ours.spawn(count), theirs.spawn(count), strict=True):
+            assert child.bit_generator.state == original.bit_generator.state
+            (grandchild,), (known,) = child.spawn(1), original.spawn(1)
+            assert grandchild.bit_generator.state == known.bit_generator.state
+    words = ours.bit_generator.seed_seq.generate_state(5)
+    np.testing.assert_array_equal(words, sequence.generate_state(5))
+
+
+def test_numbered_streams_do_not_depend_on_what_was_asked_before() -> None:
+    numbers = [700, 3, 255, 256, 3, 0]
+    streams = numbered_streams(5, "tasks")
+    together = [streams(number).random() for number in numbers]
+    assert together == [numbered_streams(5, "tasks")(number).random() for number in numbers]
+
+
+def test_numbers_of_streams_end_where_numpy_would_begin_another_word() -> None:
+    with pytest.raises(ValueError, match="below 2"):
+        numbered_streams(5)(2**32)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from drawn_texts import assert_nothing_is_covered, texts
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 from report_fixtures import four_cases, hostile, renamed
 from task_fixtures import STRATEGIES, strategies, twenty_strategies
 
@@ -73,8 +72,8 @@ def test_every_case_is_named(name: str, run: str) -> None:
     cases = RUNS[run]().cases
     for number, case in enumerate(cases, 1):
         if case not in joined:
-            assert f"{number} {case}" in joined
-    if f"1 {cases[0]}" in joined:
+            assert f"{number}: {case}" in joined
+    if f"1: {cases[0]}" in joined:
         assert {str(number) for number in range(1, len(cases) + 1)} <= set(shown)
     for case in cases:
         assert case in drawn(name, run).alt
@@ -154,19 +153,66 @@ def test_the_line_of_proportion_is_one_to_one() -> None:
     assert axes.get_xscale() == axes.get_yscale() == "log"
 
 
-def test_bars_are_the_costs_of_a_task_and_of_a_solved_one() -> None:
-    axes = axes_of(drawn("task_cost", "eight"))
-    widths = [patch.get_width() for patch in axes.patches if isinstance(patch, Rectangle)]
+def marks(axes: Axes) -> list[float]:
+    """Where the marks of rows stand, row by row."""
+    return [
+        float(line.get_xdata()[0])
+        for line in axes.get_lines()
+        if line.get_linestyle() == "None"
+    ]
+
+
+ROWS = {
+    "task_cost": ["usd_per_task", "usd_per_solved_task"],
+    "task_time": ["task_s_p50", "task_s_p95", "task_s_p99"],
+    "task_energy": ["energy_j_per_task"],
+    "compute_multiples": ["compute_multiplier", "compute_multiplier_chip_s"],
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_marks_of_rows_are_where_the_summary_has_them(name: str) -> None:
     rows = strategies().summary
-    np.testing.assert_allclose(
-        widths, rows[["usd_per_task", "usd_per_solved_task"]].to_numpy().ravel()
-    )
+    found = marks(axes_of(drawn(name, "eight")))
+    np.testing.assert_allclose(found, rows[ROWS[name]].to_numpy().ravel())
 
 
-def test_a_case_that_solved_nothing_says_so_and_has_no_second_bar() -> None:
+def test_costs_that_differ_twentyfold_are_on_a_logarithmic_axis() -> None:
+    """Idle and busy servers in one run: on a linear axis those of the busy one are all zero."""
+    assert axes_of(drawn("task_cost", "eight")).get_xscale() == "log"
+    near = strategies("direct", "chain_of_thought")
+    assert axes_of(drawing_of("task_cost", near)).get_xscale() == "linear"
+
+
+def test_costs_have_their_standard_errors() -> None:
+    axes = axes_of(drawn("task_cost", "eight"))
+    broad = [line.get_xdata() for line in axes.get_lines() if line.get_alpha() == 0.35]
+    rows = strategies().summary
+    first = rows.iloc[0]
+    cost, error = first["usd_per_task"], first["usd_per_task_standard_error"]
+    assert len(broad) == 2 * len(rows)
+    np.testing.assert_allclose(np.asarray(broad[0], float), [cost - error, cost + error])
+
+
+def test_what_buys_nothing_more_is_said_to_spend_no_more() -> None:
+    drawing = drawn("compute_efficiency", "eight")
+    shown = [text.get_text() for text in texts(drawing)]
+    assert shown.count("spends no more") == 1  # the baseline
+    assert len(marks(axes_of(drawing))) == len(STRATEGIES) - 1
+
+
+def test_many_tails_have_a_row_each() -> None:
+    """Twenty curves across each other tell nothing."""
+    drawing = drawn("task_cost_tail", "twenty")
+    assert len(marks(axes_of(drawing))) == 3 * 20
+    assert axes_of(drawing).get_ylim() == (19.5, -0.5)
+
+
+def test_a_case_that_solved_nothing_says_so_and_has_no_second_mark() -> None:
     drawing = drawn("task_cost", "none_solved")
-    assert [text.get_text() for text in texts(drawing)].count("none solved") == 2
-    assert sum(isinstance(patch, Rectangle) for patch in axes_of(drawing).patches) == 2
+    shown = [text.get_text() for text in texts(drawing)]
+    assert sum(text.endswith(" / none solved") for text in shown) == 2
+    assert len(marks(axes_of(drawing))) == 2
 
 
 def test_without_a_benchmark_accuracy_is_not_drawn() -> None:
@@ -176,6 +222,7 @@ def test_without_a_benchmark_accuracy_is_not_drawn() -> None:
     assert not [name for name in names if name.startswith("accuracy")]
     words = [text.get_text() for text in texts(drawing_of("task_cost", tables))]
     assert not [word for word in words if "solved" in word]
+    assert "compute_efficiency" not in names
 
 
 def test_one_case_is_not_compared_with_itself() -> None:

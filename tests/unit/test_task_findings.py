@@ -7,7 +7,14 @@ import pytest
 from report_fixtures import four_cases
 from task_fixtures import strategies, twenty_strategies
 
-from sim.report.task_findings import by_benchmark, dominated, front, task_sentences
+from sim.report.task_findings import (
+    by_benchmark,
+    comparable,
+    dominated,
+    front,
+    opening,
+    task_sentences,
+)
 from sim.routing_policy import Slo
 
 NAN = float("nan")
@@ -30,6 +37,10 @@ def three(**columns: list[object]) -> pd.DataFrame:
         "latency_multiplier": [1.0, 4.0, 5.0],
         "compute_multiplier": [1.0, 4.0, 40.0],
         "linear_latency_ratio": [1.0, 1.0, 0.125],
+        "latency_growth": ["", "as compute", "slower"],
+        "load": ["70 % of capacity"] * 3,
+        "baseline": ["direct"] * 3,
+        "model": ["small"] * 3,
         "input_tokens_per_task": [100.0, 100.0, 1000.0],
         "cached_tokens_per_task": [0.0, 0.0, 900.0],
         "output_tokens_per_task": [50.0, 200.0, 2000.0],
@@ -144,8 +155,66 @@ def test_latency_is_compared_with_compute() -> None:
     assert "chain" not in sentence
     assert said(three(), "grows as compute does: chain (4 times the time, 4 times the tokens)")
     assert not said(three(), "faster than compute")
-    slow = three(linear_latency_ratio=[1.0, 1.3, 0.125])
+    slow = three(latency_growth=["", "faster", "slower"])
     assert said(slow, "faster than compute: chain")
+
+
+def test_latency_at_two_loads_is_said_of_each() -> None:
+    idle = three(load=["0.5 % of capacity"] * 3)
+    busy = pd.concat([idle, busy_three()], ignore_index=True)
+    assert said(busy, "Against direct (0.5 % of capacity), latency grows as compute does: chain (4")
+    (sentence,) = said(busy, "Against direct, busy (70 % of capacity), latency grows as compute")
+    assert sentence.endswith("does: chain, busy (4 times the time, 4 times the tokens).")
+    lone = three(load=["1 tasks/s", "2 tasks/s", "3 tasks/s"], latency_growth=[""] * 3)
+    (told,) = said(lone, "is not said of")
+    assert "chain, vote: their baseline, direct, has another load" in told
+
+
+def busy_three() -> pd.DataFrame:
+    """The same three where many share the machines: cheaper, and slower."""
+    names = ["direct, busy", "chain, busy", "vote, busy"]
+    summary = three(case=names, baseline=[names[0]] * 3)
+    times, costs = ["task_s_p50", "task_s_p95"], ["usd_per_task", "usd_per_solved_task"]
+    summary[times] *= 3.0
+    summary[costs] *= 0.01
+    return summary
+
+
+def test_idle_and_busy_cases_are_not_played_off_against_each_other() -> None:
+    """A busy machine is cheap for each task; that makes no strategy better than another."""
+    idle = three(load=["0.5 % of capacity"] * 3, slo_usd_per_task=[0.2] * 3)
+    both = pd.concat([idle, busy_three().assign(slo_usd_per_task=0.2)], ignore_index=True)
+    assert dominated(both) == {"vote": "chain", "vote, busy": "chain, busy"}
+    assert said(both, "direct solves most at 0.5 % of capacity (30.0 %).")
+    assert said(both, "chain, busy solves most at 70 % of capacity (60.0 %)")
+    assert said(both, "cheapest solved tasks at 70 % of capacity: $0.0033")
+
+
+def test_cases_that_each_have_a_load_of_their_own_are_compared() -> None:
+    lone = three(load=["1 tasks/s", "2 tasks/s", "3 tasks/s"])
+    assert list(comparable(lone)) == [""]
+
+
+def test_a_small_model_is_set_against_a_large_one_at_equal_accuracy() -> None:
+    """A vote of the small one is level with one answer of the large one, for half the cost."""
+    two = three(
+        model=["large", "small", "small"],
+        accuracy_fraction=[0.6, 0.3, 0.59],
+        usd_per_solved_task=[1.0, 0.2, 0.5],
+    )
+    (sentence,) = said(two, "another model than large")
+    assert "for direct (60.0 %, $1.00) vote (59.0 %, $0.500), 0.5 times the cost" in sentence
+    assert "Most accurate of all: direct (60.0 %)" in sentence
+    worse = two.assign(accuracy_fraction=[0.7, 0.3, 0.59])
+    assert said(worse, "for direct (70.0 %, $1.00) there is none")
+    assert not said(three(), "another model")
+
+
+def test_the_opening_names_the_cheapest_and_the_dearest_and_no_more() -> None:
+    found = opening(pd.concat([three(load=["idle"] * 3), busy_three()], ignore_index=True))
+    assert "direct has the cheapest solved tasks" in found
+    assert "The dearest are those of vote: $5.00. 3 more cases stand under Tasks." in found
+    assert len(opening(twenty_strategies().summary)) < 400
 
 
 def test_what_was_in_vain_and_what_was_spared_is_said() -> None:

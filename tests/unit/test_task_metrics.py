@@ -17,9 +17,9 @@ from sim.catalog import open_catalog
 from sim.engine.records import CALL_COLUMNS, LOSS_COLUMNS, PROGRAM_COLUMNS
 from sim.errors import InputError
 from sim.forecast import forecast
+from sim.metrics.baselines import against_baseline, with_baselines
 from sim.metrics.programs import (
     Rates,
-    against_baseline,
     call_table,
     conditional_value_at_risk,
     rates,
@@ -282,26 +282,81 @@ def test_the_tail_is_dearer_than_the_mean_and_knows_no_order(
 # --- Against the baseline.
 
 
-def compared(**columns: list[Any]) -> pd.DataFrame:
+def compared(named: dict[str, str] | None = None, **columns: list[Any]) -> pd.DataFrame:
     given = {
+        "case": ["none", "direct", "vote"],
+        "model": ["small"] * 3,
+        "system": ["one"] * 3,
+        "load": ["idle"] * 3,
         "output_tokens_per_task": [NAN, 100.0, 800.0],
         "chip_s_per_task": [NAN, 2.0, 6.0],
         "task_s_mean": [NAN, 4.0, 8.0],
         "accuracy_fraction": [NAN, 0.5, 0.7],
         "benchmark": [NAN, "sums", "sums"],
     }
-    return against_baseline(pd.DataFrame({**given, **columns}))
+    return against_baseline(with_baselines(pd.DataFrame({**given, **columns}), named or {}))
 
 
 def test_multiples_are_those_of_the_first_case_with_a_strategy() -> None:
     found = compared()
+    assert found["baseline"].tolist() == ["", "direct", "direct"]
     np.testing.assert_allclose(found["compute_multiplier"], [NAN, 1.0, 8.0])
     np.testing.assert_allclose(found["compute_multiplier_chip_s"], [NAN, 1.0, 3.0])
     np.testing.assert_allclose(found["latency_multiplier"], [NAN, 1.0, 2.0])
     # eight times the tokens in twice the time: a quarter of what would be proportional
     np.testing.assert_allclose(found["linear_latency_ratio"], [NAN, 1.0, 0.25])
+    assert found["latency_growth"].tolist() == ["", "", "slower"]
     # 20 points for two further times the chip-seconds; the baseline spends no more than itself
     np.testing.assert_allclose(found["accuracy_gain_per_multiple"], [NAN, NAN, 0.1])
+
+
+IDLE_AND_BUSY: dict[str, list[Any]] = {
+    "case": ["direct", "chain", "direct, busy", "chain, busy"],
+    "model": ["small"] * 4,
+    "system": ["one"] * 4,
+    "load": ["0.5 % of capacity"] * 2 + ["80 % of capacity"] * 2,
+    "output_tokens_per_task": [178.0, 1424.0, 178.0, 1424.0],
+    "chip_s_per_task": [0.8, 6.4, 0.012, 0.1],
+    "task_s_mean": [0.8, 6.4, 2.4, 20.2],
+    "accuracy_fraction": [0.42, 0.59, 0.42, 0.59],
+    "benchmark": ["sums"] * 4,
+}
+
+
+def test_a_busy_case_is_compared_with_a_busy_one() -> None:
+    """Against the idle baseline the chain would take 25 times as long for 8 times the tokens."""
+    found = compared(**IDLE_AND_BUSY)
+    assert found["baseline"].tolist() == ["direct"] * 2 + ["direct, busy"] * 2
+    np.testing.assert_allclose(found["latency_multiplier"], [1.0, 8.0, 1.0, 20.2 / 2.4])
+    np.testing.assert_allclose(found["compute_multiplier_chip_s"], [1.0, 8.0, 1.0, 0.1 / 0.012])
+    assert found["latency_growth"].tolist() == ["", "as compute", "", "as compute"]
+    gains = 0.17 / (np.array([8.0, 0.1 / 0.012]) - 1.0)
+    np.testing.assert_allclose(found["accuracy_gain_per_multiple"].iloc[[1, 3]], gains)
+
+
+def test_a_case_alone_with_its_load_is_compared_with_the_nearest() -> None:
+    """Of the same system before the same model, of that before the same benchmark."""
+    lone = compared(**IDLE_AND_BUSY | {"load": ["1", "2", "3", "4"]})
+    assert lone["baseline"].tolist() == ["direct"] * 4
+    assert lone["latency_growth"].tolist() == [""] * 4  # what waits for others tells nothing
+    moved = compared(**IDLE_AND_BUSY | {"load": ["1", "1", "2", "3"], "system": [*"AABB"]})
+    assert moved["baseline"].tolist() == ["direct", "direct", "direct, busy", "direct, busy"]
+    other = compared(**IDLE_AND_BUSY | {"load": [*"1123"], "system": [*"AABC"], "model": [*"xyxy"]})
+    assert other["baseline"].tolist() == ["direct", "chain", "direct", "chain"]
+    asked = compared(**IDLE_AND_BUSY | {"load": [*"1234"], "benchmark": ["a", "b", "b", "c"]})
+    assert asked["baseline"].tolist() == ["direct", "chain", "chain", "direct"]
+
+
+def test_a_case_may_name_its_baseline() -> None:
+    found = compared(named={"chain, busy": "chain"}, **IDLE_AND_BUSY)
+    assert found["baseline"].tolist()[3] == "chain"
+    assert found["latency_multiplier"].iloc[3] == pytest.approx(20.2 / 6.4)
+
+
+def test_what_costs_no_more_has_no_gain_for_more() -> None:
+    """Nothing is gained for each time of compute that was saved: not minus 20 points either."""
+    found = compared(chip_s_per_task=[NAN, 2.0, 1.0])
+    assert found["accuracy_gain_per_multiple"].isna().all()
 
 
 def test_what_is_solved_of_another_benchmark_is_no_gain() -> None:
@@ -312,7 +367,7 @@ def test_what_is_solved_of_another_benchmark_is_no_gain() -> None:
 
 def test_a_run_without_tasks_has_no_multiples_and_one_that_completed_none_has_no_number() -> None:
     bare = pd.DataFrame({"case": ["a"]})
-    assert against_baseline(bare) is bare
+    assert against_baseline(with_baselines(bare, {})) is bare
     none = compared(output_tokens_per_task=[NAN] * 3)
     assert none["latency_multiplier"].isna().all()
     assert none["compute_multiplier"].isna().all()

@@ -1,5 +1,6 @@
 """Tasks in the terminal, on the page and among the files."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -10,10 +11,18 @@ from report_fixtures import four_cases, hostile, renamed
 from rich.console import Console
 from task_fixtures import STRATEGIES, strategies, twenty_strategies
 
+from sim.metrics.baselines import claim_table
 from sim.report.charts import TASK_PAINTERS, draw_charts
 from sim.report.data import TASK_SUMMARY_COLUMNS, TEXT_COLUMNS, RunTables
+from sim.report.document import summary_document
 from sim.report.html import report_page
-from sim.report.tables import TASK_GROUP, console_task_table, groups_of, summary_frame
+from sim.report.tables import (
+    TASK_GROUP,
+    console_claim_table,
+    console_task_table,
+    groups_of,
+    summary_frame,
+)
 from sim.report.task_findings import task_sentences
 from sim.report.writer import OUR_FILES, write_run
 from sim.routing_policy import Slo
@@ -151,3 +160,38 @@ def test_files_of_tasks_go_when_a_run_without_them_takes_their_place(tmp_path: P
     write_run(four_cases(), out)
     assert not (out / "tasks.csv").exists()
     assert not (out / "charts" / "task_cost.png").exists()
+
+
+def test_names_take_the_room_that_a_wide_terminal_has() -> None:
+    """Forty letters more are forty letters for names: none is broken within a word."""
+    names = {"dynamic": "10 passes of refinement, busy"}
+    tables = renamed(strategies("direct", "dynamic"), names)
+    table = console_task_table(tables.summary, 120)
+    assert table is not None
+    out = io.StringIO()
+    Console(file=out, width=120, color_system=None).print(table)
+    text = out.getvalue()
+    assert "10 passes of refinement, busy" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_claims_stand_beside_the_forecast() -> None:
+    """Twice what is forecast, about."""
+    tables = strategies("direct", "dynamic")
+    told = claim_table(tables.summary, {"direct": ("a table", {"accuracy_fraction": 0.62})})
+    assert told is not None
+    share = float(tables.summary["accuracy_fraction"].iloc[0])
+    assert told["forecast_over_claimed"].tolist() == [pytest.approx(share / 0.62)]
+    claimed = dataclasses.replace(tables, claims=told)
+    page = report_page(claimed, draw_charts(claimed))
+    assert "Claims beside the forecast" in page
+    assert "Claimed: a table." in page
+    assert '<td class="number">62.0</td>' in page
+    assert summary_document(claimed)["claims"] == told.to_dict("records")
+    assert "claims" not in summary_document(tables)
+    assert "Claims beside" not in report_page(tables, draw_charts(tables))
+    table = console_claim_table(told)
+    assert table is not None
+    out = io.StringIO()
+    Console(file=out, width=80, color_system=None).print(table)
+    assert out.getvalue().splitlines()[-1].split()[-3:-1] == ["62.0", f"{100 * share:.1f}"]

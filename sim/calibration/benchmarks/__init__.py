@@ -6,12 +6,23 @@ means or medians is the benchmark's own, the same for all of its runs.
 """
 
 from sim.calibration.benchmarks.inference_perf import InferencePerf
-from sim.calibration.benchmarks.inferencex import InferenceX
+from sim.calibration.benchmarks.inferencex import InferenceX, InferenceXResult
+from sim.calibration.benchmarks.mlperf import MlPerf
 from sim.calibration.benchmarks.nvidia import NvidiaInternal
 from sim.calibration.benchmarks.plain import Benchmark
+from sim.calibration.benchmarks.static_batch import StaticBatch
+from sim.calibration.benchmarks.trtllm_bench import TrtllmBench
 from sim.calibration.rows import Row
 
-BENCHMARKS: tuple[Benchmark, ...] = (InferenceX(), NvidiaInternal(), InferencePerf())
+BENCHMARKS: tuple[Benchmark, ...] = (
+    InferenceX(),
+    InferenceXResult(),
+    NvidiaInternal(),
+    InferencePerf(),
+    StaticBatch(),
+    TrtllmBench(),
+    MlPerf(),
+)
 """Those that are known by name."""
 PLAIN = Benchmark()
 

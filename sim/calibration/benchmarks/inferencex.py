@@ -1,20 +1,32 @@
 """InferenceX, the public benchmark of SemiAnalysis (formerly InferenceMAX).
 
-Its scripts (SemiAnalysisAI/InferenceX ``benchmarks/*.sh``) say how engines are started and what
-is asked of them: ``--request-rate=inf --max-concurrency=$CONC --num-prompts=$(( $CONC * 10 ))``,
-lengths drawn from 80 to 100 % of the nominal ones, prefix caching off.
+Its scripts (SemiAnalysisAI/InferenceX ``benchmarks/*.sh``) say how engines are started
+(`sim.calibration.benchmarks.inferencex_launches`) and what is asked of them:
+``--request-rate=inf --max-concurrency=$CONC --num-prompts=$(( $CONC * 10 ))``, lengths drawn from
+80 to 100 % of the nominal ones, nothing in common between prompts.
 """
 
 import math
 
+from sim.calibration.benchmarks.inferencex_launches import (
+    Launch,
+    Setup,
+    Start,
+    shipped_launches,
+)
 from sim.calibration.benchmarks.plain import Benchmark
+from sim.calibration.machines import engine_of, split_of
 from sim.calibration.rows import Row, count
 from sim.efficiency import Engine
+from sim.parallelism import Parallelism
+from sim.units import Dtype
 from sim.workload.lengths import LengthLaw, UniformRangeLengths
 
 RANDOM_LOW_FRACTION = 0.8
 """Lengths of random requests are drawn from 80 to 100 % of the nominal ones."""
 _ORIGIN = "origin IX"
+DRAWN = "lengths drawn from 80 to 100 % of isl and osl, which are nominal"
+"""How the notes of imported result files tell it."""
 
 
 class InferenceX(Benchmark):
@@ -33,12 +45,42 @@ class InferenceX(Benchmark):
         return _ORIGIN in row.get("notes", "")
 
     def settings(self, row: Row, engine: Engine, replicas: int) -> dict[str, object]:
-        """Start vLLM with asynchronous scheduling, whatever its release, and a place per client."""
+        """Give what the launch script set.
+
+        Of a vLLM run without a known script, what those of all the others have in common: a place
+        per client and asynchronous scheduling, whatever the release.
+        """
         found = super().settings(row, engine, replicas)
+        setup = setup_of(row)
+        if setup is not None:
+            drafts = setup.draft_tokens
+            choice = shipped_launches().speculation(drafts) if drafts else None
+            return found | setup.settings | {"speculation": choice}
         if engine != "vllm":
             return found
         places = math.ceil(count(row, "concurrency") / replicas)
         return found | {"max_num_seqs": places, "steps_ahead": 1, "host_overlapped": True}
+
+    def split(self, row: Row, tp: int, chips: int) -> Parallelism:
+        """Cut the model as the launch script did, which results of early runs do not tell."""
+        told = split_of(row, tp, chips)
+        setup = setup_of(row)
+        if setup is None:
+            return told
+        ranks = told.expert_ranks
+        attention_dp = ranks if setup.attention_dp else 1
+        return Parallelism(
+            tp=ranks // attention_dp,
+            pp=told.pp,
+            attention_dp=attention_dp,
+            ep=ranks if setup.experts_dealt else 1,
+        )
+
+    def kv_cache(self, row: Row, engine: Engine, weights: Dtype) -> Dtype:
+        """Give the format that the launch script asked for."""
+        launch = launch_of(row)
+        known = launch.kv_cache if launch is not None else None
+        return known or super().kv_cache(row, engine, weights)
 
     def lengths(self, row: Row) -> LengthLaw:
         """Draw them from a range below the nominal ones."""
@@ -48,3 +90,47 @@ class InferenceX(Benchmark):
             output_tokens=count(row, "osl"),
             low_fraction=RANDOM_LOW_FRACTION,
         )
+
+
+class InferenceXResult(InferenceX):
+    """A run imported from a result file of InferenceX, which has medians and means apart."""
+
+    means = False
+
+    def made(self, row: Row) -> bool:
+        """Tell it by the notes."""
+        return DRAWN in row.get("notes", "")
+
+
+def launch_of(row: Row) -> Launch | None:
+    """Find the script that started the engine of a run, if it is known."""
+    start = _start(row)
+    return shipped_launches().of(start) if start else None
+
+
+def setup_of(row: Row) -> Setup | None:
+    """Give what the script of a run set, if it is known."""
+    start = _start(row)
+    launch = shipped_launches().of(start) if start else None
+    return launch.setup(start) if launch and start else None
+
+
+def _start(row: Row) -> Start | None:
+    """Tell what a run's script was told; none: no script of one node has so many chips."""
+    engine = engine_of(row)
+    if engine is None or not row.get("concurrency"):
+        return None
+    told = split_of(row, count(row, "tp"), count(row, "num_chips"))
+    return Start(
+        engine=engine,
+        model=row["model"],
+        hardware=row["hardware"],
+        weights=row["weight_dtype"],
+        day=row.get("source_date", ""),
+        chips=told.expert_ranks,
+        experts_dealt=told.ep > 1,
+        attention_dp=told.attention_dp > 1,
+        clients=count(row, "concurrency"),
+        input_tokens=count(row, "isl"),
+        output_tokens=count(row, "osl"),
+    )

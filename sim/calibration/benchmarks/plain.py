@@ -1,10 +1,17 @@
 """A benchmark that does what its rows tell, and nothing else."""
 
 import re
+from collections.abc import Mapping
+from typing import Literal
 
-from sim.calibration.rows import Row, count, figure, load_of
+from sim.calibration.machines import UNSTATED_KV, split_of, usual_kv_dtype
+from sim.calibration.rows import Row, clients, count, figure, load_of
+from sim.catalog import Catalog
 from sim.efficiency import Engine
-from sim.workload.arrivals import PoissonArrivals, UniformArrivals
+from sim.parallelism import Parallelism
+from sim.scenario import Case
+from sim.units import Dtype
+from sim.workload.arrivals import BurstArrivals, PoissonArrivals, UniformArrivals
 from sim.workload.kinds import ClosedLoopWorkload, OpenLoopWorkload
 from sim.workload.lengths import FixedLengths, LengthLaw
 from sim.workload.sharing import SharedPrefixes
@@ -13,12 +20,21 @@ ROUNDS = 5
 """Requests per client of a simulated closed loop, where the run does not say."""
 OPEN_REQUESTS = 500
 """Requests of a simulated run with free arrivals."""
+QUEUED_REQUESTS = 3_000
+"""Requests that are there from the start, where an offline run does not say."""
 MAX_NUM_SEQS = 1_024
 """Limit of runs that do not say: benchmarks set theirs at their concurrency or above."""
 _TOLD_LIMIT = re.compile(r"(max_num_seqs|max_num_batched_tokens) (\d+)")
 _TOLD_MEMORY = re.compile(r"gpu_mem_util (0\.\d+)")
 _EVENLY_SPACED = "constant arrivals"
 """How the notes of a run tell settings of the engine, and of the arrivals."""
+_TOLD_REQUESTS = re.compile(r"\b(\d+) (?:requests|prompts)\b")
+"""How they tell how many were queued."""
+_DEALT_EXPERTS = re.compile(r"\bDEP(\d+)\b")
+"""How they tell of data-parallel attention on so many chips, which the experts are dealt to."""
+
+UnstatedTp = Literal["all_chips", "fewest_that_hold_it"]
+"""Which tensor-parallel degree stands for one that is not given."""
 
 
 class Benchmark:
@@ -28,6 +44,10 @@ class Benchmark:
     """Whether its published times are means, in whatever column they stand."""
     rounds = ROUNDS
     """Requests per client of a closed loop."""
+    unstated_tp: UnstatedTp | None = None
+    """What it does where tp is not given; none: it cannot be told."""
+    own_lengths = False
+    """Whether it knows the lengths of its requests where they are not given."""
 
     def made(self, _row: Row) -> bool:
         """Tell whether a run is of this benchmark."""
@@ -51,10 +71,47 @@ class Benchmark:
             found["memory_fraction"] = float(memory[1])
         return found
 
+    def tuned(self, _row: Row, _case: Case, _catalog: Catalog) -> Mapping[str, object]:
+        """Give the settings that the engine's own tools derive from model, chips and lengths."""
+        return {}
+
+    def split(self, row: Row, tp: int, chips: int) -> Parallelism:
+        """Tell how the model was cut over the chips."""
+        noted = _DEALT_EXPERTS.search(row.get("notes", ""))
+        if noted and int(noted[1]) == chips > 1:
+            return Parallelism(tp=1, attention_dp=chips, ep=chips)
+        return split_of(row, tp, chips)
+
+    def kv_cache(self, row: Row, engine: Engine, weights: Dtype) -> Dtype:
+        """Give the format of the cache of a run whose file does not tell it."""
+        return UNSTATED_KV.get((engine, row["hardware"]), usual_kv_dtype(weights))
+
     def workload(self, row: Row) -> ClosedLoopWorkload | OpenLoopWorkload:
         """Give the traffic of a run."""
-        if load_of(row) == "closed":
+        load = load_of(row)
+        if load == "closed":
             return self.closed_loop(row)
+        return self.queue(row) if load == "at_once" else self.open_loop(row)
+
+    def queue(self, row: Row) -> OpenLoopWorkload:
+        """Give the traffic of a run whose requests are all there from the start."""
+        return OpenLoopWorkload(
+            kind="open_loop",
+            lengths=self.lengths(row),
+            sharing=self.sharing(row),
+            arrivals=BurstArrivals(),
+            requests=self.queued(row),
+        )
+
+    def queued(self, row: Row) -> int:
+        """Count the requests that are there from the start."""
+        if row.get("concurrency"):
+            return count(row, "concurrency")
+        told = _TOLD_REQUESTS.search(row.get("notes", ""))
+        return int(told[1]) if told else QUEUED_REQUESTS
+
+    def open_loop(self, row: Row) -> OpenLoopWorkload:
+        """Give the traffic of requests that arrive freely."""
         rate = figure(row, "request_rate_qps")
         return OpenLoopWorkload(
             kind="open_loop",
@@ -68,12 +125,12 @@ class Benchmark:
 
     def closed_loop(self, row: Row) -> ClosedLoopWorkload:
         """Give the traffic of clients that wait for their answers."""
-        clients = count(row, "concurrency")
+        waiting = clients(row)
         return ClosedLoopWorkload(
             kind="closed_loop",
             lengths=self.lengths(row),
-            requests=max(self.rounds * clients, 2 * self.rounds),
-            concurrency=clients,
+            requests=max(self.rounds * waiting, 2 * self.rounds),
+            concurrency=waiting,
         )
 
     def lengths(self, row: Row) -> LengthLaw:

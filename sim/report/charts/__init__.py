@@ -16,7 +16,14 @@ from sim.report.charts.bars import cost_chart, energy_chart
 from sim.report.charts.curves import cost_curve_chart, throughput_chart
 from sim.report.charts.drawing import Drawing
 from sim.report.charts.latency import latency_chart
-from sim.report.charts.task_costs import task_cost_chart, task_cost_tail_chart
+from sim.report.charts.task_costs import (
+    compute_efficiency_chart,
+    compute_multiples_chart,
+    task_cost_chart,
+    task_cost_tail_chart,
+    task_energy_chart,
+    task_time_chart,
+)
 from sim.report.charts.tasks import (
     accuracy_cost_chart,
     accuracy_latency_chart,
@@ -41,6 +48,10 @@ TASK_PAINTERS: Mapping[str, Painter] = MappingProxyType(
         "task_cost": task_cost_chart,
         "task_cost_tail": task_cost_tail_chart,
         "latency_compute": latency_compute_chart,
+        "task_time": task_time_chart,
+        "compute_multiples": compute_multiples_chart,
+        "compute_efficiency": compute_efficiency_chart,
+        "task_energy": task_energy_chart,
     }
 )
 """What draws the charts of tasks of test-time compute."""
@@ -90,9 +101,12 @@ def _has_data(name: str, tables: RunTables) -> bool:
         return tables.curve is not None and not tables.curve.empty
     if name.startswith("accuracy_"):
         return not answered(tables.summary).empty
-    if name == "latency_compute":
-        return len(tasks_of(tables.summary)) > 1
-    return name not in TASK_PAINTERS or not tasks_of(tables.summary).empty
+    tasks = tasks_of(tables.summary)
+    if name in ("latency_compute", "compute_multiples"):
+        return len(tasks) > 1
+    if name == "compute_efficiency":
+        return len(tasks) > 1 and bool(tasks["accuracy_gain_per_multiple"].notna().any())
+    return name not in TASK_PAINTERS or not tasks.empty
 
 
 def draw_steps(steps: Sequence[ExplainedStep], version: str) -> tuple[Chart, ...]:

@@ -76,7 +76,7 @@ def in_points(axes: Axes, points: Floats) -> Floats:
 def numbered_legend(cases: Mapping[str, CaseStyle]) -> list[LegendEntry]:
     """Entries of a legend for charts whose points bear the numbers of their cases."""
     return [
-        LegendEntry(f"{number}  {case}", style.colour, style.marker, style.dash)
+        LegendEntry(f"{number}: {case}", style.colour, style.marker, style.dash)
         for number, (case, style) in enumerate(cases.items(), 1)
     ]
 

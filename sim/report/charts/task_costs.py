@@ -1,138 +1,146 @@
 """What tasks of test-time compute cost: on average, for each solved one, and in the tail."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from sim.metrics.programs import TAIL_FRACTION, conditional_value_at_risk
-from sim.report.charts.drawing import (
-    Drawing,
-    Floats,
-    case_name,
-    heading_of,
-    log_axis,
-    say,
-    styles_of,
-)
+from sim.report.charts.drawing import Drawing, Floats, heading_of, log_axis, say, styles_of
 from sim.report.charts.names import Named, in_points, numbered_legend, write_names
+from sim.report.charts.rows import Mark, Rows, rows_chart
 from sim.report.data import RunTables, rows_of
 from sim.report.findings import headline
-from sim.report.formats import plain, tick_usd
+from sim.report.formats import duration, figure, plain, tick_usd
 from sim.report.labels import along, around
 from sim.report.style import (
     LABEL_PT,
     MARGIN_IN,
-    SMALL_PT,
     WIDTH_IN,
     CaseStyle,
     LegendEntry,
     Sheet,
-    clipped,
     colour,
-    line_height_in,
-    text_width_in,
-    wrap,
 )
 from sim.report.task_findings import (
     PER_SOLVED_TASK,
     PER_TASK,
     answered,
-    by_benchmark,
+    comparable,
     tasks_of,
     usd_of_task,
 )
 
-NAME_IN = 2.4
-NAME_LINES = 3
-BAR_IN = 0.2
-VALUE_IN = 1.0
-"""Room for the value beside a bar."""
+POINTS = 100
+"""Of accuracy in one."""
+BASELINE_LETTERS = 90
+"""Names of baselines that a subtitle bears."""
+MANY_TAILS = 8
+"""With more cases than that, curves cannot be told apart: each gets a row instead."""
 CURVE_POINTS = 300
 TAIL_QUANTILE = 0.99
 MARKER_PT = 7.0
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One of the two costs of a case."""
-
-    column: str
-    label: str
-    token: str
-
-
-KINDS = (
-    Kind("usd_per_task", "for each task", "line-network"),
-    Kind("usd_per_solved_task", "for each solved task", "line-rent"),
-)
 
 
 def task_cost_chart(tables: RunTables) -> Drawing:
     """Dollars per task, and per solved task where it is known which ones are."""
     cases = tasks_of(tables.summary)
     known = len(answered(tables.summary)) > 0
-    kinds = KINDS if known else KINDS[:1]
     title = headline(cases, PER_SOLVED_TASK if known else PER_TASK)
-    if len(by_benchmark(cases)) > 1:
+    if len(comparable(cases)) > 1:
         title = "What a task costs, and a solved one"
-    subtitle = "US dollars per task, idle time, cancelled calls and other models included"
-    legend = [LegendEntry(kind.label, colour(kind.token), None) for kind in kinds] * known
-    names = [clipped(wrap(str(case), NAME_IN, LABEL_PT), NAME_LINES) for case in cases["case"]]
-    tall = max(map(len, names)) * line_height_in(LABEL_PT)
-    row_in = max(len(kinds) * BAR_IN, tall) + 0.16
-    left_in = MARGIN_IN + 0.36 + max(text_width_in(x, LABEL_PT) for name in names for x in name)
-    plot_in, axis_in = WIDTH_IN - MARGIN_IN - left_in, 0.36
-    sheet = Sheet(heading_of(tables, title, subtitle), len(cases) * row_in + axis_in, legend)
-    axes = sheet.axes(left_in, axis_in, plot_in, len(cases) * row_in)
-    _cost_axes(axes, cases, kinds, plot_in, row_in)
-    for place, ((_, case), name) in enumerate(zip(cases.iterrows(), names, strict=True)):
-        middle_in = axis_in + (len(cases) - place - 0.5) * row_in
-        case_name(sheet, styles_of(tables)[str(case["case"])], name, middle_in)
-        for which, kind in enumerate(kinds):
-            at = place * row_in + (which - (len(kinds) - 1) / 2) * BAR_IN
-            _bar(axes, float(case[kind.column]), at, kind)
-    return Drawing(sheet, title, f"Bar chart. {'; '.join(_costs_in_words(cases, kinds))}.")
-
-
-def _costs_in_words(cases: pd.DataFrame, kinds: Sequence[Kind]) -> Iterator[str]:
-    for _, case in cases.iterrows():
-        parts = (f"{usd_of_task(float(case[kind.column]))} {kind.label}" for kind in kinds)
-        yield f"{case['case']} {', '.join(parts)}"
-
-
-def _cost_axes(
-    axes: Axes, cases: pd.DataFrame, kinds: Sequence[Kind], plot_in: float, row_in: float
-) -> None:
-    """Set limits in dollars across and inches downward, with room for the values."""
-    known = [kind.column for kind in kinds if cases[kind.column].any()]
-    longest = max((float(cases[column].max()) for column in known), default=0.0)
-    limit = longest * plot_in / (plot_in - VALUE_IN) if longest > 0 else 1.0
-    axes.set_xlim(0.0, limit)
-    axes.set_ylim((len(cases) - 0.5) * row_in, -0.5 * row_in)
-    axes.yaxis.set_major_locator(NullLocator())
-    ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(0.0, longest)
-    axes.set_xticks([tick for tick in ticks if longest > 0 and 0 <= tick <= longest * 1.04])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick_usd(x) if x > 0 else "0"))
-
-
-def _bar(axes: Axes, cost_usd: float, at: float, kind: Kind) -> None:
-    defined = math.isfinite(cost_usd)
-    if defined:
-        axes.barh(at, cost_usd, height=BAR_IN - 0.03, color=colour(kind.token), linewidth=0)
-    axes.annotate(
-        usd_of_task(cost_usd) if defined else "none solved",
-        (cost_usd if defined else 0.0, at),
-        xytext=(5, 0),
-        textcoords="offset points",
-        va="center_baseline",
-        fontsize=SMALL_PT,
-        color=colour("ink" if defined else "muted"),
+    each = Mark("usd_per_task", "for each task", "usd_per_task_standard_error")
+    solved = Mark(
+        "usd_per_solved_task", "for each solved task", "usd_per_solved_task_standard_error"
     )
+    rows = Rows(
+        title=title,
+        subtitle="US dollars per task, idle time, cancelled calls and other models included. Broad "
+        "lines: one standard error.",
+        axis="US dollars per task",
+        marks=(each, solved) if known else (each,),
+        write=usd_of_task,
+        tick=_tick_usd,
+        none="none solved",
+    )
+    return rows_chart(tables, cases, rows)
+
+
+def task_time_chart(tables: RunTables) -> Drawing:
+    """Time from question to answer: median and tails."""
+    marks = tuple(Mark(f"task_s_{name}", name) for name in ("p50", "p95", "p99"))
+    rows = Rows(
+        title="How long a task takes",
+        subtitle="From question to answer, waits and tools included.",
+        axis="Seconds",
+        marks=marks,
+        write=duration,
+        tick=lambda value: f"{plain(round(value, 9))} s",
+    )
+    return rows_chart(tables, tasks_of(tables.summary), rows)
+
+
+def task_energy_chart(tables: RunTables) -> Drawing:
+    """Joules per task."""
+    rows = Rows(
+        title="Energy per task",
+        subtitle="Joules, of chips and hosts, idle time included.",
+        axis="Joules per task",
+        marks=(Mark("energy_j_per_task", "J per task"),),
+        write=lambda value: f"{figure(value)} J",
+        tick=lambda value: f"{plain(round(value, 9))} J",
+    )
+    return rows_chart(tables, tasks_of(tables.summary), rows)
+
+
+def compute_multiples_chart(tables: RunTables) -> Drawing:
+    """Multiples of the baseline in chip-seconds and tokens."""
+    rows = Rows(
+        title="Compute of a task, as multiples of its baseline",
+        subtitle="Tokens that are generated, and time in which chips are busy. "
+        f"{_baselines(tables)}",
+        axis="Multiple of the baseline",
+        marks=(
+            Mark("compute_multiplier", "generated tokens"),
+            Mark("compute_multiplier_chip_s", "chip-seconds"),
+        ),
+        write=_multiple,
+        tick=lambda value: f"{plain(round(value, 9))}\N{MULTIPLICATION SIGN}",
+    )
+    return rows_chart(tables, tasks_of(tables.summary), rows)
+
+
+def compute_efficiency_chart(tables: RunTables) -> Drawing:
+    """What accuracy gains for each further time the baseline's chip-seconds."""
+    rows = Rows(
+        title="What more compute buys",
+        subtitle="Points of accuracy for each time the baseline's chip-seconds that a case spends "
+        f"beyond it. {_baselines(tables)}",
+        axis="Points of accuracy per multiple",
+        marks=(Mark("accuracy_gain_per_multiple", "points per multiple"),),
+        write=lambda value: f"{figure(POINTS * value)} points",
+        tick=lambda value: plain(round(POINTS * value, 6)),
+        none="spends no more",
+    )
+    return rows_chart(tables, tasks_of(tables.summary), rows)
+
+
+def _baselines(tables: RunTables) -> str:
+    """Name the baselines, if that is not too long."""
+    names = list(dict.fromkeys(tasks_of(tables.summary)["baseline"].astype(str)))
+    listed = "; ".join(names)
+    if len(listed) > BASELINE_LETTERS:
+        return f"There are {len(names)} baselines."
+    return f"Baseline{'s' * (len(names) > 1)}: {listed}."
+
+
+def _multiple(value: float) -> str:
+    return f"{figure(value)}\N{MULTIPLICATION SIGN}"
+
+
+def _tick_usd(value: float) -> str:
+    return tick_usd(value) if value > 0 else "0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +184,10 @@ class Tail:
 
 
 def task_cost_tail_chart(tables: RunTables) -> Drawing:
-    """Share of the tasks that cost more than some money."""
+    """Share of the tasks that cost more than some money; of many cases, a few points of it."""
     tails = list(_tails(tables))
+    if len(tails) > MANY_TAILS:
+        return _tail_rows(tables)
     sheet, named = _tail_sheet(tables, tails, ())
     if not named:
         sheet, _ = _tail_sheet(tables, tails, numbered_legend({t.case: t.style for t in tails}))
@@ -187,6 +197,23 @@ def task_cost_tail_chart(tables: RunTables) -> Drawing:
         for tail in tails
     )
     return Drawing(sheet, TAIL_TITLE, f"Line chart. {'; '.join(words)}.")
+
+
+def _tail_rows(tables: RunTables) -> Drawing:
+    rows = Rows(
+        title=TAIL_TITLE,
+        subtitle="US dollars of the median task, of one in a hundred, and of the dearest "
+        f"{_tick_percent(TAIL_FRACTION)} on average (CVaR).",
+        axis="US dollars per task",
+        marks=(
+            Mark("usd_per_task_p50", "p50"),
+            Mark("usd_per_task_p99", "p99"),
+            Mark("usd_per_task_cvar95", "CVaR"),
+        ),
+        write=usd_of_task,
+        tick=_tick_usd,
+    )
+    return rows_chart(tables, tasks_of(tables.summary), rows)
 
 
 TAIL_TITLE = "How dear a task can get"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -25,7 +26,7 @@ from sim.report.style import (
     Sheet,
     colour,
 )
-from sim.report.task_findings import answered, by_benchmark, front, tasks_of, usd_of_task
+from sim.report.task_findings import answered, comparable, front, tasks_of, usd_of_task
 
 MARKER_PT = 8.0
 
@@ -38,14 +39,16 @@ class Point:
     style: CaseStyle
     x: float
     y: float
+    x_start: float
+    """End of the whisker to the left; `x` where there is none."""
     x_end: float
     """End of the whisker to the right; `x` where there is none."""
     y_error: float
     """Half of the whisker upward and downward."""
     ahead: bool
     """Whether no other case beats it: its marker is filled and its name bold."""
-    benchmark: str
-    """Cases of one benchmark are compared."""
+    group: str
+    """Cases of one benchmark and load are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ class Plan:
 
 def accuracy_cost_chart(tables: RunTables) -> Drawing:
     """Share of tasks that are solved against what a task costs."""
-    points = _accuracies(tables, "usd_per_task", "usd_per_task")
+    points = _accuracies(tables, "usd_per_task", _one_error)
     plan = Plan(
         title="What it costs to solve more tasks",
         subtitle="Up and to the left is better. Filled and joined: no other case solves as many "
@@ -79,7 +82,7 @@ def accuracy_cost_chart(tables: RunTables) -> Drawing:
 
 def accuracy_latency_chart(tables: RunTables) -> Drawing:
     """Share of tasks that are solved against how long a task takes."""
-    points = _accuracies(tables, "task_s_p50", "task_s_p95")
+    points = _accuracies(tables, "task_s_p50", _to_p95)
     plan = Plan(
         title="How long it takes to solve more tasks",
         subtitle="Up and to the left is better. Markers at the median, whiskers to p95. Filled and "
@@ -104,18 +107,19 @@ def latency_compute_chart(tables: RunTables) -> Drawing:
             style=styles[str(row["case"])],
             x=float(row["compute_multiplier"]),
             y=float(row["latency_multiplier"]),
+            x_start=float(row["compute_multiplier"]),
             x_end=float(row["compute_multiplier"]),
             y_error=0.0,
-            ahead=place == 0,
-            benchmark="",
+            ahead=row["baseline"] == row["case"],
+            group="",
         )
-        for place, (_, row) in enumerate(cases.iterrows())
+        for _, row in cases.iterrows()
         if row["compute_multiplier"] > 0 and row["latency_multiplier"] > 0
     ]
-    base = cases.iloc[0]["case"] if len(cases) else ""
+    base = ", ".join(dict.fromkeys(cases["baseline"].astype(str)))
     plan = Plan(
         title="Does latency grow with compute?",
-        subtitle="Multiples of the filled case. On the line time grows as tokens do; below it "
+        subtitle="Multiples of the filled cases, each of its own baseline. On the line time grows as tokens do; below it "
         "more slowly, as where calls run side by side.",
         x_axis="Generated tokens per task, multiple of the baseline (logarithmic)",
         y_axis="Mean time of a task, multiple of the baseline (logarithmic)",
@@ -129,13 +133,29 @@ def latency_compute_chart(tables: RunTables) -> Drawing:
 
 
 def _of_the_benchmark(tables: RunTables) -> str:
-    return "of the same benchmark " if len(by_benchmark(tables.summary)) > 1 else ""
+    groups = comparable(tables.summary)
+    if len(groups) < 2:
+        return ""
+    loads = any(" at " in name for name in groups)
+    return f"of the same benchmark{' and load' * loads} "
 
 
-def _accuracies(tables: RunTables, column: str, whisker: str) -> list[Point]:
+def _one_error(row: "pd.Series[float]") -> tuple[float, float]:
+    """Give the ends of a standard error of the mean cost."""
+    cost, error = float(row["usd_per_task"]), float(row["usd_per_task_standard_error"])
+    return (max(cost - error, cost / 2), cost + error) if error > 0 else (cost, cost)
+
+
+def _to_p95(row: "pd.Series[float]") -> tuple[float, float]:
+    return float(row["task_s_p50"]), float(row["task_s_p95"])
+
+
+def _accuracies(
+    tables: RunTables, column: str, whisker: Callable[["pd.Series[float]"], tuple[float, float]]
+) -> list[Point]:
     styles = styles_of(tables)
     known = tables.summary[answered(tables.summary)[column].reindex(tables.summary.index) > 0]
-    groups = by_benchmark(known)
+    groups = comparable(known)
     ahead = {case for cases in groups.values() for case in front(cases, column)}
     return [
         Point(
@@ -143,12 +163,13 @@ def _accuracies(tables: RunTables, column: str, whisker: str) -> list[Point]:
             style=styles[str(row["case"])],
             x=float(row[column]),
             y=float(row["accuracy_fraction"]),
-            x_end=float(row[whisker]),
+            x_start=whisker(row)[0],
+            x_end=whisker(row)[1],
             y_error=float(row["accuracy_standard_error"]),
             ahead=str(row["case"]) in ahead,
-            benchmark=benchmark,
+            group=group,
         )
-        for benchmark, cases in groups.items()
+        for group, cases in groups.items()
         for _, row in cases.iterrows()
     ]
 
@@ -157,7 +178,7 @@ def _accuracy_scale(
     write_x: Callable[[float], str],
 ) -> Callable[[Axes, Sequence[Point]], Sequence[Floats]]:
     def scale(axes: Axes, points: Sequence[Point]) -> Sequence[Floats]:
-        ends = np.array([(p.x, p.x_end) for p in points])
+        ends = np.array([(p.x_start, p.x_end) for p in points])
         log_axis(axes, "x", ends.ravel(), write_x)
         low = min(p.y - p.y_error for p in points)
         high = max(p.y + p.y_error for p in points)
@@ -166,8 +187,8 @@ def _accuracy_scale(
         axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{plain(round(100 * y, 6))} %"))
         fronts = [
-            _steps(sorted((p.x, p.y) for p in points if p.ahead and p.benchmark == benchmark))
-            for benchmark in dict.fromkeys(p.benchmark for p in points)
+            _steps(sorted((p.x, p.y) for p in points if p.ahead and p.group == group))
+            for group in dict.fromkeys(p.group for p in points)
         ]
         for steps in fronts:
             axes.plot(*steps.T, color=colour("axis"), linewidth=1.4, zorder=1.6)
@@ -273,9 +294,9 @@ def _mark(axes: Axes, point: Point) -> None:
 
 def _whiskers(point: Point) -> list[Floats]:
     lines = []
-    if point.x_end > point.x:
-        lines.append(np.array([[point.x, point.y], [point.x_end, point.y]]))
-    elif point.y_error > 0:
+    if point.x_end > point.x_start:
+        lines.append(np.array([[point.x_start, point.y], [point.x_end, point.y]]))
+    if point.y_error > 0:
         low, high = point.y - point.y_error, point.y + point.y_error
         lines.append(np.array([[point.x, low], [point.x, high]]))
     return lines

@@ -1,14 +1,15 @@
 """One answer in one call, and what all strategies that ask for answers have in common."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
 from sim.schema import StrictModel
 from sim.units import NonNegativeInt
-from sim.workload.content import Content
-from sim.workload.programs import MAIN, Call, Control, Task
+from sim.workload.content import Content, Reuse
+from sim.workload.programs import MAIN, Call, Control, OneOfEach, Task
 from sim.workload.single import Integers, TokensLaw
 
 ANSWER_HEAD = 0
@@ -59,6 +60,8 @@ class Answering(StrictModel):
 
     def prompt(self, task: Task) -> Content:
         """Give the shared instructions and the question."""
+        if not self.instruction_tokens:
+            return task.asked
         return task.head(self.instruction_tokens, ANSWER_HEAD) + task.asked
 
     def output_tokens(
@@ -95,12 +98,28 @@ class Direct(Answering):
 
     def control(self, task: Task) -> Control:
         """Work on a question; the generator returns the answer's class."""
-        outcome = yield from self.outcome(task)
-        return outcome.answer
+        ((call, answer),) = self.only_calls([task])
+        yield call
+        return answer
 
     def outcome(self, task: Task) -> Control:
         """Work on a question; the generator returns the `Outcome`."""
-        tokens = int(self.output_tokens(task, task.rng, 1)[0])
-        answer = self.answer_class(task, self.effort(task))
-        call = yield task.call("answer", self.prompt(task), tokens, model=self.model)
+        ((call, answer),) = self._calls([task], "all")
+        yield call
         return Outcome(answer, call)
+
+    def only_calls(self, tasks: Sequence[Task]) -> list[tuple[Call, int | None]]:
+        """Give the call of each task and the class of its answer."""
+        alone = tasks[0].untouched and not self.instruction_tokens
+        return self._calls(tasks, "none" if alone else "prompt")
+
+    def _calls(self, tasks: Sequence[Task], reuse: Reuse) -> list[tuple[Call, int | None]]:
+        first, model = tasks[0], self.model
+        rng = cast("np.random.Generator", OneOfEach([task.rng for task in tasks]))
+        lengths, effort = self.output_tokens(first, rng, len(tasks)), self.effort(first)
+        calls = []
+        for task, tokens in zip(tasks, lengths.tolist(), strict=True):
+            answer = self.answer_class(task, effort)
+            call = task.call("answer", self.prompt(task), tokens, model=model, reuse=reuse)
+            calls.append((call, answer))
+        return calls

@@ -1,13 +1,14 @@
 """Graphs: a user's own calls, what each of them reads, and which loops they go through."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from sim.schema import StrictModel, did_you_mean
+from sim.errors import KeyPath
+from sim.schema import KeyedValueError, StrictModel, did_you_mean
 from sim.units import NonNegativeInt, PositiveInt
 from sim.workload.content import Content
 from sim.workload.programs import MAIN, Call, Control, Parallel, Task
@@ -124,6 +125,11 @@ _Copy = tuple[_Turn, int]
 """One call: a turn of a node, and which copy."""
 
 
+def _context_key(name: str, place: int) -> KeyPath:
+    """Say where something stands that a node reads."""
+    return ("nodes", name, "prompt", "context", place)
+
+
 class Graph(StrictModel):
     """Calls that depend on each other; each begins as soon as all that it waits for is over."""
 
@@ -138,21 +144,30 @@ class Graph(StrictModel):
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
         for name, node in self.nodes.items():
-            self._known(node.parents, f"node {name} waits for")
-        for loop in self.repeat:
-            self._known({*loop.nodes, *loop.feeds, *loop.feeds.values()}, "a loop names")
+            waits = f"node {name} waits for"
+            for place, other in enumerate(node.after):
+                self._known(other, waits, "nodes", name, "after", place)
+            for place, context in enumerate(node.prompt.context):
+                self._known(context.node, waits, *_context_key(name, place), "node")
+        for number, loop in enumerate(self.repeat):
+            for place, name in enumerate(loop.nodes):
+                self._known(name, "a loop names", "repeat", number, "nodes", place)
+            for fed in loop.feeds.items():
+                for name in fed:
+                    self._known(name, "a loop names", "repeat", number, "feeds", fed[0])
         if self.answer is not None:
-            self._known({self.answer}, "answer is")
+            self._known(self.answer, "answer is", "answer")
         return self
 
     @model_validator(mode="after")
     def _loops_feed_themselves(self) -> Self:
-        names = [name for loop in self.repeat for name in loop.nodes]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            msg = f"node {twice[0]} is in two loops, or twice in one"
-            raise ValueError(msg)
-        for loop in self.repeat:
+        before: set[str] = set()
+        for number, loop in enumerate(self.repeat):
+            for place, name in enumerate(loop.nodes):
+                if name in before:
+                    msg = f"node {name} is in two loops, or twice in one"
+                    raise KeyedValueError(msg, "repeat", number, "nodes", place)
+                before.add(name)
             read = frozenset().union(*(self.nodes[name].parents for name in loop.nodes))
             for outside, inside in loop.feeds.items():
                 if outside in loop.nodes or inside not in loop.nodes or outside not in read:
@@ -160,26 +175,27 @@ class Graph(StrictModel):
                         f"feeds {outside}: {inside} must lead from a node outside of the loop that "
                         "a node of the loop waits for to a node inside of it"
                     )
-                    raise ValueError(msg)
+                    raise KeyedValueError(msg, "repeat", number, "feeds", outside)
         return self
 
     @model_validator(mode="after")
     def _copies_pair(self) -> Self:
         for turn, node in self._turns().items():
-            for context in node.prompt.context:
+            for place, context in enumerate(node.prompt.context):
                 other = self.nodes[self._parent(turn, context.node).name]
+                key = _context_key(turn.name, place)
                 if context.copies == "same" and other.count != node.count:
                     msg = (
                         f"node {turn.name} has {node.count} copies and reads the same copy of "
                         f"{context.node}, which has {other.count}"
                     )
-                    raise ValueError(msg)
+                    raise KeyedValueError(msg, *key, "copies")
                 if context.take == "transcript" and context.copies == "all" and other.count > 1:
                     msg = (
                         f"node {turn.name} cannot continue all {other.count} transcripts of "
                         f"{context.node}; set copies: same"
                     )
-                    raise ValueError(msg)
+                    raise KeyedValueError(msg, *key, "take")
         return self
 
     @model_validator(mode="after")
@@ -191,9 +207,9 @@ class Graph(StrictModel):
         try:
             order = self._order
         except CycleError as error:
-            names = " -> ".join(turn.name for turn in reversed(error.args[1]))
-            msg = f"nodes wait for each other: {names}; one of them must not"
-            raise ValueError(msg) from None
+            names = [turn.name for turn in reversed(error.args[1])]
+            msg = f"nodes wait for each other: {' -> '.join(names)}; one of them must not"
+            raise KeyedValueError(msg, "nodes", names[0]) from None
         depth: dict[_Turn, int] = {}
         for turn in order:
             depth[turn] = 1 + max((depth[other] for other in self._waits_for(turn)), default=0)
@@ -229,12 +245,11 @@ class Graph(StrictModel):
         yield Parallel([run(copy) for copy, others in parents.items() if not others])
         return majority(classes) if classes else None
 
-    def _known(self, names: Iterable[str], what: str) -> None:
-        for name in sorted(names):
-            if name not in self.nodes:
-                near = did_you_mean(name, self.nodes)
-                msg = f"{what} {name}, which is no node{near or ': ' + ', '.join(self.nodes)}"
-                raise ValueError(msg)
+    def _known(self, name: str, what: str, *key: str | int) -> None:
+        if name not in self.nodes:
+            near = did_you_mean(name, self.nodes)
+            msg = f"{what} {name}, which is no node{near or ': ' + ', '.join(self.nodes)}"
+            raise KeyedValueError(msg, *key)
 
     def _loop(self, name: str) -> Loop | None:
         return next((loop for loop in self.repeat if name in loop.nodes), None)

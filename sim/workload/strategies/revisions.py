@@ -5,6 +5,7 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import model_validator
 
+from sim.schema import KeyedValueError
 from sim.units import PositiveInt
 from sim.workload.programs import MAIN, Call, Control, Parallel, Task
 from sim.workload.strategies.direct import Answering
@@ -38,7 +39,10 @@ class Revisions(Answering):
     @model_validator(mode="after")
     def _verifier_selects(self) -> Self:
         if (self.select == "verifier") != (self.verifier is not None):
-            raise ValueError("select: verifier needs a verifier, and nothing else uses one")
+            needed = self.verifier is None
+            what = "needs a verifier" if needed else "has no use for a verifier: leave it out"
+            msg = f"select {self.select} {what}"
+            raise KeyedValueError(msg, "select" if needed else "verifier")
         return self
 
     @property

@@ -7,9 +7,10 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from sim.quality import RIGHT
-from sim.schema import StrictModel
+from sim.quality import RIGHT, Selection
+from sim.schema import KeyedValueError, StrictModel
 from sim.units import PositiveInt
+from sim.workload.content import Reuse
 from sim.workload.programs import MAIN, Call, Control, Parallel, Task, Unanswered
 from sim.workload.single import Floats, Integers
 from sim.workload.strategies.direct import Answering, Outcome
@@ -80,16 +81,19 @@ class Samples(Answering):
     def _choice_is_consistent(self) -> Self:
         scored = self.select in ("verifier", "weighted")
         if scored != (self.verifier is not None):
-            raise ValueError(
-                "select verifier and select weighted need a verifier; the others have no use for it"
-            )
+            what = f"select {self.select} needs a verifier, such as {{kind: outcome, model: verifier}}"
+            if not scored:
+                what = f"select {self.select} has no use for a verifier: leave it out"
+            raise KeyedValueError(what, "select" if scored else "verifier")
         if self.stop is not None and self.select != "majority":
-            raise ValueError("stop looks at the majority: give it with select majority only")
+            msg = f"stop looks at the majority, and select is {self.select}: leave one of them out"
+            raise KeyedValueError(msg, "stop")
         if self.cancel and scored:
-            raise ValueError(
+            msg = (
                 "cancel needs select majority or oracle: a later sample may score more than all "
                 "others"
             )
+            raise KeyedValueError(msg, "cancel")
         return self
 
     @property
@@ -100,12 +104,13 @@ class Samples(Answering):
 
     def control(self, task: Task) -> Control:
         """Work on a question; the generator returns the answer's class."""
-        outcome: Outcome = yield from self.outcome(task)
+        reuse: Reuse = "all" if self.verifier is not None else "prompt"
+        outcome: Outcome = yield from self.outcome(task, reuse)
         if outcome.unanswered is not None:
             raise Unanswered(outcome.unanswered)
         return outcome.answer
 
-    def outcome(self, task: Task) -> Control:
+    def outcome(self, task: Task, reuse: Reuse = "all") -> Control:
         """Work on a question; the generator returns the `Outcome`."""
         draws = self._draws(task)
         poll = _Poll(self, draws)
@@ -114,7 +119,7 @@ class Samples(Answering):
         size = self.batch or self.samples
         for start in range(0, self.samples, size):
             batch = range(start, min(start + size, self.samples))
-            calls += self._calls(task, draws, batch)
+            calls += self._calls(task, draws, batch, reuse)
             branches = [
                 _branch(each, calls[each], self._check(task, draws, calls, each), poll)
                 for each in batch
@@ -144,13 +149,17 @@ class Samples(Answering):
             )
         if classes is not None and self.verifier is not None:
             scores = self.verifier.scores(task, beliefs, classes)
+        elif classes is not None:
+            by: Selection = "coverage" if self.select == "oracle" else "vote"
+            task.question.choose(self.samples, by=by, model=self.model)
         tokens = self.output_tokens(task, lengths, self.samples, self.steps)
         return _Draws(tokens, verdict_tokens, classes, scores)
 
-    def _calls(self, task: Task, draws: _Draws, batch: Sequence[int]) -> list[Call]:
-        prompt = self.prompt(task)
+    def _calls(self, task: Task, draws: _Draws, batch: range, reuse: Reuse) -> list[Call]:
+        prompt, model = self.prompt(task), self.model
         return [
-            task.call("sample", prompt, int(draws.tokens[each]), model=self.model) for each in batch
+            task.call("sample", prompt, tokens, model=model, reuse=reuse)
+            for tokens in draws.tokens[batch.start : batch.stop].tolist()
         ]
 
     def _check(self, task: Task, draws: _Draws, calls: Sequence[Call], each: int) -> Call | None:

@@ -1,0 +1,221 @@
+"""The format of measured serving runs: one row per run, a column per figure.
+
+A file of measured runs is a CSV with these columns. ``rackcast validate`` reads it, and
+`sim.calibration.importers` writes it from the result files of benchmark tools. A cell that is
+empty was not told; no figure is ever 0 for want of a better one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from types import MappingProxyType
+from typing import Literal
+
+from sim.errors import InputError
+from sim.schema import did_you_mean
+
+Kind = Literal["text", "name", "count", "figure"]
+"""What a cell holds: free text, one of a few names, a number of things that is at least 1, or a
+positive number."""
+
+Group = Literal["source", "machine", "model and engine", "load", "throughput", "times", "record"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a file of measured runs."""
+
+    name: str
+    group: Group
+    kind: Kind
+    unit: str
+    """Unit of the number; empty for text."""
+    meaning: str
+    names: tuple[str, ...] = ()
+    """What a cell of kind ``name`` may hold."""
+
+    def read(self, text: str) -> str:
+        """Check a value as a user writes it, and return it without the blanks around it.
+
+        Raises
+        ------
+        InputError
+            It is none; the message names the column and the value.
+
+        Examples
+        --------
+        >>> COLUMNS["tp"].read(" 8 ")
+        '8'
+        >>> COLUMNS["tp"].read("eight")
+        Traceback (most recent call last):
+        sim.errors.InputError: tp: 'eight' is not a number of ranks; write a whole number such as 8
+        """
+        value = text.strip()
+        if self.kind == "text":
+            return value
+        if self.kind == "name":
+            if value not in self.names:
+                hint = did_you_mean(value, self.names)
+                raise InputError(f"{self.name}: {value!r}{hint}; use {', '.join(self.names)}")
+            return value
+        self._check_number(value)
+        return value
+
+    def _check_number(self, value: str) -> None:
+        example = "a whole number such as 8" if self.kind == "count" else "a number such as 12.5"
+        try:
+            number = float(value)
+        except ValueError:
+            what = f"a number of {self.unit}" if self.kind == "count" else "a number"
+            raise InputError(f"{self.name}: {value!r} is not {what}; write {example}") from None
+        least = 1.0 if self.kind == "count" else 0.0
+        if not isfinite(number) or number < least or number == 0:
+            bound = "at least 1" if self.kind == "count" else "greater than 0"
+            raise InputError(f"{self.name}: {value} must be {bound}; write {example}")
+        if self.kind == "count" and number != int(number):
+            raise InputError(f"{self.name}: {value} is not whole; write {example}")
+
+
+SCENARIOS: Mapping[str, str] = MappingProxyType(
+    {
+        "offline": "everything queued at once, or one static batch",
+        "server": "open loop at `request_rate_qps`",
+        "interactive": "the same, under MLPerf's tighter limits",
+        "concurrency": "closed loop with `concurrency` clients",
+        "singlestream": "one request after the other",
+    }
+)
+"""Kinds of load, and what each means."""
+
+QUALITIES: Mapping[str, str] = MappingProxyType(
+    {
+        "A": "audited or fully specified",
+        "B": "usable, some setting is not told",
+        "C": "incomplete, overloaded, speculative decoding, or prefill and decode apart",
+        "D": "kept for the record, not for fitting",
+    }
+)
+"""How far a run can be trusted, best first."""
+
+SPLITS: Mapping[str, str] = MappingProxyType(
+    {
+        "calibration": "may be fitted to and scored against",
+        "context": "for reading alone: quality C or D, or not fully described",
+    }
+)
+"""What a run may be used for."""
+
+
+def _column(
+    name: str,
+    group: Group,
+    kind: Kind,
+    unit: str,
+    meaning: str,
+) -> tuple[str, Column]:
+    return name, Column(name, group, kind, unit, meaning)
+
+
+def _named(name: str, group: Group, names: Mapping[str, str], meaning: str) -> tuple[str, Column]:
+    return name, Column(name, group, "name", "", meaning, tuple(names))
+
+
+def _times(quantity: str, what: str) -> tuple[tuple[str, Column], ...]:
+    """List the columns of a time with its median, 99th percentile and mean."""
+    statistics = (("p50", "median"), ("p99", "99th percentile"), ("mean", "mean"))
+    return tuple(
+        _column(f"{quantity}_{key}_ms", "times", "figure", "ms", f"{what}, {name} over requests")
+        for key, name in statistics
+    )
+
+
+COLUMNS: Mapping[str, Column] = MappingProxyType(
+    dict(
+        (
+            _column("source", "source", "text", "", "File, page or publication the run is from"),
+            _column("source_date", "source", "text", "", "Day of the run, such as 2026-03-18"),
+            _column("hardware", "machine", "text", "", "Name of the accelerator, with its memory"),
+            _column(
+                "num_chips", "machine", "count", "accelerators", "Accelerators that serve the load"
+            ),
+            _column("tp", "machine", "count", "ranks", "Tensor-parallel ranks of one replica"),
+            _column("pp", "machine", "count", "stages", "Pipeline stages of one replica"),
+            _column("ep", "machine", "count", "ranks", "Ranks the experts are dealt to"),
+            _column("dp", "machine", "count", "ranks", "Replicas, or ranks of attention DP"),
+            _column("model", "model and engine", "text", "", "Name of the model"),
+            _column(
+                "weight_dtype",
+                "model and engine",
+                "text",
+                "",
+                "Number format of the weights: bf16, fp16, fp8, fp4, nvfp4, mxfp4, int8 or int4",
+            ),
+            _column(
+                "kv_dtype",
+                "model and engine",
+                "text",
+                "",
+                "Number format of the KV cache, likewise",
+            ),
+            _column("engine", "model and engine", "text", "", "Serving engine and its release"),
+            _named("scenario", "load", SCENARIOS, "Kind of load"),
+            _column("isl", "load", "figure", "tokens", "Mean input tokens of a request"),
+            _column("osl", "load", "figure", "tokens", "Mean output tokens of a request"),
+            _column(
+                "request_rate_qps", "load", "figure", "requests/s", "Rate at which requests arrive"
+            ),
+            _column(
+                "concurrency",
+                "load",
+                "count",
+                "requests",
+                "Requests in the system at once: the clients of a closed loop",
+            ),
+            _column(
+                "output_tokens_per_s",
+                "throughput",
+                "figure",
+                "tokens/s",
+                "Output tokens of the whole system",
+            ),
+            _column(
+                "total_tokens_per_s",
+                "throughput",
+                "figure",
+                "tokens/s",
+                "Input and output tokens of the whole system",
+            ),
+            _column("requests_per_s", "throughput", "figure", "requests/s", "Requests completed"),
+            *_times("ttft", "Time to first token, from sending the request"),
+            *_times("tpot", "Time per output token after the first"),
+            _column("e2e_mean_ms", "times", "figure", "ms", "Whole request, mean over requests"),
+            _column(
+                "power_w",
+                "throughput",
+                "figure",
+                "W",
+                "Mean power during the run, of all accelerators unless the notes say otherwise",
+            ),
+            _column("notes", "record", "text", "", "Whatever else is known: settings, origins"),
+            _column("row_id", "record", "text", "", "Name of the row, unique in its file"),
+            _column("source_key", "record", "text", "", "Short name of the source, to group by"),
+            _named("split", "record", SPLITS, "What the run may be used for"),
+            _named("quality", "record", QUALITIES, "How far it can be trusted"),
+        )
+    )
+)
+"""All columns by name, in the order in which files list them."""
+
+
+def column(name: str) -> Column:
+    """Return a column by its name.
+
+    Raises
+    ------
+    InputError
+        There is none of that name.
+    """
+    if name not in COLUMNS:
+        hint = did_you_mean(name, tuple(COLUMNS))
+        raise InputError(f"measured runs have no column {name!r}{hint}; see 'Measured runs'")
+    return COLUMNS[name]
