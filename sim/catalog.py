@@ -25,6 +25,7 @@ from sim.priors import FamilyPrior, Prior
 from sim.reliability import Reliability
 from sim.schema import Located, StrictModel, did_you_mean, load_yaml, validate
 from sim.speculation import MeasuredAcceptance
+from sim.uncertainty import Residuals
 
 ModelT = TypeVar("ModelT", bound=StrictModel)
 
@@ -34,6 +35,7 @@ Kind = Literal[
     "calibrations",
     "priors",
     "overheads",
+    "residuals",
     "engines",
     "prices",
     "models",
@@ -59,6 +61,7 @@ _FOLDERS: Mapping[Kind, str] = {
     "calibrations": "hardware/calibrations",
     "priors": "hardware/priors",
     "overheads": "hardware/overheads",
+    "residuals": "hardware/residuals",
     "engines": "hardware/engines",
     "prices": "hardware/prices",
     "models": "workloads/models",
@@ -80,6 +83,7 @@ _SCHEMAS: Mapping[Kind, type[StrictModel]] = {
     "calibrations": Calibration,
     "priors": FamilyPrior,
     "overheads": EngineOverheads,
+    "residuals": Residuals,
     "engines": EnginePreset,
     "prices": PriceBook,
     "models": Model,
@@ -196,9 +200,24 @@ class Catalog:
             raise InputError(f"{self.path('priors', family)}: {rule.donor} was never measured")
         return Prior(rule, self.accelerator(rule.donor), laws)
 
-    def overheads(self, engine: Engine) -> EngineOverheads:
-        """Return the host and launch times of a serving engine."""
-        return self._entry("overheads", engine, EngineOverheads)
+    def overheads(self, engine: Engine, preset: str = "") -> EngineOverheads:
+        """Return the host and launch times of a serving engine.
+
+        Parameters
+        ----------
+        engine : str
+            Whose kernels run.
+        preset : str
+            Id of its version, which may have a file of its own.
+        """
+        entry_id = preset if preset in self.files["overheads"] else engine
+        return self._entry("overheads", entry_id, EngineOverheads)
+
+    def residuals(self) -> Residuals | None:
+        """Return how far measured serving runs lie from forecasts; none if that was not fitted."""
+        if "serving" not in self.files["residuals"]:
+            return None
+        return self._entry("residuals", "serving", Residuals)
 
     def engine(self, entry_id: str) -> EnginePreset:
         """Return what a serving engine does unless it is told otherwise.
@@ -225,8 +244,18 @@ class Catalog:
         trial = Catalog(self.files)
         trial._read.update(self._read)
         for engine in self.names("overheads"):
-            known = self.overheads(cast("Engine", engine))
+            known = self._entry("overheads", engine, EngineOverheads)
             trial._read["overheads", engine] = known.with_law(overhead)
+        return trial
+
+    def with_overheads(self, overheads: Mapping[str, EngineOverheads]) -> "Catalog":
+        """Return a catalogue with other files of overheads, by their ids, or with more of them."""
+        unread = {entry_id: Path(entry_id) for entry_id in overheads}
+        known = {**unread, **self.files["overheads"]}
+        trial = Catalog({**self.files, "overheads": known})
+        trial._read.update(self._read)
+        for entry_id, entry in overheads.items():
+            trial._read["overheads", entry_id] = entry
         return trial
 
     def validate_all(self) -> None:

@@ -30,6 +30,7 @@ from sim.schema import KeyPath, StrictModel, did_you_mean, json_schema, load_yam
 from sim.service import Fleet, Service, service_of
 from sim.speculation import MeasuredAcceptance
 from sim.tenancy import check_tenants
+from sim.uncertainty import Residuals
 from sim.upkeep_plans import upkeep_plans
 from sim.workload.kinds import (
     MixWorkload,
@@ -40,7 +41,14 @@ from sim.workload.kinds import (
 )
 from sim.workload.sessions import SessionTraffic
 from sim.workload.strategies.entry import StrategyEntry, read_entry
-from sim.workload.tasks import benchmark_of, needs_answers, strategy_name, strategy_of, try_out
+from sim.workload.tasks import (
+    benchmark_of,
+    check_lengths,
+    needs_answers,
+    strategy_name,
+    strategy_of,
+    try_out,
+)
 from sim.workload.traffic import TrafficLaw
 
 MODELS: Mapping[str, type[StrictModel]] = {
@@ -49,6 +57,7 @@ MODELS: Mapping[str, type[StrictModel]] = {
     "calibration": Calibration,
     "prior": FamilyPrior,
     "overhead": EngineOverheads,
+    "residuals": Residuals,
     "engine": EnginePreset,
     "prices": PriceBook,
     "model": Model,
@@ -69,6 +78,7 @@ _TELLING_KEYS: tuple[tuple[str, str], ...] = (
     ("scale_up", "system"),
     ("donor", "prior"),
     ("families", "overhead"),
+    ("quantities", "residuals"),
     ("settings", "engine"),
     ("ownership", "prices"),
     ("layers", "model"),
@@ -89,6 +99,7 @@ _FOLDERS: Mapping[str, str] = {
     "calibrations": "calibration",
     "priors": "prior",
     "overheads": "overhead",
+    "residuals": "residuals",
     "engines": "engine",
     "prices": "prices",
     "models": "model",
@@ -162,6 +173,9 @@ def _resolved(case: Case, catalog: Catalog) -> ResolvedCase:
     names.complain()
     service = service_of(case, catalog)
     rest = Findings()
+    for place, asked in programs_of(case.workload).items():
+        with rest.noting(), under("workload", *place):
+            check_lengths(asked, catalog, service.longest_tokens)
     with rest.noting():
         upkeep_plans(service, catalog)
     for pool in service.pools:

@@ -354,6 +354,30 @@ def import_runs(
 
 
 @app.command()
+def calibrate(
+    runs: Annotated[list[Path], typer.Argument(help="Measured serving runs (CSV).")],
+    system: Annotated[
+        str | None, typer.Option(help="Id of a system: only its runs are fitted.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of your catalogue to write to.")
+    ] = Path("my-catalogue"),
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    catalog: CatalogFolders = None,
+    *,
+    quiet: Quiet = False,
+) -> None:
+    """Refit engine overheads to your own runs, and say how well runs held out are met."""
+    from sim.calibration.refit import own_runs, refit, report  # noqa: PLC0415
+
+    known = _catalog(catalog)
+    chosen = own_runs(runs, known, system)
+    with _watching(quiet=quiet) as watch:
+        paths, errors = refit(chosen, known, out, jobs, watch("simulations"))
+    typer.echo(report(paths, errors, len(chosen)))
+
+
+@app.command()
 def measure(
     device: Annotated[
         str | None, typer.Option(help="cuda or cpu; CUDA where there is a device.")

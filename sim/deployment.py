@@ -336,7 +336,7 @@ def deploy(
     calibration = catalog.calibration(system.accelerator)
     prior = catalog.prior(accelerator.family)
     engine = case.engine
-    overhead = catalog.overheads(engine.kernels).of_family(accelerator.family)
+    overhead = catalog.overheads(engine.kernels, engine.name).of_family(accelerator.family)
     shelf = KernelShelf(
         accelerator, system.accelerator, calibration, prior, engine.kernels, overhead.source
     )
@@ -547,7 +547,7 @@ def _longest_context(total: int, held: SequenceBlocks, size: int, memory: Memory
 def _better_engine(case: Case, accelerator: Accelerator, catalog: Catalog) -> Iterator[str]:
     """Name the vendor's own engine where the chosen one was never seen on the chip's family."""
     native, family = catalog.overheads("native").families, accelerator.family
-    chosen = catalog.overheads(case.engine.kernels).families
+    chosen = catalog.overheads(case.engine.kernels, case.engine.name).families
     if family in native and family not in chosen:
         yield (
             f"{case.name}: the overhead of {case.engine.kernels} on {family} is that of other "

@@ -19,6 +19,7 @@ from sim.engine.cluster import RunRecord
 from sim.metrics.accounts import Accounts, Inventory, accounts, inventories
 from sim.metrics.backlog import backlog
 from sim.metrics.baselines import against_baseline, claim_table, with_baselines
+from sim.metrics.intervals import CHANCE_COLUMN, interval_columns, loop_of, notes_of
 from sim.metrics.programs import (
     asked_in,
     measured_tasks,
@@ -26,12 +27,13 @@ from sim.metrics.programs import (
     not_of_tasks,
     tasks_in,
 )
+from sim.metrics.regimes import Outlook, outlook_of
 from sim.metrics.requests import Window, measured_window, request_table
 from sim.metrics.summary import pool_rows, summary_row, tenant_rows
 from sim.metrics.tenant_tasks import Askers, TaskRows
 from sim.metrics.timeline import timeline, timeline_edges
 from sim.report.caveats import caveats
-from sim.report.data import CURVE_COLUMNS, CURVE_TASK_COLUMNS, RunTables
+from sim.report.data import CURVE_COLUMNS, CURVE_TASK_COLUMNS, INTERVAL_SUFFIXES, RunTables
 from sim.report.formats import brief
 from sim.report.provenance import provenance
 from sim.report.quality_grounds import quality_grounds
@@ -117,11 +119,12 @@ def forecast(
         progress = watch(service.case.name)
         with scenario.locating(service.case):
             run = simulate(service, catalog, seed, every_step=every_step, progress=progress)
-            curve = _curve(run, catalog, terms, seed, watch)
+            outlook = outlook_of(service, catalog)
+            curve = _curve(run, catalog, terms, seed, watch, outlook)
         if keep is not None:
             keep(run)
         grounds = tuple(quality_grounds(service.case.workload, catalog))
-        results.append(case_tables(run, ways, curve, grounds))
+        results.append(case_tables(run, ways, curve, grounds, outlook))
     curves = [result.curve for result in results if result.curve is not None]
     tasks = [result.tasks for result in results if result.tasks is not None]
     calls = [result.calls for result in results if result.calls is not None]
@@ -210,6 +213,7 @@ def case_tables(
     ways: WaysToPay,
     curve: pd.DataFrame | None,
     grounds: Sequence[Mapping[str, str]] = (),
+    outlook: Outlook | None = None,
 ) -> CaseTables:
     """Turn one simulated case into its tables.
 
@@ -221,9 +225,12 @@ def case_tables(
     curve : DataFrame, optional
     grounds : sequence of mappings
         What it rests on beside its machines and prices.
+    outlook : Outlook, optional
+        What is known of the errors of its forecast; without it there are no intervals.
     """
     service, case = run.service, run.service.case
     measured = measure(run, next(iter(ways.values())))
+    sure = _intervals(run, measured, outlook)
     requests, books = measured.requests, measured.books
     slo = {"slo_ttft_s": case.slo.ttft_s, "slo_tpot_s": case.slo.tpot_s}
     said = {"caveats": caveats(service)}
@@ -236,7 +243,7 @@ def case_tables(
     ]
     bins = timeline(service, requests, measured.record, measured.over_time)
     return CaseTables(
-        summary=measured.summary | slo | said,
+        summary=measured.summary | slo | said | sure,
         requests=_named(requests, case),
         timeline=_named(bins, case),
         bill=_named(pd.DataFrame(books.bill), case),
@@ -246,9 +253,25 @@ def case_tables(
         calls=None if measured.calls is None else _named(measured.calls, case),
         curve=curve,
         provenance=_named(pd.DataFrame([*provenance(service, books), *grounds]), case),
-        notes=(*service.notes, *run.notes, *_case_notes(run, measured, ways)),
+        notes=(
+            *service.notes,
+            *run.notes,
+            *_case_notes(run, measured, ways),
+            *notes_of(case.name, sure),
+        ),
         always_up=tuple(pool.case.name for pool in service.pools if not pool.case.changes),
     )
+
+
+def _intervals(run: CaseRun, measured: Measured, outlook: Outlook | None) -> dict[str, object]:
+    """Say how sure the numbers of a case are, if anything is known of that."""
+    if outlook is None:
+        return {}
+    service, requests, window = run.service, measured.requests, measured.window
+    tasks = measured.tasks is not None  # the pilot run then counted tasks, and not requests
+    capacity_per_s = None if tasks else run.capacity_requests_per_s
+    loop = loop_of(service, requests, window, run.clients, capacity_per_s)
+    return interval_columns(outlook, service, requests, window, measured.summary, loop)
 
 
 def ways_to_pay(
@@ -277,6 +300,7 @@ def _curve(
     terms: tuple[Terms, ...],
     seed: int,
     watch: Watcher,
+    outlook: Outlook | None,
 ) -> pd.DataFrame | None:
     """Run the closed loops of a case's curve, each to the end."""
     service, case = run.service, run.service.case
@@ -291,10 +315,13 @@ def _curve(
         record = serve(service, traffic, seed=seed)
         point = replace(run, record=record, clients=clients, tenants=traffic.tenant_names)
         measured = measure(point, terms)
-        rows.append({"concurrency": clients, **_tasks_per_s(measured), **measured.summary})
+        sure = _intervals(point, measured, outlook)
+        rows.append({"concurrency": clients, **_tasks_per_s(measured), **measured.summary, **sure})
         progress(index + 1, len(points))
     table = pd.DataFrame(rows)
-    return table[[*CURVE_COLUMNS, *(name for name in CURVE_TASK_COLUMNS if name in table)]]
+    columns = [*CURVE_COLUMNS, *(name for name in CURVE_TASK_COLUMNS if name in table)]
+    bounds = (f"{name}{suffix}" for name in columns for suffix in INTERVAL_SUFFIXES)
+    return table[[*columns, *(name for name in bounds if name in table)]]
 
 
 def _tasks_per_s(measured: Measured) -> dict[str, float]:
@@ -355,7 +382,6 @@ def _case_notes(run: CaseRun, measured: Measured, ways: WaysToPay) -> Iterator[s
             f"{'requests' if measured.tasks is None else 'tasks'}/s at most"
         )
     yield f"{counted}. {_prices(run.service, measured, ways)}"
-    requests = measured.requests
     if not run.clients:
         yield from _falling_behind(case, measured)
         yield from _short_window(case, measured)
@@ -460,8 +486,7 @@ def _prices(service: Service, measured: Measured, ways: WaysToPay) -> str:
 def _notes(results: Sequence[CaseTables]) -> tuple[str, ...]:
     """Collect the notes of all cases, each once."""
     general = (
-        "Forecasts carry no interval yet. The report lists each fitted law with how far it is off "
-        "on the measurements that it was fitted to.",
+        *_sureness(results),
         "Rates, energy and cost are counted from the end of the warm-up (a share of the arrivals) "
         "to the last arrival; latencies are those of the requests that arrive in that time, "
         "followed to their end.",
@@ -473,6 +498,21 @@ def _notes(results: Sequence[CaseTables]) -> tuple[str, ...]:
     )
     notes = dict.fromkeys(note for result in results for note in result.notes)
     return (*general, *notes)
+
+
+def _sureness(results: Sequence[CaseTables]) -> Iterator[str]:
+    """Say what the intervals are, or that there are none."""
+    if any(CHANCE_COLUMN in result.summary for result in results):
+        yield (
+            "Intervals hold four fifths of the measured runs that no fit had seen. Power, prices "
+            "and the traffic are taken as known; the chance of the SLO is that of the same errors."
+        )
+    else:
+        yield (
+            "Forecasts carry no interval: no residuals of measured runs are in the catalogue. The "
+            "report lists each fitted law with how far it is off on the measurements that it was "
+            "fitted to."
+        )
 
 
 def _steady(results: Sequence[CaseTables]) -> Iterator[str]:
@@ -506,6 +546,7 @@ def _named_by(case: Case, catalog: Catalog) -> Iterator[tuple[Kind, str]]:
     yield "systems", case.system
     yield "accelerators", chip
     yield from _laws(chip, catalog)
+    yield from (("residuals", name) for name in catalog.names("residuals"))
     preset = catalog.engine(case.engine.name)
     yield "engines", case.engine.name
     given = "kernels" in case.engine.model_fields_set

@@ -68,10 +68,13 @@ class FamilyOverhead(StrictModel):
     """The overhead of one engine on one chip family."""
 
     law: EngineOverhead
+    standard_errors: Mapping[str, float] = {}
+    """Of the fields of the law, by the curvature of the fit and the scatter of its residuals."""
     models: tuple[str, ...] = ()
     """Models of the runs that were fitted."""
     fit: Fit | None = None
-    """Of the time per output token; none where the law is assumed."""
+    """Of the time per output token, or of the throughput where no run tells it; none where the law
+    is assumed."""
     assumed: str | None = None
     """Why the law is what it is, where no run was fitted."""
     frontend_fit: Fit | None = None
@@ -111,7 +114,7 @@ class EngineOverheads(StrictModel):
                 return ChosenOverhead(known.law, source, 0.0, frozenset())
             source = (
                 f"fitted: {self.engine} on {family}, {known.fit.rows} runs, "
-                f"median error of TPOT {known.fit.median_ape:.1%}"
+                f"median error of {known.fit.source.split(' of ')[0]} {known.fit.median_ape:.1%}"
             )
             return ChosenOverhead(
                 known.law, source, _most_sequences([known]), frozenset(known.models)

@@ -182,6 +182,8 @@ class Slo(StrictModel):
     """Arrival to first token."""
     tpot_s: Seconds
     """Mean time per output token after the first."""
+    attainment_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of the requests that must meet both for the SLO to count as met."""
     task_s: Annotated[Seconds, Field(gt=0)] | None = None
     """Deadline of a task of test-time compute, from the question to the answer; none unless
     given."""

@@ -37,7 +37,6 @@ from sim.workload.kinds import (
     programs_of,
 )
 
-
 Claimed = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -492,9 +491,7 @@ def _repeated(names: list[str], located: Located) -> list[str]:
     return [f"{where}: two cases are called {name!r}" for name in sorted(seen)]
 
 
-def _unknown_baselines(
-    cases: Sequence[Case | None], written: Sequence[Located]
-) -> Iterator[str]:
+def _unknown_baselines(cases: Sequence[Case | None], written: Sequence[Located]) -> Iterator[str]:
     """Say which cases are to be compared with one that is not there."""
     names = [case.name for case in cases if case is not None]
     for case, located in zip(cases, written, strict=True):

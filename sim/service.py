@@ -145,6 +145,14 @@ class Service:
         return pool.replicas * pool.schedulers * pool.rules.max_num_seqs
 
     @property
+    def longest_tokens(self) -> dict[str, int]:
+        """Prompt and completion together that each model takes, by its name in the case."""
+        main = self.pools[: len(self.pools) - self.other_models]
+        others = self.pools[len(main) :]
+        longest = {str(pool.role): pool.max_model_len for pool in others}
+        return longest | {"": min(pool.max_model_len for pool in main if pool.role != "encode")}
+
+    @property
     def frontend_s(self) -> float:
         """Time that the tokens of a request spend outside the engine."""
         return self.answer_pool.timer.overhead.frontend_s

@@ -43,7 +43,7 @@ from sim.efficiency import (
     PowerFit,
     PowerLaw,
 )
-from sim.errors import exit_on_error
+from sim.errors import InputError, exit_on_error
 from sim.units import Dtype
 
 METHOD = (
@@ -101,7 +101,7 @@ def fit_accelerator(
         same_die_as=subject.same_die_as,
         collectives=found_collectives,
         expert_exchange=collectives.fit_exchanges(data_dir, subject.chip, subject.rack),
-        power=power or _fit_power(data_dir, accelerator, table, peaks[subject.power]),
+        power=power or _fit_power(data_dir, accelerator, table, peaks),
         excluded=(eager if found_collectives else {}) | dict(found.excluded),
     )
 
@@ -129,9 +129,16 @@ def _attention_name(kernel: Any) -> str:
     return f"{f'{asked}/' if asked else ''}kv {kernel.kv_dtype} d={kernel.head_dim}{window}"
 
 
-def _fit_power(data_dir: Path, accelerator: str, table: Subjects, peaks: Peaks) -> PowerFit:
-    subject = table.of(accelerator)
-    rows = kernels.power(data_dir, table.of(subject.power).chip, peaks)
+def _fit_power(
+    data_dir: Path, accelerator: str, table: Subjects, peaks: Mapping[str, Peaks]
+) -> PowerFit:
+    measured = table.of(accelerator).power
+    if measured is None:
+        raise InputError(
+            f"{accelerator}: whose power was measured? Say so with power, or whose law to take "
+            "with power_lent_by, in the table of subjects"
+        )
+    rows = kernels.power(data_dir, table.of(measured).chip, peaks[measured])
     rows = _steady(rows[rows["memory_utilization"] <= 1.0])
     rows = rows.assign(time_s=rows["load_fraction"])
     knobs = {
@@ -140,7 +147,7 @@ def _fit_power(data_dir: Path, accelerator: str, table: Subjects, peaks: Peaks) 
         "memory_weight": Knob(0.8, 1e-3, 5.0, zero_at_low=True),
     }
     law = regress(PowerLaw, knobs, _power_fraction, rows)
-    inherited = None if subject.power == accelerator else subject.power
+    inherited = None if measured == accelerator else measured
     return PowerFit(
         law=law,
         fit=residual_report(
@@ -259,9 +266,10 @@ def main(
     """Fit the laws of one accelerator to measured kernels."""
     table = shipped_subjects() if subjects is None else read_subjects(subjects)
     entries = open_catalog(catalog or ())
-    needed = {accelerator, table.of(accelerator).power}
+    subject = table.of(accelerator)
+    needed = {accelerator, subject.power or accelerator}
     peaks = {name: catalogue_peaks(name, entries) for name in sorted(needed)}
-    power = lent_power(table.of(accelerator).power, table, entries)
+    power = lent_power(subject, entries)
     calibration = fit_accelerator(data_dir, accelerator, peaks, table, power)
     command = (
         f"python -m sim.calibration.fit DATA_DIR --accelerator {accelerator} "

@@ -69,6 +69,10 @@ _VLLM_RELEASES: tuple[tuple[str, tuple[int, int]], ...] = (
 )
 """Days on which those came out, for runs that tell their day and not their release."""
 _VERSION = re.compile(r"(\d+)\.(\d+)")
+TRTLLM_ON_PYTORCH = (0, 20)
+"""First release of TensorRT-LLM whose published figures are of its PyTorch backend."""
+TRTLLM_IN_CPP = "trtllm_0_14"
+"""Preset of the releases before."""
 UNSTATED_KV: Mapping[tuple[Engine, str], Dtype] = {("vllm", "H100-SXM-80GB"): "bf16"}
 """Cache format of runs that do not say, where the figures do. Of vLLM's InferenceX runs on H100 the
 scripts of gpt-oss and MiniMax ask for nothing, which is the model's 16 bits; those of Llama ask for
@@ -106,9 +110,11 @@ def preset_of(engine: str, day: str = "") -> str:
     """
     kernels = engine_of({"engine": engine})
     assert kernels is not None  # noqa: S101 - the caller has looked
+    told = _VERSION.search(engine)
+    if kernels == "trtllm" and told and "TensorRT-LLM v" in engine:
+        return "trtllm" if (int(told[1]), int(told[2])) >= TRTLLM_ON_PYTORCH else TRTLLM_IN_CPP
     if kernels != "vllm":
         return str(kernels)
-    told = _VERSION.search(engine)
     if told:
         release = (int(told[1]), int(told[2]))
     else:

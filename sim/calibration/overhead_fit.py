@@ -72,11 +72,15 @@ def fit(found: Sequence[Response], prior: Array = PRIOR, spread: Array = SPREAD)
     solved = least_squares(
         residuals, start, bounds=(0.0, _MOST), loss="soft_l1", f_scale=ROBUST_SCALE
     )
-    return Fitted(solved.x, _covariance(solved.jac, solved.fun[: len(rows)]))
+    return Fitted(solved.x, _covariance(np.asarray(solved.jac), solved.fun[: len(rows)]))
+
+
+Priors = Mapping[str, Array]
+"""What each chip family is pulled to, in the scales of `PARAMETERS`."""
 
 
 def fit_families(
-    groups: Mapping[str, Sequence[Response]],
+    groups: Mapping[str, Sequence[Response]], priors: Priors | None = None
 ) -> dict[str, Fitted]:
     """Fit one engine on several chip families, each pulled to what the engine is like on all.
 
@@ -84,13 +88,21 @@ def fit_families(
     ----------
     groups : mapping
         Responses by family.
+    priors : mapping, optional
+        What families are pulled to instead, where it is known beforehand.
     """
-    everything = [response for found in groups.values() for response in found]
-    if len(groups) == 1:
-        return {family: fit(found) for family, found in groups.items()}
-    mean = fit(everything)
     spread = _FAMILY_SPREAD * SPREAD
-    return {family: fit(found, mean.scaled, spread) for family, found in groups.items()}
+    known = dict(priors or {})
+    unknown = {family: found for family, found in groups.items() if family not in known}
+    if len(unknown) == 1:
+        return {
+            family: fit(found, known[family], spread) if family in known else fit(found)
+            for family, found in groups.items()
+        }
+    if unknown:
+        mean = fit([response for found in unknown.values() for response in found])
+        known |= dict.fromkeys(unknown, mean.scaled)
+    return {family: fit(found, known[family], spread) for family, found in groups.items()}
 
 
 def _covariance(jacobian: Array, residual: Array) -> Array:
@@ -99,5 +111,4 @@ def _covariance(jacobian: Array, residual: Array) -> Array:
     freedom = max(1, residual.size - count)
     scatter = float(np.sum(residual**2)) / freedom if residual.size else 1.0
     curvature = jacobian.T @ jacobian
-    found: Array = max(scatter, 1e-6) * np.linalg.pinv(curvature)
-    return found
+    return np.asarray(max(scatter, 1e-6) * np.linalg.pinv(curvature), dtype=np.float64)

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import pandas as pd
 
 from sim.calibration.benchmarks import benchmark_of
+from sim.calibration.checkpoints import precision_of
 from sim.calibration.completion import completed, system_of
 from sim.calibration.machines import (
     DTYPES,
@@ -21,7 +22,6 @@ from sim.efficiency import Engine
 from sim.errors import InputError
 from sim.measured import Statistic
 from sim.model import Model
-from sim.precision import Precision
 from sim.routing_policy import Slo
 from sim.scenario import Case, PriceChoice
 from sim.schema import did_you_mean
@@ -74,8 +74,8 @@ class MeasuredRun:
         }
 
     def key(self, column: str) -> str:
-        """Value of one of the `keys`."""
-        keys = self.keys
+        """Value of one of the `keys`, or of ``row_id``."""
+        keys = {**self.keys, "row_id": self.row_id}
         if column not in keys:
             hint = did_you_mean(column, tuple(keys))
             raise InputError(f"runs have no column {column!r}{hint}; use {', '.join(keys)}")
@@ -128,7 +128,7 @@ def read_runs(path: Path, catalog: Catalog) -> Iterator[MeasuredRun | Skipped]:
 def selected(
     runs: Iterable[MeasuredRun | Skipped], wanted: Sequence[tuple[str, str]]
 ) -> list[MeasuredRun | Skipped]:
-    """Keep the runs that have these values; of those that cannot be forecast the hardware counts.
+    """Keep the runs that have these values; of those not forecast the hardware and name count.
 
     Parameters
     ----------
@@ -148,7 +148,8 @@ def selected(
 
 def _is_wanted(run: MeasuredRun | Skipped, wanted: Sequence[tuple[str, str]]) -> bool:
     if isinstance(run, Skipped):
-        return all(pair == ("hardware", run.hardware) for pair in wanted)
+        known = {("hardware", run.hardware), ("row_id", run.row_id)}
+        return all(pair in known for pair in wanted)
     return all(run.key(column) == value for column, value in wanted)
 
 
@@ -243,15 +244,16 @@ def _case(row: Row, model: str, catalog: Catalog) -> Case:
     if engine == "native":
         tp = min(tp, chips)  # Neuron counts the cores of a chip
     parallelism = benchmark.split(row, tp, chips)
-    replicas = max(1, chips // parallelism.chips)
+    family = catalog.accelerator(catalog.system(system).accelerator).family
+    replicas = 1 if benchmark.is_divided(row) else max(1, chips // parallelism.chips)
     case = Case(
         name=row["row_id"],
         system=system,
         model=model,
         parallelism=parallelism,
-        precision=Precision(weights=weights, kv_cache=kv_cache),
+        precision=precision_of(model, engine, family, weights, kv_cache),
         replicas=replicas,
-        systems=math.ceil(chips / catalog.system(system).chips),
+        systems=math.ceil(replicas * parallelism.chips / catalog.system(system).chips),
         engine=_settings(row, engine, replicas),
         workload=benchmark.workload(row),
         slo=Slo(ttft_s=1.0, tpot_s=1.0),
@@ -287,7 +289,8 @@ def _measured(row: Row) -> tuple[dict[Quantity, float], dict[Quantity, Statistic
     """Take the published median where there is one, else the mean."""
     measured: dict[Quantity, float] = {}
     statistic: dict[Quantity, Statistic] = {}
-    means = benchmark_of(row).means
+    benchmark = benchmark_of(row)
+    means = benchmark.means
     for quantity, column, compared, mean in _TIMES:
         if quantity not in measured and row.get(column):
             measured[quantity] = figure(row, column) * MILLISECOND_S
@@ -295,4 +298,7 @@ def _measured(row: Row) -> tuple[dict[Quantity, float], dict[Quantity, Statistic
     if row.get("output_tokens_per_s"):
         measured["throughput"] = figure(row, "output_tokens_per_s")
         statistic["throughput"] = "output_tokens_per_s"
+        if benchmark.is_divided(row):
+            measured["throughput"] /= count(row, "num_chips")
+            statistic["throughput"] = "output_tokens_per_s_per_chip"
     return measured, statistic

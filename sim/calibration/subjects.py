@@ -28,9 +28,11 @@ class Subject(StrictModel):
     chip: str
     """In the column ``hardware`` of the files."""
     sources: tuple[str, ...]
-    power: str
-    """The accelerator whose power was measured: a subject, or one whose calibration in the
-    catalogue lends its law."""
+    power: str | None = None
+    """The accelerator whose power was measured, a subject too."""
+    power_lent_by: str | None = None
+    """The accelerator whose calibration in the catalogue lends its power law, where ``power`` is
+    not given."""
     rack: str | None = None
     """Name in the data of another chip with the same NVLink, whose exchange of experts was
     measured over many chips."""
@@ -92,30 +94,31 @@ def read_subjects(path: Path) -> Subjects:
     table = validate(Subjects, load_yaml(path))
     for name, subject in table.subjects.items():
         unknown = [each for each in subject.sources if each not in table.sources]
-        same_die = subject.same_die_as or name
-        unknown += [] if same_die in table.subjects else [same_die]
+        others = (subject.power or name, subject.same_die_as or name)
+        unknown += [each for each in dict.fromkeys(others) if each not in table.subjects]
         if unknown:
             raise InputError(f"{path}: {name}: unknown {', '.join(unknown)}")
     return table
 
 
-def lent_power(power: str, table: Subjects, catalog: Catalog) -> PowerFit | None:
-    """Take the power law of a calibration in the catalogue; none: the accelerator is a subject.
+def lent_power(subject: Subject, catalog: Catalog) -> PowerFit | None:
+    """Take the power law of a calibration in the catalogue; none: power was measured.
 
     Raises
     ------
     InputError
-        It is no subject, and has no calibration either.
+        The lender has no calibration.
     """
-    if power in table.subjects:
+    lender = subject.power_lent_by
+    if subject.power is not None or lender is None:
         return None
-    found = catalog.calibration(power)
+    found = catalog.calibration(lender)
     if found is None:
         raise InputError(
-            f"power: {power} is no subject of the table and has no calibration; "
-            "'rackcast list calibrations' shows those that can lend their law"
+            f"power_lent_by: {lender} has no calibration; 'rackcast list calibrations' shows "
+            "those that can lend their law"
         )
-    return found.power.model_copy(update={"inherited_from": power})
+    return found.power.model_copy(update={"inherited_from": found.power.inherited_from or lender})
 
 
 def study_of(data_dir: Path, subject: Subject, peaks: Peaks) -> Study:

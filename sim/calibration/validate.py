@@ -88,7 +88,10 @@ def _why_not(run: MeasuredRun, error: InfeasibleError) -> str:
     """Name what does not fit without the figures of the one run, so that like runs are counted."""
     if str(error) == NO_REQUEST_FITS:
         return NO_REQUEST_FITS
-    return f"{run.case.model} does not fit on {run.hardware} with tp {run.case.parallelism.tp}"
+    split = f"on {run.hardware} with tp {run.case.parallelism.tp}"
+    if " needs " in str(error) or " need " in str(error):
+        return f"{run.case.model} does not fit {split}"
+    return f"{run.case.model} cannot be cut {split}"
 
 
 def _compare(run: MeasuredRun, forecasts: Mapping[Statistic, float]) -> list[dict[str, object]]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from sim.calibration.replay import replay
 from sim.calibration.runs import QUANTITIES, MeasuredRun, Quantity
@@ -19,6 +18,8 @@ MOST_CAUSES = 3
 """So many causes are named; there may be more."""
 _TELLING = ("calibration: none", "extrapolated", "assumed", "estimate", "not the vendor's")
 """Words by which a note of a forecast says that it stands on less than measurements."""
+_POSSIBLE = "may run here"
+"""Of a note that warns of larger batches than there may ever be."""
 
 
 class NotForecast(Exception):  # noqa: N818 - nothing went wrong: the run is left out
@@ -91,7 +92,7 @@ def _in_short(run: MeasuredRun, error: InfeasibleError) -> str:
 
 
 def failure(
-    run: MeasuredRun, found: list[Compared], limits: Limits, catalog: Catalog, file: Path
+    run: MeasuredRun, found: list[Compared], limits: Limits, catalog: Catalog, file: str
 ) -> str:
     """Say how far the forecasts of a run are off, of what, and where to look.
 
@@ -123,7 +124,7 @@ def _headline(item: Compared) -> str:
 
 
 def _chips(case: Case) -> int:
-    return case.parallelism.chips * case.replicas
+    return case.parallelism.chips * (case.replicas or 1)
 
 
 def load_in_words(case: Case) -> str:
@@ -179,21 +180,26 @@ def _causes(run: MeasuredRun, catalog: Catalog) -> list[str]:
         return []
     more = len(causes) - MOST_CAUSES
     tail = [f"  - and {more} more"] if more > 0 else []
-    return ["", "this forecast stands on:", *(f"  - {each}" for each in causes[:MOST_CAUSES]), *tail]
+    return [
+        "",
+        "this forecast stands on:",
+        *(f"  - {each}" for each in causes[:MOST_CAUSES]),
+        *tail,
+    ]
 
 
 def _doubts(run: MeasuredRun, catalog: Catalog) -> Iterator[str]:
     if run.assumed:
         yield f"a guess at what the file leaves out: {', '.join(run.assumed)}"
     for note in service_of(run.case, catalog).notes:
-        if any(words in note for words in _TELLING):
+        if any(words in note for words in _TELLING) and _POSSIBLE not in note:
             yield note.removeprefix(f"{run.case.name}: ")
 
 
-def record_of(run: MeasuredRun, file: Path, found: list[Compared]) -> dict[str, object]:
+def record_of(run: MeasuredRun, found: list[Compared]) -> dict[str, object]:
     """Put what became of a run into plain data, which travels from process to process."""
     figures = {
         each.quantity: [each.measured, each.forecast, each.tolerance, each.is_near]
         for each in found
     }
-    return {"file": str(file), "keys": keys_of(run), "figures": figures}
+    return {"keys": keys_of(run), "figures": figures}

@@ -274,6 +274,10 @@ class KernelShelf:
         reads = asked or input_dtype(weights)
         wide, native = self._computes("bf16"), self._computes(reads)
         own = formats.get(weights, ())
+        if asked is not None:  # what the engine does, though only others' kernels were measured
+            exact = tuple(name for name in own if FORMATS[name].activation == asked)
+            if len(exact) < len(own) and asked == native:
+                yield _Turn(exact)
         if DTYPE_BYTES[native] < DTYPE_BYTES[wide]:
             if reads not in WEIGHT_ONLY:
                 yield _Turn(own)

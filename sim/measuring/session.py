@@ -165,8 +165,6 @@ def measure(
         notes.append(built.note)
     version = f"torch {device.torch.__version__}"
     accelerator = wanted.accelerator or identifier(device.name)
-    text = subjects_text(device, accelerator, version, powered=bool(points.get("power")))
-    (wanted.out / "subjects.yaml").write_text(text, encoding="utf-8")
     patience = QUICK_PATIENCE if wanted.quick else FULL_PATIENCE
     bench = Bench(device, TorchOperators(device), patience, version)
     budget_s = wanted.budget_s
@@ -174,7 +172,11 @@ def measure(
         budget_s = QUICK_BUDGET_S
     ordered = {name: in_random_order(each, name) for name, each in points.items()}
     notes += [f"{name}: {_NOTHING[name]}" for name, each in ordered.items() if not each]
-    outcome = run_campaign(ordered, bench, into, budget_s, watch)
+    try:
+        outcome = run_campaign(ordered, bench, into, budget_s, watch)
+    finally:
+        text = subjects_text(device, accelerator, version, powered=len(into["power"]) > 0)
+        (wanted.out / "subjects.yaml").write_text(text, encoding="utf-8")
     return Report(outcome, device.name, accelerator, tuple(note for note in notes if note))
 
 

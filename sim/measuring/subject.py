@@ -46,7 +46,7 @@ def subjects_text(device: Device, accelerator: str, version: str, *, powered: bo
     subject: dict[str, Any] = {
         "chip": device.name,
         "sources": ["own"],
-        "power": accelerator if powered else LENDER,
+        "power" if powered else "power_lent_by": accelerator if powered else LENDER,
     }
     if not device.graphs:
         subject["launch_bound_s"] = LAUNCHED

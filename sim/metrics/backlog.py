@@ -87,7 +87,7 @@ def _waiting(calls: pd.DataFrame, stays: npt.NDArray[np.bool_], time_s: float) -
 
 
 def _chance(came: pd.DataFrame) -> float:
-    """Standard deviation of what a queue that just keeps up gains while these arrive."""
+    """Give the standard deviation of what a queue that just keeps up gains as these arrive."""
     gaps = np.diff(np.sort(came["arrival_s"].to_numpy(float)))
     work = [came[f"{which}_tokens"].to_numpy(float) for which in ("input", "output")]
     varied = _squared_variation(gaps) + max(map(_squared_variation, work))

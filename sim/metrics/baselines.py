@@ -1,4 +1,4 @@
-"""What strategies of test-time compute spend and solve, against the case that each is compared with.
+"""What strategies of test-time compute spend and solve, against a baseline for each.
 
 The baseline of a case is the one that it names. Unless it names one, it is the first of the cases
 with the same benchmark, model, system and load, if there are several; else the first of those with
@@ -63,7 +63,7 @@ def with_baselines(summary: pd.DataFrame, named: Mapping[str, str]) -> pd.DataFr
 
 def _nearest(worked: pd.DataFrame, row: "pd.Series[str]") -> str:
     keys = worked[list(ALIKE)].fillna("").astype(str)
-    own = keys.loc[row.name]
+    own = row[list(ALIKE)].fillna("").astype(str)
     for shared in range(len(ALIKE), 0, -1):
         alike = (keys.iloc[:, :shared] == own.iloc[:shared]).all(axis="columns")
         if alike.sum() > 1:
@@ -136,13 +136,13 @@ def claim_table(
     claims : mapping
         By case: who claims it, and the claimed numbers by column.
     """
-    rows = summary.set_index("case")
+    rows = {str(row["case"]): row for row in summary.to_dict("records")}
     found = [
         {
             "case": case,
             "column": column,
             "claimed": value,
-            "forecast": float(rows.loc[case].get(column, np.nan)),
+            "forecast": float(rows[case].get(column, np.nan)),
             "source": source,
         }
         for case, (source, columns) in claims.items()

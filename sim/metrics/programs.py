@@ -245,7 +245,7 @@ def task_summary(
         "failed_tasks": float(len(tasks) - len(done)),
         "accuracy_fraction": float(share),
         "accuracy_standard_error": error,
-        "usd_per_task_standard_error": _error_of_mean(done["usd"]),
+        "usd_per_task_standard_error": _error_of_cost(tasks),
         "usd_per_solved_task_standard_error": _error_of_ratio(tasks, share, accuracy),
         "tokens_per_task": means["input_tokens_per_task"] + means["output_tokens_per_task"],
         **means,
@@ -304,9 +304,26 @@ def conditional_value_at_risk(costs: Floats, tail_fraction: float = TAIL_FRACTIO
     return float(inside / tail)
 
 
-def _error_of_mean(costs: "pd.Series[float]") -> float:
-    """Of the mean of independent tasks; not defined of one."""
-    return float(costs.sem()) if len(costs) > 1 else np.nan
+def _error_of_cost(tasks: pd.DataFrame) -> float:
+    """Give the standard error of the mean cost of tasks; not defined of one.
+
+    Tasks differ in cost, and the window, whose bill they share, may happen to hold more of them or
+    fewer: the relative errors of mean cost and mean gap between arrivals, as of independent ones.
+    """
+    done = tasks.loc[tasks["outcome"] == "completed", "usd"]
+    return float(np.hypot(_error_of_mean(done), done.mean() * _error_of_count(tasks)))
+
+
+def _error_of_count(tasks: pd.DataFrame) -> float:
+    """Relative standard error of the rate at which tasks arrive."""
+    gaps = pd.Series(np.diff(np.sort(tasks["arrival_s"].to_numpy(dtype=np.float64))))
+    mean = float(gaps.mean()) if len(gaps) > 1 else 0.0
+    return _error_of_mean(gaps) / mean if mean > 0 else 0.0
+
+
+def _error_of_mean(values: "pd.Series[float]") -> float:
+    found = values.to_numpy(dtype=np.float64)
+    return float(found.std(ddof=1) / np.sqrt(found.size)) if found.size > 1 else np.nan
 
 
 def _error_of_ratio(tasks: pd.DataFrame, share: float, accuracy: Accuracy | None) -> float:
@@ -318,13 +335,14 @@ def _error_of_ratio(tasks: pd.DataFrame, share: float, accuracy: Accuracy | None
     done = tasks[tasks["outcome"] == "completed"]
     if len(done) < 2 or not share > 0:
         return np.nan
-    ratio = float(tasks["usd"].sum()) / (share * len(done))
     if accuracy is None:
         known = done[done["solved"].notna()]
-        residual = known["usd"] - ratio * known["solved"]
-        return float(residual.sem() / share) if len(known) > 1 else np.nan
+        ratio = float(tasks["usd"].sum() / known["solved"].sum())
+        of_both = _error_of_mean(known["usd"] - ratio * known["solved"]) / share
+        return float(np.hypot(of_both, ratio * _error_of_count(tasks)))
+    ratio = float(tasks["usd"].sum()) / (share * len(done))
     mean = float(done["usd"].mean())
-    of_cost = _error_of_mean(done["usd"]) / mean if mean > 0 else 0.0
+    of_cost = _error_of_cost(tasks) / mean if mean > 0 else 0.0
     return ratio * float(np.hypot(of_cost, accuracy.standard_error / share))
 
 

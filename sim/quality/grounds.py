@@ -99,16 +99,16 @@ def _outside(what: str, choice: Choice, points: list["Point"]) -> Iterator[str]:
     single = {1.0 for point in points if point.strategy in ("answer", "coverage") and point.x == 1}
     if not chosen:
         rest = f": it follows from laws that were fitted to {_listed(points)}" if points else ""
-        yield f"{what} was not measured, nor was any of other numbers of samples{rest}"
+        yield f"{what} was never measured, nor with other numbers of samples{rest}"
         return
     measured = sorted(chosen | single)
     if not measured[0] <= choice.samples <= measured[-1]:
         span = f"{measured[0]:,.0f} to {measured[-1]:,.0f}"
         if len(measured) <= FEW_POINTS:
-            span = _and(f"{x:,.0f}" for x in measured)
+            span = f"points at {_and(f'{x:,.0f}' for x in measured)}"
         yield (
-            f"{what} is outside the {span} samples that the laws were fitted to: they go on beyond "
-            "them as they stand, which nobody has measured"
+            f"{what} is outside what the laws were fitted to, {span} samples: they are taken to "
+            "hold beyond, where nobody has measured"
         )
 
 
@@ -127,12 +127,14 @@ def _thin(
         return
     if wrong is not None and wrong.points and choice.by != "coverage":
         guessed += _assumed("agreement of wrong answers", wrong)
-    said = [f"{_count(numbers, 'number')} fitted to {_count(known, 'point')}"]
+    rest = (
+        f"{_count(numbers, 'number')} fitted to {_count(known, 'point')}" if known else "no point"
+    )
     if points and len(points) <= FEW_POINTS:
-        said[0] += f" ({_listed(points)})"
+        rest += f" ({_listed(points)})"
     if numbers >= known > 0:
-        said[0] += ", which they retell"
-    yield "; ".join([f"{what} rests on {said[0]}", *(f"assumed: {one}" for one in guessed)])
+        rest += ", which they retell"
+    yield f"{what} rests on {rest}" + (f"; assumed: {'; '.join(guessed)}" if guessed else "")
 
 
 def _guessed(
@@ -149,7 +151,7 @@ def _assumed(law: str, fit: LawFit | None) -> Iterator[str]:
     """Give the first sentence of what a law's file says about its guesses."""
     if fit is not None and fit.assumed:
         first = fit.assumed.strip().split(". ")[0].removesuffix(".")
-        yield f"{law}, {first}"
+        yield f"{first.removeprefix('not from points: ')} ({law})"
 
 
 def _listed(points: list["Point"]) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 import pandas as pd
 
 from sim.report.caveats import UNCALIBRATED, caveats_in_words, caveats_of
-from sim.report.formats import brief, duration, figure, percent, usd
+from sim.report.formats import brief, chance, duration, figure, percent, usd
 
 Better = Literal["low", "high"]
 
@@ -170,12 +170,27 @@ def interval(row: "pd.Series[float]", column: str) -> tuple[float, float] | None
 
 
 def _overlap(first: "pd.Series[float]", second: "pd.Series[float]", column: str) -> bool:
-    """Whether two forecasts may be equal, as far as their intervals say."""
+    """Whether two forecasts may be equal, as far as their intervals say.
+
+    Of two cases of one model and engine on one system a part of the error is the same: it moves
+    both and does not count.
+    """
     low, high = sorted((first, second), key=lambda row: float(row[column]))
     low_interval, high_interval = interval(low, column), interval(high, column)
-    top = low_interval[1] if low_interval else float(low[column])
-    bottom = high_interval[0] if high_interval else float(high[column])
+    own = _own_error(first, second)
+    low_value, high_value = float(low[column]), float(high[column])
+    top = low_value * (low_interval[1] / low_value) ** own if low_interval else low_value
+    bottom = high_value * (high_interval[0] / high_value) ** own if high_interval else high_value
     return top >= bottom
+
+
+def _own_error(first: "pd.Series[float]", second: "pd.Series[float]") -> float:
+    """Part of the width of an interval, in logs, that is not shared by two cases."""
+    groups = [row.get("error_group", "") for row in (first, second)]
+    if not groups[0] or groups[0] != groups[1]:
+        return 1.0
+    shared = float(first.get("shared_error_fraction", 0.0))
+    return math.sqrt(1.0 - shared) if math.isfinite(shared) else 1.0
 
 
 def headline(summary: pd.DataFrame, measure: Measure) -> str:
@@ -271,6 +286,9 @@ def _cost(summary: pd.DataFrame) -> Iterator[str]:
     yield _lead(ranking, COST, f"{_usd_per_mtok(ranking.best_value)}{within}") + "."
 
 
+_ENDS = ("min", "max")
+
+
 def _slo(summary: pd.DataFrame) -> Iterator[str]:
     known = summary[summary["slo_attainment_fraction"].notna()]
     shares = [
@@ -283,9 +301,25 @@ def _slo(summary: pd.DataFrame) -> Iterator[str]:
             f"{percent(float(row['slo_attainment_fraction']))} in {row['case']}"
             for _, row in ordered.iloc[[0, -1]].iterrows()
         )
-        yield f"Requests that met the SLO: from {worst} to {best}."
+        least, most = (percent(float(known["slo_attainment_fraction"].agg(f))) for f in _ENDS)
+        told = f"{least} in all cases" if least == most else f"from {worst} to {best}"
+        yield f"Requests that met the SLO: {told}."
     elif shares:
         yield f"Requests that met the SLO: {', '.join(shares)}."
+    yield from _chances(summary)
+
+
+def _chances(summary: pd.DataFrame) -> Iterator[str]:
+    """Say how likely it is that enough requests meet the SLO, where that is known."""
+    if "slo_probability" not in summary:
+        return
+    known = summary[summary["slo_probability"].notna()]
+    if 0 < len(known) <= MOST_NAMED:
+        chances = (
+            f"{case} {chance(float(value))}"
+            for case, value in zip(known["case"], known["slo_probability"], strict=True)
+        )
+        yield f"Chance that enough of them do: {', '.join(chances)}."
 
 
 def _leads(summary: pd.DataFrame, measures: tuple[Measure, ...]) -> Iterator[str]:

@@ -86,6 +86,19 @@ def duration(value_s: float) -> str:
     return f"{figure(value_s)} s"
 
 
+def chance(probability: float) -> str:
+    """Write a chance in percent; none that rests on measurements is quite sure.
+
+    >>> [chance(x) for x in (1.0, 0.624, 0.0)]
+    ['>99 %', '62 %', '<1 %']
+    """
+    if not math.isfinite(probability):
+        return UNDEFINED
+    if probability > 0.99:
+        return ">99 %"
+    return "<1 %" if probability < 0.01 else f"{100 * probability:.0f} %"
+
+
 def percent(fraction: float) -> str:
     """Write a fraction in percent; what is not quite all, or not quite nothing, says so.
 

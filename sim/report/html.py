@@ -95,13 +95,13 @@ def report_page(tables: RunTables, charts: Sequence[Chart]) -> str:
         lstrip_blocks=True,
     )
     said = task_sentences(tables.summary)
-    return environment.get_template(
-        "report.html.j2"
-    ).render(
+    return environment.get_template("report.html.j2").render(
         tables=tables,
         light=Markup(css_variables(0)),  # noqa: S704 - our own colours
         dark=Markup(css_variables(1)),  # noqa: S704 - our own colours
-        answer=_unbroken(f"{opening(tables.summary)} {answer(tables.summary)}".strip(), tables.cases),
+        answer=_unbroken(
+            f"{opening(tables.summary)} {answer(tables.summary)}".strip(), tables.cases
+        ),
         cases=[(case, index % CASE_COLOURS) for index, case in enumerate(tables.cases)],
         systems=[_system(case) for _, case in tables.summary.iterrows()],
         caveats=[caveats_of(case) for _, case in tables.summary.iterrows()],

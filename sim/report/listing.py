@@ -37,6 +37,7 @@ ABOUT: Mapping[Kind, str] = {
     "calibrations": "how far measured kernels of a chip stay from its peaks",
     "priors": "what stands in for measurements on the chips of a family",
     "overheads": "what a serving engine adds to its kernels",
+    "residuals": "how far measured runs lie from forecasts",
     "engines": "what a serving engine does unless it is told otherwise",
     "prices": "prices of one market at one date",
     "models": "shapes of transformers",

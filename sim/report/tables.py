@@ -13,7 +13,7 @@ from rich.text import Text
 
 from sim.report.caveats import caveats_of
 from sim.report.findings import interval
-from sim.report.formats import UNDEFINED, figure, percent, usd
+from sim.report.formats import UNDEFINED, chance, figure, percent, usd
 from sim.report.task_findings import tasks_of
 from sim.units import GB, KW, MILLISECOND_S
 
@@ -23,6 +23,8 @@ NAME_LETTERS = 12
 NARROW = 80
 """Letters of a terminal of which nobody says how wide it is."""
 CENT_USD = 0.01
+RANGE_DIGITS = 2
+"""Of the ends of an interval in a terminal."""
 MANY_TASKS = 1000
 """What cheap tasks are counted by."""
 
@@ -76,7 +78,7 @@ def _bare(write: Callable[[float], str]) -> Callable[[float], str]:
     return lambda value: write(value).replace("$", "").replace(" %", "")
 
 
-_percent, _usd = _bare(percent), _bare(usd)
+_percent, _usd, _chance_percent = _bare(percent), _bare(usd), _bare(chance)
 
 GROUPS: tuple[Group, ...] = (
     Group(
@@ -207,9 +209,19 @@ TASK_GROUP = Group(
 """Further lines of it where there are tasks of test-time compute."""
 
 
+CHANCE = Row("slo_probability", "Chance that the SLO is met", "%", _chance_percent)
+"""A further line of it where forecasts have intervals."""
+
+
 def groups_of(summary: pd.DataFrame) -> tuple[Group, ...]:
     """Give the groups that a summary has numbers for."""
-    return GROUPS if tasks_of(summary).empty else (GROUPS[0], TASK_GROUP, *GROUPS[1:])
+    found = GROUPS if tasks_of(summary).empty else (GROUPS[0], TASK_GROUP, *GROUPS[1:])
+    if CHANCE.column not in summary:
+        return found
+    return tuple(
+        Group(group.title, (*group.rows, CHANCE)) if group.title == "Speed" else group
+        for group in found
+    )
 
 
 def summary_cell(case: "pd.Series[float]", row: Row) -> Cell:
@@ -220,10 +232,10 @@ def summary_cell(case: "pd.Series[float]", row: Row) -> Cell:
     Cell(text='250', interval='200 to 310')
     """
     bounds = interval(case, row.column)
-    return Cell(
-        text=row.write(_number(case[row.column])),
-        interval=f"{row.write(bounds[0])} to {row.write(bounds[1])}" if bounds else "",
-    )
+    text = row.write(_number(case[row.column]))
+    ends = tuple(row.write(bound) for bound in bounds) if bounds else ()
+    known = all(end == text for end in ends)  # such as a rate that is given by the arrivals
+    return Cell(text=text, interval="" if known else " to ".join(ends))
 
 
 def summary_frame(summary: pd.DataFrame) -> pd.DataFrame:
@@ -258,21 +270,45 @@ def console_table(summary: pd.DataFrame) -> Table:
         "util\n%",
         "USD/Mtok\nin + out",
         "J/tok\noutput",
-        "SLO\n%",
+        "SLO %\nchance" if CHANCE.column in summary else "SLO\n%",
     ):
         table.add_column(title, justify="right", no_wrap=True)
     for _, case in summary.iterrows():
         table.add_row(
             _case_name(case),
-            figure(_number(case["output_tokens_per_s_per_chip"])),
-            ttft.quantiles(case, "ttft_s"),
-            tpot.quantiles(case, "tpot_s"),
+            _with_range(case, "output_tokens_per_s_per_chip", figure),
+            _below(ttft.quantiles(case, "ttft_s"), _range(case, "ttft_s_p50", ttft.seconds)),
+            _below(tpot.quantiles(case, "tpot_s"), _range(case, "tpot_s_p50", tpot.seconds)),
             _percent(_number(case["utilization_fraction"])),
-            _usd(_number(case["usd_per_mtok_total"])),
-            figure(_number(case["energy_j_per_output_token"])),
-            _percent(_number(case["slo_attainment_fraction"])),
+            _with_range(case, "usd_per_mtok_total", _usd),
+            _with_range(case, "energy_j_per_output_token", figure),
+            _below(_percent(_number(case["slo_attainment_fraction"])), _chance(case)),
         )
     return table
+
+
+def _with_range(case: "pd.Series[float]", column: str, write: Callable[[float], str]) -> Text:
+    """Write a number, and below it its interval if it has one."""
+    return _below(write(_number(case[column])), _range(case, column))
+
+
+def _below(text: str, quiet: str) -> Text:
+    return Text(text).append(f"\n{quiet}" if quiet else "", style="dim")
+
+
+def _range(case: "pd.Series[float]", column: str, unit: float = 1.0) -> str:
+    """Write an interval briefly; empty where there is none, or nothing is unsure."""
+    bounds = interval(case, column)
+    if bounds is None or bounds[0] == bounds[1]:
+        return ""
+    low, high = (figure(bound / unit, RANGE_DIGITS).replace(",", "") for bound in bounds)
+    return f"{low}-{high}"
+
+
+def _chance(case: "pd.Series[float]") -> str:
+    """Write the chance that the SLO is met, if it is known."""
+    value = _number(case.get(CHANCE.column))
+    return _chance_percent(value) if math.isfinite(value) else ""
 
 
 def _case_name(case: "pd.Series[str]") -> Text:
@@ -315,7 +351,9 @@ def console_task_table(summary: pd.DataFrame, width: int = NARROW) -> Table | No
         for _, case in tasks.iterrows()
     ]
     columns = zip(titles, *rows, strict=True)
-    used = sum(1 + max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns)
+    used = sum(
+        1 + max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns
+    )
     letters = max(width - used - 1, NAME_LETTERS)
     table.add_column("case\nstrategy", overflow="fold", min_width=8)
     for title in titles:

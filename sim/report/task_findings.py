@@ -182,7 +182,7 @@ def opening(summary: pd.DataFrame) -> str:
     known = cases[cases[column].notna()]
     more = ""
     if len(known) >= FEWEST_TO_CHOOSE:
-        worst = known.loc[known[column].idxmax()]
+        worst = known.iloc[int(known[column].to_numpy(float).argmax())]
         more = f" The dearest are those of {worst['case']}: {usd_of_task(float(worst[column]))}."
     others = len(tasks) - len(cases)
     rest = f" {others} more cases stand under Tasks." if others > 1 else ""
@@ -194,7 +194,7 @@ def _other_models(tasks: pd.DataFrame) -> Iterator[str]:
     for of, cases in comparable(tasks).items():
         best = cases.sort_values("accuracy_fraction", ascending=False, kind="stable").iloc[0]
         first = cases.drop_duplicates("model")
-        large = first.loc[first["accuracy_fraction"].idxmax(), "model"]
+        large = first.iloc[int(first["accuracy_fraction"].to_numpy(float).argmax())]["model"]
         if len(first) < 2:
             continue
         pairs = [
@@ -220,7 +220,7 @@ def _instead(row: "pd.Series[float]", others: pd.DataFrame) -> str:
     known = as_good[as_good["usd_per_solved_task"].notna()]
     if known.empty:
         return f"for {row['case']} ({own}) there is none"
-    found = known.loc[known["usd_per_solved_task"].idxmin()]
+    found = known.iloc[int(known["usd_per_solved_task"].to_numpy(float).argmin())]
     ratio = float(found["usd_per_solved_task"] / row["usd_per_solved_task"])
     told = "level in cost" if abs(ratio - 1.0) <= TIE_FRACTION else f"{brief(ratio)} times the cost"
     share = percent(float(found["accuracy_fraction"]))
@@ -282,12 +282,15 @@ def _deadlines(tasks: pd.DataFrame) -> Iterator[str]:
 
 def _best_under(tasks: pd.DataFrame, column: str, given: str) -> Iterator[tuple[float, str]]:
     """Give limits with the case that solves most within them, and those that are level with it."""
-    for of, known in comparable(tasks).items():
+    groups = comparable(tasks)
+    # of many groups one limit each: a list of all of them nobody reads
+    quantiles = BUDGET_QUANTILES if len(groups) == 1 else BUDGET_QUANTILES[1:2]
+    for of, known in groups.items():
         asked = sorted(set(known[given].dropna()))
         if not asked and len(known) < FEWEST_TO_CHOOSE:
             continue
         # a limit that some case just meets says more than one between two cases
-        offers = known[column].quantile(list(BUDGET_QUANTILES), interpolation="lower")
+        offers = known[column].quantile(list(quantiles), interpolation="lower")
         said = ""
         for limit in asked or sorted(set(offers)):
             words = _most_solved(known[known[column] <= limit], of)
@@ -342,10 +345,11 @@ def _tail(tasks: pd.DataFrame) -> Iterator[str]:
 
 def _latency(tasks: pd.DataFrame) -> Iterator[str]:
     """Say of each baseline whether tasks take as many times longer as they generate tokens."""
-    several = tasks["load"].nunique() > 1
+    loads = dict(zip(tasks["case"], tasks["load"], strict=True))
+    several = len(set(loads.values())) > 1
     for base in dict.fromkeys(tasks["baseline"]):
         mine = tasks[tasks["baseline"] == base]
-        (load, *_) = [*tasks.loc[tasks["case"] == base, "load"], ""]
+        load = str(loads.get(base, ""))
         at = f" ({load})" if several and load else ""
         for growth, words in (
             (SLOWER, "grows more slowly than compute"),

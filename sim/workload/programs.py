@@ -311,44 +311,69 @@ class Ledger:
         return sum(call.output_tokens for call in self.calls)
 
 
-def answered_at_once(control: Control) -> Ledger:
+def answered_at_once(control: Control, refused: Callable[[Call], bool] | None = None) -> Ledger:
     """Run a program in no time: branches one after the other, in their order.
 
     A branch after enough of them are over is not begun, so that this is the least that a program
     asks for.
+
+    Parameters
+    ----------
+    control : generator
+    refused : callable, optional
+        Whether a call gets no answer; all get one unless given.
+
+    Raises
+    ------
+    Unanswered
+        The program cannot do without a call that was refused.
     """
     ledger = Ledger()
-    ledger.answer, ledger.critical_calls = _run(control, ledger)
+    ledger.answer, ledger.critical_calls = _run(control, ledger, refused)
     return ledger
 
 
-def _run(control: Control, ledger: Ledger) -> tuple[Any, int]:
+def _run(
+    control: Control, ledger: Ledger, refused: Callable[[Call], bool] | None
+) -> tuple[Any, int]:
     """Give what a generator returns, and how many of its calls waited for one another."""
     reply: Any = None
-    depth = 0
+    failure: Unanswered | None = None
+    depth = deeper = 0
     while True:
         try:
-            step = control.send(reply)
+            step = control.send(reply) if failure is None else control.throw(failure)
         except StopIteration as stop:
             return stop.value, depth
-        if isinstance(step, Call):
-            ledger.calls.append(step)
-            reply, deeper = step, 1
-        else:
-            reply, deeper = _branches(step, ledger)
+        reply = failure = None
+        try:
+            if isinstance(step, Call):
+                reply, deeper = _answered(step, ledger, refused), 1
+            else:
+                reply, deeper = _branches(step, ledger, refused)
+        except Unanswered as unanswered:
+            failure, deeper = unanswered, 0
         depth += deeper
 
 
-def _branches(step: Parallel, ledger: Ledger) -> tuple[list[Any], int]:
+def _answered(call: Call, ledger: Ledger, refused: Callable[[Call], bool] | None) -> Call:
+    ledger.calls.append(call)
+    if refused is not None and refused(call):
+        raise Unanswered("rejected")
+    return call
+
+
+def _branches(
+    step: Parallel, ledger: Ledger, refused: Callable[[Call], bool] | None
+) -> tuple[list[Any], int]:
     results: list[Any] = [None] * len(step.branches)
     came: list[Any] = []
     deepest = 0
     for place, branch in enumerate(step.branches):
         if isinstance(branch, Call):
-            ledger.calls.append(branch)
-            results[place], depth = branch, 1
+            results[place], depth = _answered(branch, ledger, refused), 1
         else:
-            results[place], depth = _run(branch, ledger)
+            results[place], depth = _run(branch, ledger, refused)
         deepest = max(deepest, depth)
         came.append(results[place])
         if step.enough is not None and step.enough(came):

@@ -1,20 +1,27 @@
 """Draw the questions of a workload of programs: when they are asked, how long and hard they are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import exp
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.catalog import Catalog
-from sim.errors import InputError, under
-from sim.quality import Benchmark, Question, Unknown
+from sim.errors import InfeasibleError, InputError, under
+from sim.quality import Benchmark, MissingLawError, Question, Unknown
 from sim.quality.benchmark import TokensSpread
 from sim.schema import Located, unplaced, validate
 from sim.seeds import stream
 from sim.workload.arrivals import BurstArrivals
 from sim.workload.kinds import ProgramsWorkload, StrategyChoice
-from sim.workload.programs import Call, ProgramPlans, Strategy, Task, answered_at_once
+from sim.workload.programs import (
+    Call,
+    ProgramPlans,
+    Strategy,
+    Task,
+    Unanswered,
+    answered_at_once,
+)
 from sim.workload.requests import Traffic
 from sim.workload.single import ConstantTokens, LognormalTokens, TokensLaw
 from sim.workload.strategies.entry import StrategyHolder, resolved
@@ -26,6 +33,10 @@ FARTHEST_SIGMAS = 6.0
 
 TRIED_TASKS = 8
 """Questions on which a strategy is tried before a run; a branch that few take is met in the run."""
+
+FITTED_TASKS = 25
+"""Questions of which one at least has to fit into the models: where one in ten does, chances are
+93 % that one of so many is among them."""
 
 
 def programs(
@@ -130,7 +141,70 @@ def try_out(workload: ProgramsWorkload, catalog: Catalog) -> None:
     plans = programs(workload.asked_by(1, TRIED_TASKS), catalog, seed=0)
     with under("benchmark"):
         for number in range(len(plans)):
-            answered_at_once(plans.control(number))
+            try:
+                answered_at_once(plans.control(number))
+            except MissingLawError as error:
+                raise InputError(_with_way_out(error, workload.benchmark or "", catalog)) from None
+
+
+def _with_way_out(error: MissingLawError, name: str, catalog: Catalog) -> str:
+    """Name the file that does not say what a strategy has to know, and benchmarks that do."""
+    having = []
+    for other in catalog.names("quality"):
+        found = getattr(benchmark_of(other, catalog).laws, error.law)
+        if found and (not error.entry or error.entry in found):
+            having.append(other)
+    others = f"name a benchmark that has it: {', '.join(having)}"
+    return (
+        f"{error} of {catalog.path('quality', name)}, or of a copy in a folder of --catalog; or "
+        f"{others if having else 'take another strategy, for no benchmark of the catalogue has it'}"
+    )
+
+
+def check_lengths(
+    workload: ProgramsWorkload, catalog: Catalog, longest_tokens: Mapping[str, int]
+) -> None:
+    """Find out whether the calls of a strategy fit into the models.
+
+    Parameters
+    ----------
+    workload : ProgramsWorkload
+    catalog : Catalog
+    longest_tokens : mapping
+        Prompt and completion together that each model takes, by its name.
+
+    Raises
+    ------
+    InfeasibleError
+        None of `FITTED_TASKS` questions can be worked on to the end, for calls that are too long.
+    """
+    plans = programs(workload.asked_by(1, FITTED_TASKS), catalog, seed=0)
+    refused: list[Call] = []
+
+    def refuses(call: Call) -> bool:
+        if call.input_tokens + call.output_tokens > longest_tokens[call.model]:
+            refused.append(call)
+            return True
+        return False
+
+    for number in range(len(plans)):
+        try:
+            answered_at_once(plans.control(number), refuses)
+        except Unanswered:
+            continue
+        return
+    least = min(refused, key=lambda call: call.input_tokens + call.output_tokens)
+    most = longest_tokens[least.model]
+    model = f"the model {least.model!r}" if least.model else "the model"
+    raise InfeasibleError(
+        f"strategy {strategy_name(workload.strategy)!r} has calls that are too long: of "
+        f"{len(plans)} questions that were tried none can be worked on to the end. The shortest "
+        f"such call, {least.label!r}, has {least.input_tokens:,} tokens of prompt and "
+        f"{least.output_tokens:,} of completion, and {model} takes {most:,} together: let it write "
+        "less in one transcript (fewer steps or rounds, shorter answers or thinking), or raise "
+        "engine.max_model_len or the memory for its KV cache, or take a model of longer contexts",
+        key="strategy",
+    )
 
 
 def first_calls(workload: ProgramsWorkload, catalog: Catalog, seed: int) -> dict[str, Call]:

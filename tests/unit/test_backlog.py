@@ -113,8 +113,12 @@ def test_waiting_for_the_next_pool_is_waiting() -> None:
     done_s = arrival_s + wait_s + 1.0
     asked = pd.DataFrame(
         {
-            **{"arrival_s": arrival_s, "done_s": done_s, "outcome": "completed"},
-            **{"input_tokens": 10, "output_tokens": 10, "measured": True},
+            "arrival_s": arrival_s,
+            "done_s": done_s,
+            "outcome": "completed",
+            "input_tokens": 10,
+            "output_tokens": 10,
+            "measured": True,
         }
     )
     sent = asked.assign(asked=np.arange(400), admit_s=arrival_s, decode_s=1.0)

@@ -7,7 +7,7 @@ from types import MappingProxyType
 import pytest
 
 from sim.calibration.benchmarks import benchmark_of
-from sim.calibration.benchmarks.mlperf import MAX_NUM_SEQS, MOST_REQUESTS, PASSES
+from sim.calibration.benchmarks.mlperf import DATA_SETS, MAX_NUM_SEQS, MOST_REQUESTS
 from sim.calibration.benchmarks.plain import QUEUED_REQUESTS
 from sim.calibration.benchmarks.static_batch import LLM_MAX_NUM_SEQS, MII_BATCH_TOKENS
 from sim.calibration.benchmarks.trtllm_bench import GRAPH_SIZES, KV_FRACTION
@@ -135,7 +135,7 @@ class TestStaticBatch:
             # an engine that was built for the batch
             (
                 {"engine": "TensorRT-LLM"},
-                {"name": "trtllm", "max_num_seqs": 16, "graph_sizes": ()},
+                {"kernels": "trtllm", "max_num_seqs": 16, "graph_sizes": ()},
             ),
             (
                 {"engine": "Deepspeed-MII"},
@@ -266,12 +266,15 @@ class TestTrtllmBench:
 
 
 class TestMlPerf:
-    def test_offline_sends_the_data_set(self, tmp_path: Path) -> None:
-        run = read_one(tmp_path, MLPERF)
+    def test_offline_is_one_replica_with_its_share(self, tmp_path: Path) -> None:
+        """What eight chips do together is compared as an eighth of it."""
+        run = read_one(tmp_path, MLPERF | {"output_tokens_per_s": "32000"})
         workload = queue(run)
         assert (workload.traffic, workload.arrivals) == ("mlperf_openorca", BurstArrivals())
-        assert workload.requests == PASSES * 24_576
-        assert run.assumed == ("tp", "lengths")
+        assert workload.requests == DATA_SETS["OpenOrca"].of_a_replica
+        assert (run.case.replicas, run.assumed) == (1, ("tp", "lengths"))
+        assert run.measured == {"throughput": 4000.0}
+        assert run.statistic == {"throughput": "output_tokens_per_s_per_chip"}
 
     @pytest.mark.parametrize(
         ("scenario", "rate", "requests"),
@@ -302,7 +305,12 @@ class TestMlPerf:
         self, tmp_path: Path, hardware: str, weights: str, tp: int
     ) -> None:
         run = read_one(tmp_path, MLPERF | {"hardware": hardware, "weight_dtype": weights})
-        assert (run.case.parallelism.tp, run.case.replicas) == (tp, 8 // tp)
+        assert run.case.parallelism.tp == tp
+        server = {"scenario": "server", "request_rate_qps": "50"}
+        served = read_one(
+            tmp_path, MLPERF | server | {"hardware": hardware, "weight_dtype": weights}
+        )
+        assert served.case.replicas == 8 // tp
 
     def test_limits_that_the_notes_tell(self, tmp_path: Path) -> None:
         """A step of 1,536 tokens has no room for 2,048 sequences."""

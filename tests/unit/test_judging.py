@@ -13,7 +13,10 @@ from sim.workload.kinds import ProgramsWorkload
 
 WORKLOAD = ProgramsWorkload.model_validate(
     {
-        **{"kind": "programs", "strategy": "direct", "tasks": 5, "concurrency": 1},
+        "kind": "programs",
+        "strategy": "direct",
+        "tasks": 5,
+        "concurrency": 1,
         "benchmark": "math_claims",
     }
 )

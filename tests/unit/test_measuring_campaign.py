@@ -111,10 +111,8 @@ def test_rows_become_a_calibration(tmp_path, catalog):
     subjects = tmp_path / "subjects.yaml"
     subjects.write_text(subjects_text(device, "fake_chip", "torch 0.0", powered=False))
     table = read_subjects(subjects)
-    power = lent_power("h200_sxm", table, catalog)
-    found = fit_accelerator(
-        tmp_path, "fake_chip", {"fake_chip": PEAKS, "h200_sxm": PEAKS}, table, power
-    )
+    power = lent_power(table.of("fake_chip"), catalog)
+    found = fit_accelerator(tmp_path, "fake_chip", {"fake_chip": PEAKS}, table, power)
     assert found.power.inherited_from == "h200_sxm"
     assert found.preference["vllm"] == ("vllm", "native")
     assert found.kernels["native"].gemm["bf16"].fit.median_ape < 0.01
@@ -156,10 +154,21 @@ def test_the_power_of_the_machine_is_found_again(tmp_path):
 
 def test_power_that_nobody_lends(tmp_path, catalog):
     path = tmp_path / "subjects.yaml"
-    path.write_text(subjects_text(FakeDevice(), "fake_chip", "torch 0.0", powered=False))
-    with pytest.raises(InputError, match="no subject of the table and has no calibration"):
-        lent_power("tpu_v6e", read_subjects(path), catalog)
-    assert lent_power("fake_chip", read_subjects(path), catalog) is None
+    text = subjects_text(FakeDevice(), "fake_chip", "torch 0.0", powered=False)
+    path.write_text(text.replace("h200_sxm", "tpu_v6e"))
+    with pytest.raises(InputError, match="power_lent_by: tpu_v6e has no calibration"):
+        lent_power(read_subjects(path).of("fake_chip"), catalog)
+    path.write_text(text.replace("power_lent_by", "power").replace("h200_sxm", "fake_chip"))
+    assert lent_power(read_subjects(path).of("fake_chip"), catalog) is None
+
+
+def test_power_that_is_neither_measured_nor_lent(tmp_path):
+    measured_on(tmp_path, FakeDevice())
+    path = tmp_path / "subjects.yaml"
+    text = subjects_text(FakeDevice(), "fake_chip", "torch 0.0", powered=False)
+    path.write_text(text.replace("    power_lent_by: h200_sxm\n", ""))
+    with pytest.raises(InputError, match="fake_chip: whose power was measured"):
+        fit_accelerator(tmp_path, "fake_chip", {"fake_chip": PEAKS}, read_subjects(path))
 
 
 def test_rates_of_memory(tmp_path):

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 
+from sim.calibration.subjects import read_subjects
 from sim.catalog import open_catalog
 from sim.errors import InputError
 from sim.measuring.session import Wanted, measure
@@ -207,6 +208,8 @@ def test_a_whole_measurement_of_a_tiny_model(tmp_path, catalog):
     assert len(decode) == 4
     assert all(float(each["latency_us"]) > 0 < float(each["device_us"]) for each in decode)
     assert open_catalog([out / "catalog"]).model("tiny_2_layers").layers == 2
+    subject = read_subjects(out / "subjects.yaml").subjects[report.accelerator]
+    assert (subject.chip, subject.power, subject.power_lent_by) == (report.device, None, "h200_sxm")
     text = (out / "environment.json").read_text()
     assert platform.node() not in text
     assert str(tmp_path) not in text

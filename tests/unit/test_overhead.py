@@ -8,19 +8,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-import sim.calibration.overheads
-from sim.calibration.overheads import (
-    PRIOR,
-    SCALE,
-    families,
-    fit_frontend,
-    fit_overhead,
-    write_overheads,
-)
+import sim.calibration.overhead_fit
+from sim.calibration.overhead_fit import PRIOR, fit, fit_families
+from sim.calibration.overheads import calibrated, grouped, usable, write_overheads
 from sim.calibration.replay import replay
+from sim.calibration.responses import PARAMETERS, Response, law_of, respond, responses, vector
 from sim.calibration.runs import MeasuredRun, read_runs
 from sim.catalog import open_catalog
-from sim.cost.work import StepShape
 from sim.deployment import deploy
 from sim.efficiency import Fit
 from sim.errors import InputError
@@ -79,8 +73,8 @@ class TestChoice:
 class TestShipped:
     @pytest.mark.parametrize("name", CATALOG.names("overheads"))
     def test_fits_say_how_good_they_are(self, name: str) -> None:
-        known = CATALOG.overheads(name)  # type: ignore[arg-type]
-        assert known.engine == name
+        known = CATALOG.overheads("native", name)
+        assert name.startswith(known.engine)
         for family in known.families.values():
             if family.fit is None:
                 assert family.assumed is not None
@@ -162,74 +156,106 @@ def measured_with(law: EngineOverhead, found: list[MeasuredRun]) -> list[Measure
     return [replace(run, measured=exact(run)) for run in found]  # type: ignore[arg-type]
 
 
-class TestFit:
-    def test_exact_data_return_the_prior_where_it_is_true(self, tmp_path: Path) -> None:
-        """Nothing pulls away: neither the runs nor the prior."""
-        step_s, layer_s, sequence_s, floor_fraction = PRIOR * SCALE
-        truth = overhead(
-            step_s=step_s, layer_s=layer_s, sequence_s=sequence_s, floor_fraction=floor_fraction
-        )
-        fitted = fit_overhead(measured_with(truth, runs(tmp_path, *RUNS)), CATALOG)
-        assert fitted.law.model_dump() == pytest.approx(truth.model_dump(), rel=0.01)
-        assert fitted.fit is not None
-        assert fitted.fit.median_ape <= 0.001
-        assert fitted.fit.rows == len(RUNS)
-        assert fitted.fit.ranges == {"sequences_per_replica": (1.0, 48.0)}
+PLAIN = [each.field for each in PARAMETERS if each.field not in ("expert_layer_s", "launch_s")]
+"""What tells in runs of models without experts on an engine whose prompts have graphs."""
 
-    @pytest.mark.parametrize(
-        "truth",
-        [
-            overhead(step_s=3e-3, layer_s=1e-5, sequence_s=4e-5, floor_fraction=0.2),
-            overhead(step_s=2e-4, layer_s=2e-6, sequence_s=3e-6, floor_fraction=0.9),
-        ],
-        ids=["slow", "quick"],
+
+def fitted_law(found: list[MeasuredRun]) -> EngineOverhead:
+    files, _ = calibrated(found, CATALOG, jobs=1, rounds=2)
+    assert list(files) == ["vllm"]
+    return files["vllm"].families["hopper"].law
+
+
+class TestFit:
+    TRUTH = overhead(
+        step_s=3e-3, layer_s=1e-5, sequence_s=4e-5, floor_fraction=0.2, frontend_s=0.0123
     )
+
     def test_exact_data_return_what_they_were_made_with(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truth: EngineOverhead
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """No prior pulls. What grows with the layers, and so with the floors, has only its sum."""
-        monkeypatch.setattr(sim.calibration.overheads, "PRIOR_WEIGHT", 1e-6)
-        fitted = fit_overhead(measured_with(truth, runs(tmp_path, *RUNS)), CATALOG)
-        assert fitted.fit is not None
-        assert fitted.fit.p90_ape <= 0.001
-        assert fitted.law.step_s == pytest.approx(truth.step_s, rel=0.03)
-        assert fitted.law.sequence_s == pytest.approx(truth.sequence_s, rel=0.03)
-        (alone,) = runs(tmp_path, ("llama_3_1_70b", 4, 1))
-        step = StepShape(decode_sequences=1, decode_context_tokens=200)
-        timer = deploy(alone.case, CATALOG).timer
-        assert timer.with_overhead(fitted.law).seconds(step) == pytest.approx(
-            timer.with_overhead(truth).seconds(step), rel=0.001
-        )
+        monkeypatch.setattr(sim.calibration.overhead_fit, "PRIOR_WEIGHT", 1e-5)
+        found = measured_with(self.TRUTH, runs(tmp_path, *RUNS))
+        law = fitted_law(found)
+        assert law.step_s == pytest.approx(self.TRUTH.step_s, rel=0.03)
+        assert law.sequence_s == pytest.approx(self.TRUTH.sequence_s, rel=0.03)
+        assert law.frontend_s == pytest.approx(self.TRUTH.frontend_s, rel=0.03)
+        trial = CATALOG.with_overhead(law)
+        for run in found:
+            told = replay(run.case, trial, seed=1)
+            for quantity, measured in run.measured.items():
+                assert told[run.statistic[quantity]] == pytest.approx(measured, rel=0.005)
 
-    def test_a_prior_that_is_wrong_gives_way(self, tmp_path: Path) -> None:
-        truth = overhead(step_s=3e-3, layer_s=5e-6, sequence_s=1e-5, floor_fraction=0.5)
-        fitted = fit_overhead(measured_with(truth, runs(tmp_path, *RUNS)), CATALOG)
-        assert fitted.law.step_s == pytest.approx(truth.step_s, rel=0.1)
-        assert fitted.fit is not None
-        assert fitted.fit.median_ape < 0.01
-
-    def test_the_frontend_of_exact_data(self, tmp_path: Path) -> None:
-        """Arrivals by the clock: what is left of the time to first token is outside the engine."""
-        truth = overhead(step_s=1e-3, frontend_s=0.0123)
-        rows = RUNS[:2] + RUNS[5:7]
-        free = measured_with(truth, runs(tmp_path, *rows, load="server"))
-        fitted = {
-            "hopper": FamilyOverhead(law=overhead(step_s=1e-3), models=("llama_3_1_70b",), fit=FIT)
-        }
-        found = fit_frontend(fitted, {"hopper": free}, CATALOG)["hopper"]
-        assert found.law == truth
-        assert found.frontend_fit is not None
-        assert (found.frontend_fit.rows, found.frontend_fit.median_ape) == (len(rows), 0.0)
+    def test_the_prior_settles_what_runs_do_not_tell(self, tmp_path: Path) -> None:
+        """Models without experts, prompts with graphs: nothing pulls at those two."""
+        law = fitted_law(measured_with(self.TRUTH, runs(tmp_path, *RUNS[:4])))
+        assert law.launch_s == pytest.approx(2e-5)
+        assert law.expert_layer_s == pytest.approx(1e-5)
 
     def test_runs_go_to_the_family_of_their_chip(self, tmp_path: Path) -> None:
         found = runs(tmp_path, *RUNS[:3], ("llama_3_1_405b", 1, 1))
         # 405 GB of weights do not fit on one chip of 80.
-        assert {name: len(rows) for name, rows in families(found, CATALOG).items()} == {"hopper": 3}
+        kept = usable(found, CATALOG)
+        assert [run.row_id for run in kept] == ["r0", "r1", "r2"]
+        groups = grouped(responses(kept, CATALOG), CATALOG)
+        assert {name: len(rows) for name, rows in groups["vllm"].items()} == {"hopper": 3}
+
+
+class TestResponse:
+    def test_first_order_answers_are_those_of_a_simulation(self, tmp_path: Path) -> None:
+        """A run alone: every token takes a step, and the first one the time of its prompt."""
+        (run,) = measured_with(overhead(), runs(tmp_path, ("llama_3_1_70b", 4, 1)))
+        found = respond(run, CATALOG)
+        assert found is not None
+        other = overhead(
+            step_s=2e-3, layer_s=8e-6, sequence_s=2e-5, floor_fraction=0.6, frontend_s=0.02
+        )
+        told = replay(run.case, CATALOG.with_overhead(other), seed=1)
+        for quantity in ("tpot", "ttft"):
+            exact = told[run.statistic[quantity]]
+            assert found.at(quantity, vector(other)) == pytest.approx(exact, rel=0.01), quantity
+
+    def test_a_law_survives_the_scales(self) -> None:
+        law = overhead(step_s=1.23e-3, launch_s=4.5e-5, floor_fraction=0.25, frontend_s=0.0)
+        assert law_of(vector(law)) == law
+
+
+class TestHierarchy:
+    """Made-up answers: TPOT is 10 ms and the steps' own time."""
+
+    def response(self, run: MeasuredRun, measured_s: float) -> Response:
+        slope = np.zeros(len(PARAMETERS))
+        slope[0] = 1e-3
+        told = replace(run, measured={"tpot": measured_s})
+        law = overhead(step_s=1e-3)
+        return Response(told, 8.0, law, {"tpot": 0.011}, {"tpot": slope})
+
+    def test_few_runs_are_pulled_to_the_engine_and_many_are_not(self, tmp_path: Path) -> None:
+        (run,) = runs(tmp_path, RUNS[0])
+        many = [self.response(run, 0.012) for _ in range(60)]  # 2 ms
+        one, sixty = ([self.response(run, 0.015)] * count for count in (1, 60))  # 5 ms
+        few = fit_families({"hopper": many, "blackwell": one})["blackwell"].scaled[0]
+        more = fit_families({"hopper": many, "blackwell": sixty})["blackwell"].scaled[0]
+        assert 2.0 < few < 4.0
+        assert more == pytest.approx(5.0, abs=0.3)
+
+    def test_errors_shrink_with_the_root_of_the_runs(self, tmp_path: Path) -> None:
+        (run,) = runs(tmp_path, RUNS[0])
+        rng = np.random.default_rng(1)
+        scattered = [self.response(run, 0.012 * np.exp(x)) for x in rng.normal(0, 0.1, 1600)]
+        small, large = fit(scattered[:100]), fit(scattered)
+        ratio = np.sqrt(small.covariance[0, 0] / large.covariance[0, 0])
+        assert ratio == pytest.approx(4.0, rel=0.15)
+        # 10 % of 12 ms over the root of 1600, in units of a millisecond
+        assert np.sqrt(large.covariance[0, 0]) == pytest.approx(1.2 / 40, rel=0.15)
+        assert PRIOR[0] == 1.0
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     law = overhead(step_s=1.23e-3, layer_s=4.5e-6, sequence_s=0.0, floor_fraction=0.25)
     fitted = {"hopper": FamilyOverhead(law=law, models=("llama_3_1_70b",), fit=FIT)}
-    path = write_overheads("vllm", fitted, tmp_path)
+    known = EngineOverheads(engine="vllm", about="", date="", method="", families=fitted)
+    path = write_overheads("vllm", known, tmp_path)
     assert path.name == "vllm.yaml"
-    assert validate(EngineOverheads, load_yaml(path)).families == fitted
+    assert validate(EngineOverheads, load_yaml(path)) == known

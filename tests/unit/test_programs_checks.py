@@ -7,8 +7,9 @@ from small_scenarios import write
 
 from sim.catalog import open_catalog
 from sim.checks import resolve
-from sim.errors import InputError
+from sim.errors import InfeasibleError, InputError
 from sim.scenario import load_scenario
+from sim.workload.tasks import benchmark_of
 
 CATALOG = open_catalog()
 
@@ -101,6 +102,62 @@ def test_a_benchmark_that_does_not_know_the_verifier(tmp_path: Path) -> None:
         ("slo:", "other_models: {verifier: {replicas: 1}}\nslo:"),
     )
     assert said.startswith("11: workload.benchmark: benchmark AIME 2024 (s1-32B) knows no verifier")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "law", "has"),
+    [
+        ("dynamic", "gate", "math_llama_3_8b"),
+        ("revisions_16", "revision", "gsm8k_gpt_35"),
+        ("tree_of_thoughts_game24", "search", "game_of_24_gpt4_cot"),
+        ("best_of_16_prm", "verifiers", "gsm8k_metamath_70b"),
+    ],
+)
+def test_a_law_that_is_missing_has_a_file_and_others_have_it(
+    tmp_path: Path, strategy: str, law: str, has: str
+) -> None:
+    said = complaint(
+        tmp_path,
+        (STRATEGY, f"strategy: {strategy}\n  benchmark: gsm8k_qwen2_5_7b"),
+        ("slo:", "other_models: {verifier: {replicas: 1}}\nslo:"),
+    )
+    assert said.startswith("11: workload.benchmark: ")
+    assert f"laws.{law} of {CATALOG.path('quality', 'gsm8k_qwen2_5_7b')}" in said
+    others = said.split("benchmark that has it: ")[1].split(", ")
+    assert has in others
+    for each in others:
+        assert getattr(benchmark_of(each, CATALOG).laws, law)
+
+
+TOO_LONG = "strategy: {kind: chain, steps: 2000}"
+
+
+def test_a_strategy_whose_calls_never_fit(tmp_path: Path) -> None:
+    """2,000 steps of 200 tokens behind a question of 100 tokens; the model takes 131,072."""
+    path = write(tmp_path, SOUND.replace(STRATEGY, TOO_LONG))
+    with pytest.raises(InfeasibleError) as caught:
+        resolve(load_scenario(path), CATALOG)
+    said = str(caught.value)
+    assert said.startswith(f"{path}:10: workload.strategy: strategy 'chain' has calls that are")
+    assert "100 tokens of prompt and 400,000 of completion" in said
+    assert "the model takes 131,072 together" in said
+
+
+def test_a_strategy_of_which_some_calls_fit_may_run(tmp_path: Path) -> None:
+    """Answers of 1 to 200 tokens: those below 65 fit 2,000 times into 131,072."""
+    text = SOUND.replace(STRATEGY, TOO_LONG).replace(
+        "answer_tokens: {kind: constant, tokens: 200}",
+        "answer_tokens: {kind: uniform, min_tokens: 1, max_tokens: 200}",
+    )
+    assert len(resolve(load_scenario(write(tmp_path, text)), CATALOG)) == 1
+
+
+def test_samples_that_do_not_fit_are_none(tmp_path: Path) -> None:
+    """A vote goes on without samples that get no answer, but not without any."""
+    strategy = "strategy: {kind: samples, samples: 4, steps: 2000}"
+    path = write(tmp_path, SOUND.replace(STRATEGY, strategy))
+    with pytest.raises(InfeasibleError, match="'sample', has 100 tokens of prompt and 400,000"):
+        resolve(load_scenario(path), CATALOG)
 
 
 def test_a_load_of_clients_that_wait(tmp_path: Path) -> None:

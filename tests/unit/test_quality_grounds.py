@@ -53,8 +53,13 @@ def rows(benchmark: str) -> dict[str, dict[str, str]]:
     lengths = {"kind": "constant", "tokens": 9}
     workload = ProgramsWorkload.model_validate(
         {
-            **{"kind": "programs", "strategy": "direct", "tasks": 5, "concurrency": 1},
-            **{"benchmark": benchmark, "question_tokens": lengths, "answer_tokens": lengths},
+            "kind": "programs",
+            "strategy": "direct",
+            "tasks": 5,
+            "concurrency": 1,
+            "benchmark": benchmark,
+            "question_tokens": lengths,
+            "answer_tokens": lengths,
         }
     )
     return {row["item"]: row for row in quality_grounds(workload, open_catalog())}

@@ -7,7 +7,7 @@ import pytest
 from scipy import integrate, stats
 
 from sim.errors import InputError
-from sim.quality import RIGHT, Benchmark, Unknown
+from sim.quality import RIGHT, Benchmark, MissingLawError, Unknown
 from sim.quality.benchmark import Laws, TokensSpread
 from sim.quality.expected import _exact_wins, _independent_wins, vote
 from sim.quality.laws import (
@@ -350,6 +350,9 @@ def test_what_nobody_measured_is_refused() -> None:
     ):
         with pytest.raises(InputError, match=word):
             ask()
+    with pytest.raises(MissingLawError) as caught:
+        one.answers(rng, 1, model="small")
+    assert (caught.value.law, caught.value.entry) == ("models", "small")
 
 
 def test_same_seed_same_questions() -> None:

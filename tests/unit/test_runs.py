@@ -401,6 +401,12 @@ class TestSkipped:
         assert found.skipped.to_dict() == {reason: 2}
         assert found.rows["row_id"].tolist() == ["r1"]
 
+    def test_heads_that_cannot_be_cut(self, tmp_path: Path) -> None:
+        """64 query heads over 6 ranks."""
+        found = validate_runs(read(tmp_path, {}, {"num_chips": "6", "tp": "6"}), CATALOG)
+        reason = "llama_3_1_70b cannot be cut on H100-SXM-80GB with tp 6"
+        assert found.skipped.to_dict() == {reason: 1}
+
 
 class TestFiles:
     def test_a_missing_one(self, tmp_path: Path) -> None:

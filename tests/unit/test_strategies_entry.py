@@ -115,6 +115,16 @@ def test_what_is_wrong_is_said_where_it_was_written():
         strategy("strategy: {name: long, stepps: 3}")
 
 
+def test_a_verifier_is_missed_where_it_was_asked_for():
+    """The kind is called like a field, which has nothing to do with it."""
+    with pytest.raises(InputError) as caught:
+        strategy("strategy:\n  kind: samples\n  samples: 8\n  select: verifier")
+    said = "here.yaml:4: strategy.select: select verifier needs a verifier"
+    assert str(caught.value).startswith(said)
+    with pytest.raises(InputError, match=r"here.yaml:3: strategy.samples: 0 is too small"):
+        strategy("strategy:\n  kind: samples\n  samples: 0")
+
+
 def test_an_entry_says_where_it_comes_from():
     with pytest.raises(InputError, match="source: missing key"):
         read_entry(load_yaml("description: x\nstrategy: {kind: direct}"), lookup)

@@ -217,6 +217,138 @@ def test_without_an_answer_node_nothing_is_known() -> None:
     assert answered_at_once(named.control(unknown_task())).answer is None
 
 
+# --- How good answers are.
+
+DEBATE = """
+nodes:
+  draft: {count: 2}
+  critique:
+    count: 2
+    model: small
+    prompt: {context: [{node: draft}]}
+  rewrite:
+    count: 2
+    prompt: {context: [{node: draft, copies: same}, {node: critique}]}
+    quality: {kind: revision, of: draft}
+  merge:
+    prompt: {context: [{node: rewrite}]}
+    quality: {kind: vote, of: rewrite}
+repeat: [{nodes: [critique, rewrite], times: 2, feeds: {draft: rewrite}}]
+answer: merge
+"""
+
+
+class CountedRevisions(FakeQuestion):
+    """Answers are wrong; the second revision of each makes it right."""
+
+    def revised(
+        self, rng: np.random.Generator, answer: int, *, rounds_before: int, **_: Any
+    ) -> int:
+        del rng
+        self.notes.append(f"revised {answer} after {rounds_before}")
+        return answer + 10 if rounds_before == 0 else 0
+
+
+def test_an_answer_that_reads_others_counts_as_one_of_its_length_and_says_so() -> None:
+    question = FakeQuestion()
+    text = "\n".join(line for line in DEBATE.splitlines() if "quality" not in line)
+    answered_at_once(graph(text).control(task_of(question)))
+    assert question.asked == [(1, 1.0, "")]
+    (note,) = question.notes
+    # 2 drafts, and twice 2 critiques and 2 rewritings
+    assert "what 10 calls before them (critique, draft, rewrite) do for it is not counted" in note
+
+
+def test_a_graph_of_one_node_is_no_riddle() -> None:
+    question = FakeQuestion()
+    answered_at_once(graph("nodes: {a: {count: 3}}\nanswer: a").control(task_of(question)))
+    assert not question.notes
+    assert question.choices == [(3, "vote")]
+
+
+def test_revisions_go_round_the_loop_and_a_vote_ends_them() -> None:
+    question = CountedRevisions(chance=0.0, wrong=1)
+    ledger = answered_at_once(graph(DEBATE).control(task_of(question)))
+    assert ledger.answer == 0
+    assert question.asked == [(2, 1.0, "")]
+    # both drafts are of class 1, and each goes through two rounds
+    once, twice = "revised 1 after 0", "revised 11 after 1"
+    assert question.notes == [once, once, twice, twice]
+    assert question.choices == [(2, "vote")]
+
+
+def test_one_draft_may_be_revised_by_many() -> None:
+    question = CountedRevisions(chance=0.0, wrong=1)
+    text = """
+nodes:
+  draft: {}
+  rewrite:
+    count: 3
+    prompt: {context: [{node: draft}]}
+    quality: {kind: revision, of: draft}
+answer: rewrite
+"""
+    assert answered_at_once(graph(text).control(task_of(question))).answer == 11
+    assert question.notes == ["revised 1 after 0"] * 3
+    assert question.choices == [(3, "vote")]
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "message"),
+    [
+        (
+            "nodes: {a: {}, b: {prompt: {context: [{node: ab}]}}}",
+            "nodes.b.prompt.context.0.node",
+            "node b waits for ab, which is no node",
+        ),
+        ("nodes: {a: {}, b: {after: [a, c]}}", "nodes.b.after.1", "node b waits for c"),
+        (
+            "nodes: {a: {}, b: {after: [a]}}\nrepeat: [{nodes: [b], times: 2, feeds: {a: bb}}]",
+            "repeat.0.feeds.a",
+            "a loop names bb",
+        ),
+        (
+            "nodes: {a: {}, b: {}}\nrepeat: [{nodes: [a], times: 2}, {nodes: [b, a], times: 2}]",
+            "repeat.1.nodes.1",
+            "node a is in two loops",
+        ),
+        ("nodes: {a: {after: [b]}, b: {after: [a]}}", "nodes.", "wait for each other"),
+        (
+            "nodes: {a: {}, b: {quality: {kind: vote, of: aa}}}",
+            "nodes.b.quality.of",
+            "node b gives a vote of aa, which is no node",
+        ),
+        (
+            "nodes: {a: {}, b: {quality: {kind: vote, of: a}}}",
+            "nodes.b.quality.of",
+            "node b gives a vote of a without waiting for it",
+        ),
+        (
+            "nodes: {a: {count: 2}, b: {after: [a], quality: {kind: revision, of: a}}}",
+            "nodes.b.quality.of",
+            "node b has 1 copies and revises those of a, which has 2",
+        ),
+        ("nodes: {a: {}}\nanswer: b", "answer", "answer is b"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_key(text: str, key: str, message: str) -> None:
+    line = 2 if key.startswith(("repeat", "answer")) else 1
+    with pytest.raises(InputError) as caught:
+        graph(text)
+    said = str(caught.value)
+    assert said.startswith(f"graph.yaml:{line}: {key}")
+    assert message in said
+
+
+def test_a_key_under_a_nodes_name_is_known() -> None:
+    with pytest.raises(InputError) as caught:
+        graph("nodes:\n  a:\n    wait: {kind: constant, seconds: 0.5}")
+    said = str(caught.value).splitlines()
+    assert "graph.yaml:3: nodes.a.wait.duration_s: missing key" in said
+    keys = "unknown key; allowed keys: kind, duration_s"
+    assert f"graph.yaml:3: nodes.a.wait.seconds: {keys}" in said
+
+
 # --- What is refused.
 
 

@@ -225,7 +225,7 @@ def test_a_verifier_reads_question_and_one_answer_each() -> None:
 def test_a_verifier_is_there_if_it_selects() -> None:
     with pytest.raises(ValidationError, match="needs a verifier"):
         Revisions(answers=3, select="verifier")
-    with pytest.raises(ValidationError, match="needs a verifier"):
+    with pytest.raises(ValidationError, match="select majority has no use for a verifier"):
         Revisions(answers=3, verifier=Verifier(kind="outcome"))
 
 

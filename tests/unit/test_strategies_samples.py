@@ -419,9 +419,9 @@ def test_votes_have_to_be_known_to_be_counted(strategy: Samples):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"select": "verifier"}, "need a verifier"),
-        ({"verifier": {"kind": "outcome"}}, "need a verifier"),
-        ({"select": "oracle", "stop": {"kind": "beta"}}, "select majority only"),
+        ({"select": "verifier"}, "select verifier needs a verifier"),
+        ({"verifier": {"kind": "outcome"}}, "has no use for a verifier"),
+        ({"select": "oracle", "stop": {"kind": "beta"}}, "majority, and select is oracle"),
         (
             {"select": "weighted", "verifier": {"kind": "outcome"}, "cancel": True},
             "cancel needs select majority or oracle",

@@ -143,7 +143,18 @@ def test_whiskers_of_latency_go_from_the_median_to_p95() -> None:
     }
     rows = strategies().summary
     expected = set(zip(rows["task_s_p50"], rows["task_s_p95"], strict=True))
-    assert ends == expected
+    assert {(low, high) for low, high in ends if low != high} == expected
+
+
+def test_whiskers_of_cost_and_accuracy_are_one_standard_error() -> None:
+    axes = axes_of(drawn("accuracy_cost", "one"))
+    across, upward = [line for line in axes.get_lines() if line.get_alpha() == 0.55]
+    row = strategies("dynamic").summary.iloc[0]
+    for ends, middle, error in (
+        (across.get_xdata(), row["usd_per_task"], row["usd_per_task_standard_error"]),
+        (upward.get_ydata(), row["accuracy_fraction"], row["accuracy_standard_error"]),
+    ):
+        np.testing.assert_allclose(np.asarray(ends, float), [middle - error, middle + error])
 
 
 def test_the_line_of_proportion_is_one_to_one() -> None:
@@ -156,9 +167,7 @@ def test_the_line_of_proportion_is_one_to_one() -> None:
 def marks(axes: Axes) -> list[float]:
     """Where the marks of rows stand, row by row."""
     return [
-        float(line.get_xdata()[0])
-        for line in axes.get_lines()
-        if line.get_linestyle() == "None"
+        float(line.get_xdata()[0]) for line in axes.get_lines() if line.get_linestyle() == "None"
     ]
 
 
@@ -229,6 +238,16 @@ def test_one_case_is_not_compared_with_itself() -> None:
     names = [chart.name for chart in draw_charts(strategies("dynamic"))]
     assert "latency_compute" not in names
     assert names[:4] == ["accuracy_cost", "accuracy_latency", "task_cost", "task_cost_tail"]
+
+
+def test_latency_is_not_held_against_compute_where_loads_differ_or_compute_does_not() -> None:
+    three = strategies("direct", "chain_of_thought", "dynamic")
+    lone = dataclasses.replace(three, summary=three.summary.assign(load=["a", "a", "b"]))
+    drawing = drawing_of("latency_compute", lone)
+    assert "chain_of_thought" in drawing.alt
+    assert "dynamic" not in drawing.alt
+    none = dataclasses.replace(three, summary=three.summary.assign(latency_growth=""))
+    assert "latency_compute" not in [chart.name for chart in draw_charts(none)]
 
 
 def test_without_tasks_there_is_none_of_these_charts() -> None:

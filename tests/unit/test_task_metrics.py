@@ -32,6 +32,7 @@ from sim.report.data import RunTables
 from sim.routing_policy import Slo
 from sim.scenario import load_scenario
 from sim.service import Service
+from sim.workload.judging import Accuracy
 
 ANY_SLO = Slo(ttft_s=1.0, tpot_s=1.0)
 
@@ -200,6 +201,7 @@ def five_tasks() -> pd.DataFrame:
     counts = ("calls", "cancelled_calls", "critical_calls")
     return pd.DataFrame(
         {
+            "arrival_s": [0.0, 1.0, 2.0, 3.0, 4.0],
             "outcome": ["completed"] * 4 + ["lost"],
             "solved": [1.0, 1.0, 0.0, NAN, NAN],
             "task_s": [1.0, 2.0, 3.0, 10.0, 0.1],
@@ -277,6 +279,32 @@ def test_the_tail_is_dearer_than_the_mean_and_knows_no_order(
     assert found <= max(costs) * (1 + 1e-9)
     random.shuffle(costs)
     assert conditional_value_at_risk(np.array(costs)) == pytest.approx(found)
+
+
+def test_the_error_of_costs_is_that_of_tasks_and_of_how_many_came() -> None:
+    """Costs of 1 and 3: s is sqrt(4/3) of four. Gaps of 1, 1 and 4: mean 2, s sqrt(3), of three."""
+    tasks = (
+        five_tasks()
+        .iloc[:4]
+        .assign(outcome="completed", usd=[1.0, 3.0, 1.0, 3.0], solved=[1.0, 0.0, 1.0, 0.0])
+    )
+    even = task_summary(tasks.assign(arrival_s=[0.0, 1.0, 2.0, 3.0]), ANY_SLO)
+    of_costs = math.sqrt(4 / 3 / 4)
+    assert even["usd_per_task_standard_error"] == pytest.approx(of_costs)
+    late = task_summary(tasks.assign(arrival_s=[0.0, 1.0, 2.0, 6.0]), ANY_SLO)
+    of_gaps = math.sqrt(3) / 2 / math.sqrt(3)
+    expected = math.hypot(of_costs, 2.0 * of_gaps)
+    assert late["usd_per_task_standard_error"] == pytest.approx(expected)
+    # 8 USD for two solved ones: usd - 4 solved is -3, 3, -3, 3, over the share of a half
+    of_ratio = math.sqrt(36 / 3 / 4) / 0.5
+    assert even["usd_per_solved_task_standard_error"] == pytest.approx(of_ratio)
+    told = task_summary(
+        tasks.assign(arrival_s=[0.0, 1.0, 2.0, 3.0]), ANY_SLO, Accuracy("sums", 0.5, 2500, ())
+    )
+    both = 4.0 * math.hypot(of_costs / 2.0, 0.01 / 0.5)
+    assert told["usd_per_solved_task_standard_error"] == pytest.approx(both)
+    alone = task_summary(tasks.iloc[:1], ANY_SLO)
+    assert math.isnan(alone["usd_per_task_standard_error"])
 
 
 # --- Against the baseline.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from sim.calibration.benchmarks.plain import Benchmark
-from sim.calibration.rows import Row, figure
+from sim.calibration.rows import Row, figure, load_of
 from sim.efficiency import Engine
 from sim.units import MINUTE_S, Dtype
 from sim.workload.arrivals import BurstArrivals, PoissonArrivals
@@ -25,17 +25,16 @@ class DataSet(NamedTuple):
     law: str
     """Id of the law of lengths."""
     samples: int
+    of_a_replica: int
+    """What one replica answers in about ten minutes of Offline; assumed."""
 
 
-_CHAT = DataSet("mlperf_openorca", 24_576)
-_LONG = DataSet("mlperf_longdocs", 8_313)
-_NEWS = DataSet("mlperf_cnn_dailymail", 13_368)
 DATA_SETS: Mapping[str, DataSet] = {
-    "OpenOrca+GSM8K": DataSet("mlperf_mixtral", 15_000),
-    "OpenOrca": _CHAT,
-    "LongBench": _LONG,
-    "AIME": DataSet("mlperf_reasoning", 4_388),
-    "CNN": _NEWS,
+    "OpenOrca+GSM8K": DataSet("mlperf_mixtral", 15_000, 16_384),
+    "OpenOrca": DataSet("mlperf_openorca", 24_576, 8_192),
+    "LongBench": DataSet("mlperf_longdocs", 8_313, 512),
+    "AIME": DataSet("mlperf_reasoning", 4_388, 2_048),
+    "CNN": DataSet("mlperf_cnn_dailymail", 13_368, 16_384),
 }
 """By the first words of the name that the notes give the data set, longer ones first."""
 _TOLD = re.compile(r"dataset ([^(;]+)")
@@ -47,8 +46,6 @@ _LIMITS = {
 }
 """How the notes tell settings of TensorRT-LLM."""
 SHORTEST_S = 10 * MINUTE_S
-PASSES = 2
-"""How often Offline goes through the data set: with what takes minutes, about ten of them."""
 MOST_REQUESTS = 50_000
 """Longer runs are cut here, and of those with free arrivals the steady part counts."""
 MAX_NUM_SEQS = 2_048
@@ -78,6 +75,10 @@ class MlPerf(Benchmark):
             found["max_num_seqs"] = min(int(str(found["max_num_seqs"])), tokens)
         return found
 
+    def is_divided(self, row: Row) -> bool:
+        """Tell that the samples of Offline are dealt out to the replicas beforehand."""
+        return load_of(row) == "at_once"
+
     def kv_cache(self, row: Row, engine: Engine, weights: Dtype) -> Dtype:
         """Take 16 bits in the open division: its submitters ask vLLM and SGLang for none.
 
@@ -88,13 +89,13 @@ class MlPerf(Benchmark):
         return super().kv_cache(row, engine, weights)
 
     def queue(self, row: Row) -> OpenLoopWorkload:
-        """Send the data set as LoadGen does in Offline."""
+        """Send one replica its share of what LoadGen sends in Offline."""
         asked = _data_set(row)
         return OpenLoopWorkload(
             kind="open_loop",
             traffic=asked.law,
             arrivals=BurstArrivals(),
-            requests=min(PASSES * asked.samples, MOST_REQUESTS),
+            requests=asked.of_a_replica,
         )
 
     def open_loop(self, row: Row) -> OpenLoopWorkload:

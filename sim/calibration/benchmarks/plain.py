@@ -53,6 +53,13 @@ class Benchmark:
         """Tell whether a run is of this benchmark."""
         return False
 
+    def is_divided(self, _row: Row) -> bool:
+        """Tell whether replicas work apart, each on an equal share.
+
+        One of them is then all there is to simulate, and rates are compared per chip.
+        """
+        return False
+
     def settings(self, row: Row, _engine: Engine, _replicas: int) -> dict[str, object]:
         """Give the settings that the engine was started with, beside those of its preset.
 

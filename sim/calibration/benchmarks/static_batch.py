@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping
 
 from sim.calibration.benchmarks.plain import Benchmark
+from sim.calibration.machines import TRTLLM_IN_CPP
 from sim.calibration.rows import Row, count, load_of
 from sim.catalog import Catalog
 from sim.efficiency import Engine
@@ -57,7 +58,8 @@ class StaticBatch(Benchmark):
         found = super().settings(row, engine, replicas)
         batch = count(row, "concurrency")
         if engine == "trtllm":  # an engine that was built for this batch, without graphs
-            return found | {"max_num_seqs": batch, "graph_sizes": ()}
+            built = {"max_num_seqs": batch, "graph_sizes": ()}
+            return found | built | {"name": TRTLLM_IN_CPP}  # of 2024, whatever the day
         found["max_num_seqs"] = max(LLM_MAX_NUM_SEQS, batch)
         if engine == "vllm" and not _RELEASE.search(row["engine"]):
             found["name"] = "vllm_0_6"

@@ -102,7 +102,9 @@ def _has_data(name: str, tables: RunTables) -> bool:
     if name.startswith("accuracy_"):
         return not answered(tables.summary).empty
     tasks = tasks_of(tables.summary)
-    if name in ("latency_compute", "compute_multiples"):
+    if name == "latency_compute":
+        return len(tasks) > 1 and bool(tasks["latency_growth"].fillna("").ne("").any())
+    if name == "compute_multiples":
         return len(tasks) > 1
     if name == "compute_efficiency":
         return len(tasks) > 1 and bool(tasks["accuracy_gain_per_multiple"].notna().any())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -40,6 +41,8 @@ from sim.report.style import (
 )
 
 MARKER_PT = 6.5
+BAND_OPACITY = 0.13
+BANDS = "Bands, where there are any: 80 % intervals."
 INTERACTIVITY_AXIS = "Interactivity, output tokens per second for each user"
 
 
@@ -64,6 +67,8 @@ class Curve:
     points: Floats
     """Shape (n, 2): interactivity, and the other quantity."""
     concurrency: tuple[float, ...]
+    band: Floats | None = None
+    """Outline of the intervals of its points, shape (2 n, 2); None if it has none."""
 
 
 def throughput_chart(tables: RunTables) -> Drawing:
@@ -74,7 +79,7 @@ def throughput_chart(tables: RunTables) -> Drawing:
             measure=THROUGHPUT,
             axis="Output tokens per second per chip (logarithmic)",
             title="More users at once: more tokens from each chip, fewer for each user",
-            subtitle="Up and to the right is better. Small numbers: concurrent requests.",
+            subtitle="Up and to the right is better. Small numbers: concurrent requests. " + BANDS,
             write_tick=plain,
         ),
     )
@@ -88,7 +93,8 @@ def cost_curve_chart(tables: RunTables) -> Drawing:
             measure=COST,
             axis="US dollars per million tokens, input and output (logarithmic)",
             title="What a faster answer costs",
-            subtitle="Down and to the right is better. Small numbers: concurrent requests.",
+            subtitle="Down and to the right is better. Small numbers: concurrent requests. "
+            + BANDS,
             write_tick=tick_usd,
         ),
     )
@@ -116,7 +122,26 @@ def _curves(tables: RunTables, column: str) -> Iterator[Curve]:
                 style,
                 rows[["interactivity_tokens_per_s", column]].to_numpy(dtype=np.float64),
                 tuple(float(users) for users in rows["concurrency"]),
+                _band(rows, column),
             )
+
+
+def _band(rows: pd.DataFrame, column: str) -> Floats | None:
+    """Outline where a curve may lie: along its slow ends, and back along its fast ones.
+
+    What makes the server slower takes from each user and from all of them together, and makes
+    tokens dearer: the intervals of the two axes are those of one error.
+    """
+    dear = ("hi", "lo") if column == COST.column else ("lo", "hi")
+    names = [
+        [f"interactivity_tokens_per_s_{speed}", f"{column}_{other}"]
+        for speed, other in zip(("lo", "hi"), dear, strict=True)
+    ]
+    if not {name for pair in names for name in pair} <= set(rows.columns):
+        return None
+    slow, fast = (rows[pair].to_numpy(dtype=np.float64) for pair in names)
+    outline = np.vstack([slow, fast[::-1]])
+    return outline if np.all(np.isfinite(outline) & (outline > 0)) else None
 
 
 def _in_words(plan: TradeOff, curves: Sequence[Curve]) -> str:
@@ -141,8 +166,19 @@ def _curve_sheet(
     if not curves:
         say(axes, "no data")
         return sheet, True
-    _curve_limits(axes, plan, np.vstack([c.points for c in curves]))
+    _curve_limits(
+        axes, plan, np.vstack([p for c in curves for p in (c.points, c.band) if p is not None])
+    )
     for curve in curves:
+        if curve.band is not None:
+            axes.fill(
+                curve.band[:, 0],
+                curve.band[:, 1],
+                facecolor=curve.style.colour,
+                alpha=BAND_OPACITY,
+                linewidth=0.0,
+                zorder=0.9,
+            )
         axes.plot(
             curve.points[:, 0],
             curve.points[:, 1],

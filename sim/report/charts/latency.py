@@ -15,12 +15,14 @@ from sim.report.charts.drawing import (
     styles_of,
 )
 from sim.report.data import RunTables, rows_of
+from sim.report.findings import interval
 from sim.report.formats import duration, plain
 from sim.report.style import LABEL_PT, SMALL_PT, CaseStyle, Sheet, colour
 from sim.units import MICROSECOND_S, MILLISECOND_S
 
 QUANTILES = (0.5, 0.95, 0.99)
 ECDF_POINTS = 400
+RANGE_PT, RANGE_OPACITY = 5.0, 0.28
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def latency_chart(tables: RunTables) -> Drawing:
     title = "How long users wait: for the first token, and for each one after it"
     subtitle = (
         "Share of completed requests that waited no longer; marks at p50, p95 and p99. "
-        "Logarithmic time; further left is better."
+        "Logarithmic time; further left is better. Bars at the marks: 80 % intervals."
     )
     sheet = Sheet(heading_of(tables, title, subtitle), 4.45, case_legend(styles_of(tables)))
     for place, wait in enumerate(WAITS):
@@ -69,8 +71,9 @@ def _latency_panel(axes: Axes, tables: RunTables, wait: Waiting) -> None:
     if not drawn:
         say(axes, "no request completed")
         return
-    slos = _slos(tables, wait)
-    log_axis(axes, "x", np.concatenate([*drawn, np.array(slos)]), _tick_duration)
+    slos, ranges = _slos(tables, wait), _ranges(tables, wait)
+    ends = np.array([end for found in ranges.values() for _, *pair in found for end in pair])
+    log_axis(axes, "x", np.concatenate([*drawn, np.array(slos), ends]), _tick_duration)
     axes.set_ylim(0.0, 1.02)
     axes.set_yticks([0.0, 0.25, *QUANTILES, 0.75])
     axes.set_yticklabels(["0 %", "25 %", "p50", "p95", "p99", "75 %"])
@@ -79,6 +82,30 @@ def _latency_panel(axes: Axes, tables: RunTables, wait: Waiting) -> None:
     for case, values in waits.items():
         if values.size:
             _ecdf(axes, values, styles_of(tables)[case])
+    for case, found in ranges.items():
+        for share, low, high in found:
+            axes.plot(
+                [low, high],
+                [share, share],
+                color=styles_of(tables)[case].colour,
+                linewidth=RANGE_PT,
+                alpha=RANGE_OPACITY,
+                solid_capstyle="butt",
+                zorder=1.8,
+            )
+
+
+def _ranges(tables: RunTables, wait: Waiting) -> dict[str, list[tuple[float, float, float]]]:
+    """Intervals of the marked quantiles of each case that has them: share, low and high end."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for _, row in tables.summary.iterrows():
+        bounds = {
+            share: interval(row, f"{wait.column}_p{round(100 * share)}") for share in QUANTILES
+        }
+        found[str(row["case"])] = [
+            (share, *both) for share, both in bounds.items() if both is not None and both[0] > 0
+        ]
+    return found
 
 
 def _slos(tables: RunTables, wait: Waiting) -> list[float]:

@@ -126,8 +126,9 @@ def _numbers(cases: pd.DataFrame, marks: Sequence[Mark]) -> Floats:
         values = cases[mark.column].to_numpy(float)
         errors = cases[mark.error].fillna(0.0).to_numpy(float) if mark.error else 0.0 * values
         found += [values, values - errors, values + errors]
-    together = np.concatenate(found)
-    return together[np.isfinite(together)]
+    together: Floats = np.concatenate(found)
+    drawn: Floats = together[np.isfinite(together)]
+    return drawn
 
 
 def _axis(axes: Axes, drawn: Floats, rows: Rows) -> bool:

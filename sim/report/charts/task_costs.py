@@ -112,7 +112,7 @@ def compute_multiples_chart(tables: RunTables) -> Drawing:
 
 
 def compute_efficiency_chart(tables: RunTables) -> Drawing:
-    """What accuracy gains for each further time the baseline's chip-seconds."""
+    """Gain of accuracy for each further time the baseline's chip-seconds."""
     rows = Rows(
         title="What more compute buys",
         subtitle="Points of accuracy for each time the baseline's chip-seconds that a case spends "

@@ -98,8 +98,13 @@ def accuracy_latency_chart(tables: RunTables) -> Drawing:
 
 
 def latency_compute_chart(tables: RunTables) -> Drawing:
-    """How many times longer tasks take, against how many times the tokens they generate."""
-    cases = tasks_of(tables.summary)
+    """How many times longer tasks take, against how many times the tokens they generate.
+
+    Cases that have another load than their baseline are left out: their times do not compare.
+    """
+    everything = tasks_of(tables.summary)
+    loads = dict(zip(everything["case"], everything["load"], strict=True))
+    cases = everything[everything["baseline"].map(loads) == everything["load"]]
     styles = styles_of(tables)
     points = [
         Point(
@@ -119,8 +124,8 @@ def latency_compute_chart(tables: RunTables) -> Drawing:
     base = ", ".join(dict.fromkeys(cases["baseline"].astype(str)))
     plan = Plan(
         title="Does latency grow with compute?",
-        subtitle="Multiples of the filled cases, each of its own baseline. On the line time grows as tokens do; below it "
-        "more slowly, as where calls run side by side.",
+        subtitle="Multiples of the filled cases, each of its own baseline. On the line time grows "
+        "as tokens do; below it more slowly, as where calls run side by side.",
         x_axis="Generated tokens per task, multiple of the baseline (logarithmic)",
         y_axis="Mean time of a task, multiple of the baseline (logarithmic)",
         write_x=_tick_multiple,

@@ -1,6 +1,6 @@
 """Graphs: a user's own calls, what each of them reads, and which loops they go through."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Literal, NamedTuple, Self
@@ -76,6 +76,26 @@ class Prompt(StrictModel):
         return self
 
 
+class Vote(StrictModel):
+    """The most frequent of the answers of another node's copies, whatever the call costs."""
+
+    kind: Literal["vote"]
+    of: Name
+    """Whose answers."""
+
+
+class Revision(StrictModel):
+    """An answer of another node after one round of critique and rewriting.
+
+    How good it is says the benchmark's ``laws.revision``, which knows nothing of who criticises.
+    """
+
+    kind: Literal["revision"]
+    of: Name
+    """Whose answer: that of the copy with the same number, or of the only one. In a loop it is read
+    as ``context`` is, so that ``feeds`` leads to the time before."""
+
+
 class Node(StrictModel):
     """One kind of call."""
 
@@ -91,6 +111,9 @@ class Node(StrictModel):
     """Nodes that it waits for without reading them."""
     wait: TimeLaw | None = None
     """From when it could be sent until it is: a tool runs."""
+    quality: Annotated[Vote | Revision, Field(discriminator="kind")] | None = None
+    """How its answers come about, where it is asked for answers; each is one more answer of its
+    length unless given, as good as if the call had read the question alone."""
 
     @property
     def parents(self) -> frozenset[str]:
@@ -130,6 +153,17 @@ def _context_key(name: str, place: int) -> KeyPath:
     return ("nodes", name, "prompt", "context", place)
 
 
+def _names_in(name: str, node: Node) -> Iterator[tuple[str, str, KeyPath]]:
+    """List the names of others in a node: what says so, the name, and its key."""
+    for place, other in enumerate(node.after):
+        yield f"node {name} waits for", other, ("nodes", name, "after", place)
+    for place, context in enumerate(node.prompt.context):
+        yield f"node {name} waits for", context.node, (*_context_key(name, place), "node")
+    if node.quality is not None:
+        gives = f"node {name} gives a {node.quality.kind} of"
+        yield gives, node.quality.of, ("nodes", name, "quality", "of")
+
+
 class Graph(StrictModel):
     """Calls that depend on each other; each begins as soon as all that it waits for is over."""
 
@@ -143,20 +177,11 @@ class Graph(StrictModel):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        for name, node in self.nodes.items():
-            waits = f"node {name} waits for"
-            for place, other in enumerate(node.after):
-                self._known(other, waits, "nodes", name, "after", place)
-            for place, context in enumerate(node.prompt.context):
-                self._known(context.node, waits, *_context_key(name, place), "node")
-        for number, loop in enumerate(self.repeat):
-            for place, name in enumerate(loop.nodes):
-                self._known(name, "a loop names", "repeat", number, "nodes", place)
-            for fed in loop.feeds.items():
-                for name in fed:
-                    self._known(name, "a loop names", "repeat", number, "feeds", fed[0])
-        if self.answer is not None:
-            self._known(self.answer, "answer is", "answer")
+        for what, name, key in self._names():
+            if name not in self.nodes:
+                near = did_you_mean(name, self.nodes)
+                msg = f"{what} {name}, which is no node{near or ': ' + ', '.join(self.nodes)}"
+                raise KeyedValueError(msg, *key)
         return self
 
     @model_validator(mode="after")
@@ -218,6 +243,28 @@ class Graph(StrictModel):
             raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _qualities_follow(self) -> Self:
+        for turn, node in self._turns().items():
+            if node.quality is None:
+                continue
+            other = self._parent(turn, node.quality.of)
+            key = ("nodes", turn.name, "quality", "of")
+            if other not in self._before(turn):
+                msg = (
+                    f"node {turn.name} gives a {node.quality.kind} of {other.name} without waiting "
+                    "for it: have it read that in context, or something that follows from it"
+                )
+                raise KeyedValueError(msg, *key)
+            count = self.nodes[other.name].count
+            if node.quality.kind == "revision" and count not in (1, node.count):
+                msg = (
+                    f"node {turn.name} has {node.count} copies and revises those of {other.name}, "
+                    f"which has {count}: give both as many, or take a vote"
+                )
+                raise KeyedValueError(msg, *key)
+        return self
+
     @property
     def models(self) -> frozenset[str]:
         """Names of the models that it calls beside the main one."""
@@ -245,11 +292,18 @@ class Graph(StrictModel):
         yield Parallel([run(copy) for copy, others in parents.items() if not others])
         return majority(classes) if classes else None
 
-    def _known(self, name: str, what: str, *key: str | int) -> None:
-        if name not in self.nodes:
-            near = did_you_mean(name, self.nodes)
-            msg = f"{what} {name}, which is no node{near or ': ' + ', '.join(self.nodes)}"
-            raise KeyedValueError(msg, *key)
+    def _names(self) -> Iterator[tuple[str, str, KeyPath]]:
+        """List the names of nodes that stand anywhere: what says so, the name, and its key."""
+        for name, node in self.nodes.items():
+            yield from _names_in(name, node)
+        for number, loop in enumerate(self.repeat):
+            for place, name in enumerate(loop.nodes):
+                yield "a loop names", name, ("repeat", number, "nodes", place)
+            for outside, inside in loop.feeds.items():
+                yield "a loop names", outside, ("repeat", number, "feeds", outside)
+                yield "a loop names", inside, ("repeat", number, "feeds", outside)
+        if self.answer is not None:
+            yield "answer is", self.answer, ("answer",)
 
     def _loop(self, name: str) -> Loop | None:
         return next((loop for loop in self.repeat if name in loop.nodes), None)
@@ -350,14 +404,82 @@ class Graph(StrictModel):
                 prompt += call.transcript if context.take == "transcript" else (answer,)
         return prompt
 
+    def _before(self, turn: _Turn) -> set[_Turn]:
+        """Give all that has to be over when a turn begins."""
+        found: set[_Turn] = set()
+        ahead = [turn]
+        while ahead:
+            new = [each for each in self._waits_for(ahead.pop()) if each not in found]
+            found.update(new)
+            ahead += new
+        return found
+
+    @cached_property
+    def _answering(self) -> list[_Turn]:
+        """The turns whose answers the given one comes of, each after those that it rests on."""
+        if self.answer is None:
+            return []
+        turns = [self._last(self.answer)]
+        for turn in turns:
+            quality = self.nodes[turn.name].quality
+            other = None if quality is None else self._parent(turn, quality.of)
+            if other is not None and other not in turns:
+                turns.append(other)
+        return turns[::-1]
+
+    @cached_property
+    def _notes(self) -> list[str]:
+        """Say where an answer counts as one of its length though more than the question is read."""
+        found = []
+        for turn in self._answering:
+            before = self._before(turn)
+            if self.nodes[turn.name].quality is None and before:
+                calls = sum(self.nodes[each.name].count for each in before)
+                names = ", ".join(sorted({each.name for each in before}))
+                found.append(
+                    f"graph: answers of node {turn.name!r} are taken to be as good as single "
+                    f"answers of their length: what {calls} calls before them ({names}) do for it "
+                    "is not counted, and no law knows it; quality of a node names those of votes "
+                    "and revisions"
+                )
+        return found
+
     def _classes(self, task: Task) -> list[int]:
         """Draw the classes of the answers; none where nothing is known of them."""
-        if self.answer is None or not task.question.known:
+        if not task.question.known:
             return []
-        node = self.nodes[self.answer]
+        classes: dict[_Turn, list[int]] = {}
+        rounds: dict[_Turn, int] = {}
+        for turn in self._answering:
+            quality = self.nodes[turn.name].quality
+            other = turn if quality is None else self._parent(turn, quality.of)
+            rounds[turn] = rounds.get(other, 0) + isinstance(quality, Revision)
+            classes[turn] = self._drawn(task, turn, classes.get(other, []), rounds[turn])
+        for note in self._notes:
+            task.question.note(note)
+        if not classes:
+            return []
+        last, node = classes[turn], self.nodes[turn.name]
+        if not isinstance(node.quality, Vote):
+            task.question.choose(len(last), by="vote", model=node.model)
+        return last
+
+    def _drawn(self, task: Task, turn: _Turn, others: list[int], round_: int) -> list[int]:
+        """Draw what the answers of a turn are, after those that they rest on."""
+        node, question = self.nodes[turn.name], task.question
         effort = (node.output_tokens or task.answer_tokens).mean_tokens
         effort /= task.answer_tokens.mean_tokens
+        if node.quality is None:
+            drawn = question.answers(task.rng, node.count, effort=effort, model=node.model)
+            return [int(each) for each in drawn]
+        if isinstance(node.quality, Vote):
+            voters = self.nodes[self._parent(turn, node.quality.of).name]
+            question.choose(len(others), by="vote", model=voters.model)
+            return [majority(others)] * node.count
+        before = others if len(others) > 1 else others * node.count
         return [
-            int(each)
-            for each in task.question.answers(task.rng, node.count, effort=effort, model=node.model)
+            question.revised(
+                task.rng, each, rounds_before=round_ - 1, effort=effort, model=node.model
+            )
+            for each in before
         ]

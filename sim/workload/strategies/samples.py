@@ -81,7 +81,9 @@ class Samples(Answering):
     def _choice_is_consistent(self) -> Self:
         scored = self.select in ("verifier", "weighted")
         if scored != (self.verifier is not None):
-            what = f"select {self.select} needs a verifier, such as {{kind: outcome, model: verifier}}"
+            what = (
+                f"select {self.select} needs a verifier, such as {{kind: outcome, model: verifier}}"
+            )
             if not scored:
                 what = f"select {self.select} has no use for a verifier: leave it out"
             raise KeyedValueError(what, "select" if scored else "verifier")

@@ -1,0 +1,182 @@
+"""What a forecast rests on, as far as it can be told before anybody measures."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.catalog import Catalog
+from sim.cost.work import StepShape
+from sim.deployment import Deployment
+from sim.service import Service
+from sim.uncertainty import GROUNDS, QUEUED_RATIO, Arrivals, Ground, Load, Regime, Residuals
+
+CACHED_FRACTION = 0.05
+"""Share of prompts found in a cache from which caching is said to matter."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is known of the errors of forecasts of one service."""
+
+    residuals: Residuals
+    ground: Ground
+    """The worst of its pools'."""
+    kernel_spread_fraction: float
+    """The largest of its pools'; 0 if the kernels of all chips were measured."""
+    fitted_sequences: float
+    """Most sequences per replica of the runs behind the engine's overhead; 0: not known."""
+    outside: tuple[str, ...]
+    """Why no measured run is like it, where none is."""
+
+    def regime(
+        self,
+        service: Service,
+        arrivals: Arrivals,
+        load_ratio: float,
+        sequences: float = 0.0,
+        cached_fraction: float = 0.0,
+    ) -> Regime:
+        """Tell the regime of a forecast.
+
+        Parameters
+        ----------
+        service : Service
+        arrivals : str
+        load_ratio : float
+            Median time to first token over that of a prompt alone, `unloaded_ttft_s`.
+        sequences : float
+            Answered at the same time by a replica, on average.
+        cached_fraction : float
+            Of the prompt tokens, that are found in a cache.
+        """
+        load: Load = "queued" if load_ratio >= QUEUED_RATIO else "light"
+        more = []
+        if 0 < self.fitted_sequences < sequences:
+            more.append(
+                f"{sequences:,.0f} sequences per replica, fitted at up to "
+                f"{self.fitted_sequences:,.0f}"
+            )
+        if cached_fraction >= CACHED_FRACTION:
+            more.append("prompts found in a cache")
+        return Regime(
+            arrivals=arrivals,
+            ground=self.ground,
+            load=load,
+            system=service.answer_pool.case.system,
+            kernel_spread_fraction=self.kernel_spread_fraction,
+            outside=(*self.outside, *more),
+        )
+
+
+def outlook_of(service: Service, catalog: Catalog) -> Outlook | None:
+    """Look up what is known of the errors of forecasts; None if no residuals were fitted."""
+    residuals = catalog.residuals()
+    if residuals is None:
+        return None
+    pools = [pool for pool in service.pools if pool.role != "encode"]
+    return Outlook(
+        residuals=residuals,
+        ground=max((ground_of(pool, catalog) for pool in pools), key=GROUNDS.index),
+        kernel_spread_fraction=max(kernel_spread_fraction(pool, catalog) for pool in pools),
+        fitted_sequences=_fitted_sequences(service.answer_pool, catalog),
+        outside=tuple(dict.fromkeys(_outside(service))),
+    )
+
+
+def ground_of(pool: Deployment, catalog: Catalog) -> Ground:
+    """Tell what the overhead of a pool's engine was fitted to."""
+    family, engine = pool.accelerator.family, pool.case.engine.kernels
+    known = catalog.overheads(engine).families.get(family)
+    if known is None or known.fit is None:
+        return "borrowed"
+    return "fitted" if pool.case.model in known.models else "other_model"
+
+
+def kernel_spread_fraction(pool: Deployment, catalog: Catalog) -> float:
+    """Give the typical error of a kernel under the prior of a pool's chip; 0: it was measured."""
+    if pool.calibration is not None:
+        return 0.0
+    prior = catalog.prior(pool.accelerator.family)
+    assert prior is not None  # noqa: S101 - without either there are no laws and no deployment
+    return prior.rule.spread_fraction.value
+
+
+def _fitted_sequences(pool: Deployment, catalog: Catalog) -> float:
+    overheads = catalog.overheads(pool.case.engine.kernels)
+    return overheads.of_family(pool.accelerator.family).max_sequences
+
+
+def _outside(service: Service) -> Iterator[str]:
+    """Say what no measured run had."""
+    if len(service.pools) > 1:
+        yield "several pools"
+    for pool in service.pools:
+        if pool.law is not None:
+            yield "speculative decoding"
+        if pool.images is not None or pool.role == "encode":
+            yield "images"
+
+
+def unloaded_ttft_s(service: Service, prompt_tokens: float) -> float:
+    """Give the time to first token of a prompt that is alone on its replica."""
+    pool = service.prompt_pool
+    return float(pool.timer.seconds(prompts_at_once(pool, prompt_tokens))) + service.frontend_s
+
+
+def prompts_at_once(pool: Deployment, tokens: float, count: float = 1.0) -> StepShape:
+    """Give the step of so many equal prompts, each computed as a whole."""
+    window = tokens if pool.window_tokens is None else min(tokens, pool.window_tokens)
+    inside = window * (window + 1) / 2 + (tokens - window) * window
+    return StepShape(
+        prefill_sequences=count,
+        prefill_tokens=count * tokens,
+        prefill_pairs=count * tokens * (tokens + 1) / 2,
+        prefill_window_pairs=count * inside,
+    )
+
+
+def capacity_estimate(
+    service: Service, prompt_tokens: float, input_tokens: float, output_tokens: float
+) -> float:
+    """Estimate the most requests per second that a service can answer, without simulating it.
+
+    Sequences of average length fill the places, or the KV cache. As each decodes to its end,
+    every step takes in as many prompts as answers end on average. Pools of their own do each its
+    part: prompts in steps that are full of them; the slower pool counts.
+
+    Parameters
+    ----------
+    service : Service
+    prompt_tokens : float
+        Mean, of those that are computed.
+    input_tokens, output_tokens : float
+        Means.
+    """
+    prompts, answers = service.prompt_pool, service.answer_pool
+    held = max(input_tokens + output_tokens / 2, 1.0)
+    places = answers.schedulers * answers.rules.max_num_seqs
+    batch = float(np.clip(answers.kv_tokens / held, 1.0, places))
+    yields = 1.0 if answers.law is None else answers.law.tokens_per_step
+    steps = max((output_tokens - 1.0) / yields, 1.0)
+    seen = held if answers.window_tokens is None else min(held, answers.window_tokens)
+    decoding = StepShape(
+        decode_sequences=batch,
+        decode_context_tokens=batch * held,
+        decode_window_tokens=batch * seen,
+    )
+    if prompts is answers:
+        taken_in = prompts_at_once(prompts, max(prompt_tokens, 1.0), batch / steps)
+        mixed = decoding._replace(
+            prefill_sequences=taken_in.prefill_sequences,
+            prefill_tokens=taken_in.prefill_tokens,
+            prefill_pairs=taken_in.prefill_pairs,
+            prefill_window_pairs=taken_in.prefill_window_pairs,
+        )
+        return answers.replicas * batch / steps / float(answers.timer.seconds(mixed))
+    together = max(prompts.rules.max_num_batched_tokens / max(prompt_tokens, 1.0), 1.0)
+    full = prompts_at_once(prompts, max(prompt_tokens, 1.0), together)
+    return min(
+        prompts.replicas * together / float(prompts.timer.seconds(full)),
+        answers.replicas * batch / steps / float(answers.timer.seconds(decoding)),
+    )
