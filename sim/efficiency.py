@@ -14,11 +14,11 @@ peak. (Decode attention at a fixed total context may gain from more rows, which 
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from sim.precision import GemmFormat
 from sim.schema import StrictModel
@@ -75,6 +75,108 @@ def soft_maximum(sharpness: float, first: Values, *others: Values | float) -> Va
     return result
 
 
+MOST_KNOTS = 40
+"""Knots of a grid of corrections, at most."""
+STEEPEST_TIME = 0.6
+STEEPEST_SIZE = 0.3
+"""How fast a correction may fall along its axes: with the logarithm of the time that it corrects,
+and with that of the size. Below 1 each and together, so that more work never takes less time, and
+neither does the same growth of work and size."""
+
+
+class Correction(StrictModel):
+    """Where measured kernels leave the closed form: factors on a grid, interpolated.
+
+    Factors multiply the time of a closed form without its floor. Between knots their logarithm is
+    bilinear in the logarithms of that time and of a size of the shape; outside they stay what they
+    are at the edge. They fall more slowly than the time rises, so that the corrected time rises
+    wherever the closed form does, for any shape and any peak.
+    """
+
+    work_s: Annotated[tuple[Positive, ...], Field(min_length=2)]
+    """Knots of the closed form without its floor, seconds, rising."""
+    sizes: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    """Knots of the size, rising; which size that is, the law says."""
+    factors: tuple[tuple[Positive, ...], ...]
+    """A row for each time, in it a factor for each size."""
+
+    @model_validator(mode="after")
+    def _is_a_gentle_grid(self) -> Self:
+        shape = (len(self.work_s), len(self.sizes))
+        if len(self.factors) != shape[0] or any(len(row) != shape[1] for row in self.factors):
+            raise ValueError(f"factors: expected {shape[0]} rows of {shape[1]}")
+        if shape[0] * shape[1] > MOST_KNOTS:
+            raise ValueError(f"{shape[0]} x {shape[1]} knots; at most {MOST_KNOTS} are allowed")
+        times, sizes, factors = (np.log(each) for each in (self.work_s, self.sizes, self.factors))
+        if np.any(np.diff(times) <= 0.0) or np.any(np.diff(sizes) <= 0.0):
+            raise ValueError("work_s and sizes must rise")
+        falls = np.diff(factors, axis=0) < -STEEPEST_TIME * np.diff(times)[:, None] - ROUNDED
+        if np.any(falls) or np.any(
+            np.diff(factors, axis=1) < -STEEPEST_SIZE * np.diff(sizes) - ROUNDED
+        ):
+            raise ValueError("factors fall so fast that more work may take less time")
+        return self
+
+    def of(self, work_s: Values, size: Values | float) -> Values:
+        """Factor on the time of some work.
+
+        Parameters
+        ----------
+        work_s
+            What the closed form says without its floor, seconds; not negative.
+        size
+            Of the shape; positive.
+
+        Examples
+        --------
+        Half way between two knots of the time, on a logarithmic scale; beyond the last one:
+
+        >>> grid = Correction(work_s=(1e-6, 1e-4), sizes=(4.0,), factors=((1.0,), (1.44,)))
+        >>> [round(float(grid.of(work_s, 8.0)), 6) for work_s in (1e-5, 1.0)]
+        [1.2, 1.44]
+        """
+        by_time = hats(work_s, self.work_s)
+        by_size = hats(size, self.sizes)
+        found: Values = np.exp((by_time @ np.log(self.factors) * by_size).sum(axis=-1))
+        return found
+
+
+ROUNDED = 2e-3
+"""How much more steeply factors rounded to four digits may fall."""
+
+
+def hats(values: Values | float, knots: tuple[float, ...]) -> NDArray[np.float64]:
+    """Weights of knots in a linear interpolation on a logarithmic scale, constant outside.
+
+    Parameters
+    ----------
+    values
+        Where to interpolate; not negative.
+    knots
+        Positive and rising.
+
+    Returns
+    -------
+    weights
+        Of the shape of the values, and a last axis for the knots; they add up to 1.
+
+    Examples
+    --------
+    >>> hats(10.0, (1.0, 100.0, 1000.0)).round(6).tolist()
+    [0.5, 0.5, 0.0]
+    """
+    marks = np.log(knots)
+    inside = np.log(np.clip(np.asarray(values, dtype=float), knots[0], knots[-1]))
+    if len(knots) == 1:
+        return np.ones((*inside.shape, 1))
+    left = np.clip(np.searchsorted(marks, inside, side="right") - 1, 0, len(knots) - 2)
+    share = (inside - marks[left]) / (marks[left + 1] - marks[left])
+    each = np.arange(len(knots))
+    lower, upper = each == left[..., None], each == left[..., None] + 1
+    weights: NDArray[np.float64] = lower * (1.0 - share[..., None]) + upper * share[..., None]
+    return weights
+
+
 class GemmLaw(StrictModel):
     """Time of a dense matrix product y[m, n] = x[m, k] w[k, n].
 
@@ -95,6 +197,8 @@ class GemmLaw(StrictModel):
     tile_depth: NotNegative = 0.0
     """Filling and emptying the pipeline of an output tile, in elements of ``k`` that would take as
     long; 0: the next tile hides it. It shows where ``k`` is short."""
+    correction: Correction | None = None
+    """By ``k``."""
 
     def seconds(
         self,
@@ -122,7 +226,8 @@ class GemmLaw(StrictModel):
         -------
         seconds
             ``floor + ((c*(1 + t/depth)/ec)^p + (b/em)^p + (d*depth)^p)^(1/p) + slowdown *
-            conversion`` with ``t`` the `tile_depth`.
+            conversion`` with ``t`` the `tile_depth`; all but the floor is multiplied by the
+            `Correction` if there is one, and then stays above ``c`` and ``b``.
 
         Examples
         --------
@@ -139,7 +244,8 @@ class GemmLaw(StrictModel):
             memory_s / self.memory_efficiency,
             self.depth_s * depth,
         )
-        return self.floor_s + slowest_s + self.conversion_slowdown * conversion_s
+        work_s = slowest_s + self.conversion_slowdown * conversion_s
+        return self.floor_s + _corrected(self.correction, work_s, depth, compute_s, memory_s)
 
 
 class GroupedGemmLaw(StrictModel):
@@ -155,9 +261,17 @@ class GroupedGemmLaw(StrictModel):
     sharpness: Sharpness
     pick_slowdown: NotNegative
     token_slowdown: NotNegative
+    correction: Correction | None = None
+    """By the experts of a rank."""
 
     def seconds(
-        self, *, compute_s: Values, memory_s: Values, pick_s: Values, token_s: Values
+        self,
+        *,
+        compute_s: Values,
+        memory_s: Values,
+        pick_s: Values,
+        token_s: Values,
+        local_experts: Values | float,
     ) -> Values:
         """Time of one MoE layer on one rank, seconds.
 
@@ -174,11 +288,14 @@ class GroupedGemmLaw(StrictModel):
             in the format of the product, seconds.
         token_s
             The same for each token of the group, seconds.
+        local_experts
+            Experts that the rank holds; 1 or more.
 
         Returns
         -------
         seconds
-            ``floor + ((c/ec)^p + (b/em)^p)^(1/p) + sp * pick + st * token``.
+            ``floor + ((c/ec)^p + (b/em)^p)^(1/p) + sp * pick + st * token``; all but the floor is
+            multiplied by the `Correction` if there is one, and then stays above ``c`` and ``b``.
 
         Examples
         --------
@@ -186,7 +303,8 @@ class GroupedGemmLaw(StrictModel):
 
         >>> law = GroupedGemmLaw(floor_s=20e-6, compute_efficiency=0.5, memory_efficiency=0.5,
         ...                      sharpness=1.0, pick_slowdown=2.0, token_slowdown=3.0)
-        >>> round(law.seconds(compute_s=15e-6, memory_s=20e-6, pick_s=1e-6, token_s=4e-6), 9)
+        >>> round(law.seconds(compute_s=15e-6, memory_s=20e-6, pick_s=1e-6, token_s=4e-6,
+        ...                   local_experts=8.0), 9)
         0.000104
         """
         slowest_s = soft_maximum(
@@ -194,8 +312,24 @@ class GroupedGemmLaw(StrictModel):
             compute_s / self.compute_efficiency,
             memory_s / self.memory_efficiency,
         )
-        routing_s = self.pick_slowdown * pick_s + self.token_slowdown * token_s
-        return self.floor_s + slowest_s + routing_s
+        work_s = slowest_s + self.pick_slowdown * pick_s + self.token_slowdown * token_s
+        corrected_s = _corrected(self.correction, work_s, local_experts, compute_s, memory_s)
+        return self.floor_s + corrected_s
+
+
+def _corrected(
+    correction: Correction | None,
+    work_s: Values,
+    size: Values | float,
+    compute_s: Values,
+    memory_s: Values,
+) -> Values:
+    """Correct a time, which stays above its speed-of-light times."""
+    if correction is None:
+        return work_s
+    light_s = np.maximum(compute_s, memory_s)
+    found: Values = np.maximum(work_s * correction.of(work_s, size), light_s)
+    return found
 
 
 class DecodeAttentionLaw(StrictModel):

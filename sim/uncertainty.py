@@ -8,7 +8,7 @@ which system. Regimes with few runs are pulled to the next more general one when
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from statistics import NormalDist
 from typing import Annotated, Literal, Self, get_args
 
@@ -32,6 +32,8 @@ Load = Literal["light", "queued"]
 QUEUED_RATIO = 10.0
 """Time to first token over that of the same prompt alone from which requests are said to queue:
 there its error is that of the whole server's speed, many times over."""
+BLEND = 2.0
+"""Factor to each side of it within which an interval passes from one regime to the other."""
 
 COVERED = 0.8
 """Share of measured figures that an interval is meant to hold."""
@@ -193,7 +195,8 @@ class Regime:
 
     arrivals: Arrivals
     ground: Ground
-    load: Load
+    load_ratio: float
+    """Time to first token over that of the same prompt alone."""
     system: str
     kernel_spread_fraction: float = 0.0
     """Typical error of a kernel under the chip's prior; 0: its kernels were measured."""
@@ -201,13 +204,18 @@ class Regime:
     """Why no measured run is like it, where none is."""
 
     @property
-    def path(self) -> tuple[str, ...]:
-        """From the general to the special."""
-        return (self.arrivals, self.ground, self.load, self.system)
+    def queued_share(self) -> float:
+        """How much of the regime in which requests queue it has, from 0 to 1.
 
-    def ids(self) -> Iterator[str]:
-        """Give the names of the regimes that it lies in, the most special one first."""
-        yield from keys_of(self.path)
+        >>> [Regime("free", "fitted", x, "").queued_share for x in (1.0, 10.0, 20.0)]
+        [0.0, 0.5, 1.0]
+        """
+        place = math.log(max(self.load_ratio, 1e-9) * BLEND / QUEUED_RATIO) / math.log(BLEND**2)
+        return min(max(place, 0.0), 1.0)
+
+    def path(self, load: Load) -> tuple[str, ...]:
+        """Give the way to one of its regimes, from the general to the special."""
+        return (self.arrivals, self.ground, load, self.system)
 
     @property
     def words(self) -> str:
@@ -263,5 +271,16 @@ def spread_of(residuals: Residuals, quantity: Quantity, regime: Regime) -> LogSp
 
 
 def _first(known: Mapping[str, Scatter], regime: Regime) -> LogSpread:
-    scatter = next(known[key] for key in regime.ids() if key in known)
+    """Give the spread of the most special known regime, or between those of both loads."""
+    queued = regime.queued_share
+    light = _known(known, regime.path("light"))
+    if not queued:
+        return light
+    other = _known(known, regime.path("queued"))
+    ends = zip(astuple(light), astuple(other), strict=True)
+    return LogSpread(*((1.0 - queued) * a + queued * b for a, b in ends))
+
+
+def _known(known: Mapping[str, Scatter], path: tuple[str, ...]) -> LogSpread:
+    scatter = next(known[key] for key in keys_of(path) if key in known)
     return LogSpread(scatter.q10, scatter.q50, scatter.q90)

@@ -47,8 +47,9 @@ from sim.errors import InputError, exit_on_error
 from sim.units import Dtype
 
 METHOD = (
-    "soft-L1 fit of log time; coefficients to 4 digits; residuals are of the rounded law on the "
-    "rows it was fitted to, none held out"
+    "soft-L1 fit of log time; coefficients to 4 digits; products corrected on a grid where that "
+    "does better on rows held out; residuals are of the rounded law on the rows it was fitted to, "
+    "none held out"
 )
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 from sim.calibration.overhead_fit import PRIOR, Fitted, Priors
 from sim.calibration.overheads import fit_overheads, grouped
 from sim.calibration.responses import Array, Response
+from sim.calibration.scatter import features
 from sim.catalog import Catalog
 from sim.seeds import stream
 
@@ -46,8 +47,8 @@ def held_out_forecasts(
     Returns
     -------
     rows : DataFrame
-        ``row_id``, the run's keys, ``system``, ``preset_file``, ``family``, ``load``, ``scheme``,
-        ``quantity``, ``measured``, ``forecast``.
+        ``row_id``, the run's keys and `sim.calibration.scatter.features`, ``overheads``,
+        ``family``, ``scheme``, ``quantity``, ``measured``, ``forecast``.
     """
     rows = [
         row
@@ -100,20 +101,18 @@ def _forecasts(
         for family, responses in families.items():
             scaled = _stand_in(laws, name, family)
             for response in responses:
+                about = {"overheads": name, "family": family, "scheme": scheme}
                 for quantity, measured in response.run.measured.items():
-                    yield {
-                        "row_id": response.run.row_id,
-                        **response.run.keys,
-                        "system": response.run.case.system,
-                        "overheads": name,
-                        "family": family,
-                        "load": response.run.case.workload.kind,
-                        "sequences": response.sequences,
-                        "scheme": scheme,
-                        "quantity": quantity,
-                        "measured": measured,
-                        "forecast": response.at(quantity, scaled),
-                    }
+                    forecast = response.at(quantity, scaled)
+                    figure = {"quantity": quantity, "measured": measured, "forecast": forecast}
+                    yield {**_described(response, catalog), **about, **figure}
+
+
+def _described(response: Response, catalog: Catalog) -> dict[str, object]:
+    """Give what a run is selected by, and what its regime is told by."""
+    run = response.run
+    ttft_s = response.forecasts.get("ttft", response.ttft_s)
+    return {"row_id": run.row_id, **run.keys, **features(run, catalog, ttft_s)}
 
 
 def _stand_in(laws: Mapping[str, Mapping[str, Fitted]], name: str, family: str) -> Array:

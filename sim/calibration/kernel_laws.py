@@ -15,6 +15,12 @@ import numpy as np
 import pandas as pd
 
 from sim.calibration import kernels
+from sim.calibration.expert_rows import (
+    SHAPE,
+    sibling_layers,
+    without_narrow_routers,
+    without_untuned_series,
+)
 from sim.calibration.kernels import NotMeasuredError, Peaks, formats_of
 from sim.calibration.problems import (
     DECODE,
@@ -108,6 +114,8 @@ class Study:
     cache_bytes: float = 0.0
     """Cache that is fast enough to show in the times; 0: it hardly does."""
     launch_bound_s: float = LAUNCH_BOUND_S
+    siblings: tuple[str, ...] = ()
+    """Chips of like multiprocessors and memory, as the data call them."""
     excluded: dict[str, str] = field(default_factory=dict)
 
     def groups(
@@ -280,9 +288,6 @@ def _streaming(rows: pd.DataFrame, forecast_s: Any) -> str:
     )
 
 
-_SHAPE = ["hidden_size", "inter_size", "topk", "num_experts"]
-
-
 def _grouped_gemm(study: Study) -> Iterator[Group[GroupedGemmLaw]]:
     frame = kernels.grouped_gemm(study.data_dir, study.chip, study.peaks)
     opt_in = frame["kernel_source"].str.contains("min_latency")
@@ -291,15 +296,22 @@ def _grouped_gemm(study: Study) -> Iterator[Group[GroupedGemmLaw]]:
             "an opt-in mode in which every rank computes all tokens: expert parallelism does not "
             "make it faster"
         )
-    ranges = ("num_tokens", *_SHAPE, "moe_tp_size", "moe_ep_size")
+    ranges = ("num_tokens", *SHAPE, "moe_tp_size", "moe_ep_size")
     for (engine, name), all_rows in _grouped(frame[~opt_in], ["engine", "format"]):
         rows, router = _one_router(study.streamed(all_rows))
         if len(rows) < FEWEST_ROWS:
             study.excluded[f"grouped_gemm {engine} {name}"] = f"only {len(rows)} rows"
             continue
         rows, shards = _without_whole_shards(rows)
-        rows, dropped = _without_broken_shards(rows, _SHAPE)
+        rows, narrow = without_narrow_routers(rows)
+        known = sibling_layers(study.data_dir, study.siblings, study.peaks, engine, name)
+        rows, untuned = without_untuned_series(rows, known)
+        rows, dropped = _without_broken_shards(rows, SHAPE)
         note = f"{router}; {dropped} rows left out whose shard was slower than the layer"
+        if narrow:
+            note += f"; {narrow} rows left out whose router does not reach all experts"
+        if untuned:
+            note += f"; {untuned} rows left out that a like chip runs with a better kernel"
         if shards:
             note += (
                 f"; {shards} rows of expert parallelism left out: a rank computes all tokens of "
@@ -345,7 +357,7 @@ def _without_whole_shards(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     most = rows[rows["num_tokens"] == rows["num_tokens"].max()]
     whole = most[(most["moe_ep_size"] == 1) & (most["moe_tp_size"] == 1)]
     parts = most[(most["moe_ep_size"] > 1) & (most["moe_tp_size"] == 1)]
-    compared = parts.merge(whole[[*_SHAPE, "time_s"]], on=_SHAPE, suffixes=("", "_whole"))
+    compared = parts.merge(whole[[*SHAPE, "time_s"]], on=SHAPE, suffixes=("", "_whole"))
     if compared.empty:
         return rows, 0
     if (compared["time_s"] / compared["time_s_whole"]).median() < SHARDING_GAIN:

@@ -110,6 +110,7 @@ def grouped_gemm(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     frame["memory_s"] = moved / peaks.bandwidth_bytes_per_s
     frame["pick_s"] = picks * vector_s
     frame["token_s"] = frame["num_tokens"] * vector_s
+    frame["local_experts"] = np.maximum(frame["num_experts"] / frame["moe_ep_size"], 1.0)
     return frame
 
 

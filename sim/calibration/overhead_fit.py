@@ -21,6 +21,11 @@ SATURATED_S = 2.0
 PRIOR = np.array([each.prior for each in PARAMETERS])
 SPREAD = np.array([each.spread for each in PARAMETERS])
 _MOST = np.array([each.most for each in PARAMETERS])
+UNFIT: Mapping[str, str] = {
+    "inferencex-experimental": "called work in progress by its own README; prompts run at a fifth "
+    "of the rate of the same project's other runs of this model on this chip",
+}
+"""Sources of runs that are forecast like all others and fitted to by nobody."""
 _FAMILY_SPREAD = 0.5
 """How far a chip family is from the engine's mean, in units of the prior's spread."""
 
@@ -40,7 +45,7 @@ def figures(found: Sequence[Response]) -> list[tuple[Response, Quantity]]:
         (response, quantity)
         for response in found
         for quantity in response.run.measured
-        if not _saturated(response, quantity)
+        if response.run.source not in UNFIT and not _saturated(response, quantity)
     ]
 
 

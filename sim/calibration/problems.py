@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import pandas as pd
 
+from sim.calibration.corrections import helpful_correction
 from sim.calibration.regression import Array, Knob, columns, regress, times
 from sim.efficiency import DecodeAttentionLaw, GemmLaw, GroupedGemmLaw, PrefillAttentionLaw
 from sim.schema import StrictModel
@@ -35,12 +36,21 @@ class Problem(Generic[LawT]):
     weights: Callable[[pd.DataFrame], Array | float] = lambda _: 1.0
     unmeasured: Mapping[str, float] = field(default_factory=dict)
     """Coefficients that no row shows: left out of the fit, and these values in the law."""
+    size: str | None = None
+    """Column of the size by which the closed form is corrected, where that helps."""
 
     def fit(self, rows: pd.DataFrame) -> LawT:
         """Find the law of some rows."""
         fixed = dict(self.fixed) | dict.fromkeys(self.unmeasured, 0.0)
         law = regress(self.law_type, self.knobs, self.forecast, rows, fixed, self.weights(rows))
-        return law.model_copy(update=dict(self.unmeasured))
+        if self.size is None:
+            return law.model_copy(update=dict(self.unmeasured))
+        floor_s = law.model_dump()["floor_s"]
+        work_s = self.forecast(law, rows) - floor_s
+        found = helpful_correction(
+            floor_s, work_s, columns(rows, self.size)[self.size], times(rows)
+        )
+        return law.model_copy(update={"correction": found})
 
 
 def _gemm_times(law: GemmLaw, rows: pd.DataFrame) -> Array:
@@ -48,14 +58,16 @@ def _gemm_times(law: GemmLaw, rows: pd.DataFrame) -> Array:
 
 
 def _grouped_gemm_times(law: GroupedGemmLaw, rows: pd.DataFrame) -> Array:
-    return law.seconds(**columns(rows, "compute_s", "memory_s", "pick_s", "token_s"))
+    return law.seconds(
+        **columns(rows, "compute_s", "memory_s", "pick_s", "token_s", "local_experts")
+    )
 
 
 def _bare_gemm_times(law: GroupedGemmLaw, rows: pd.DataFrame) -> Array:
     """Time of the products alone, whatever the law adds for gather, activation and scatter."""
     nothing = np.zeros(len(rows))
     whole_s: Array = law.seconds(
-        **columns(rows, "compute_s", "memory_s"), pick_s=nothing, token_s=nothing
+        **columns(rows, "compute_s", "memory_s", "local_experts"), pick_s=nothing, token_s=nothing
     )
     products_s: Array = whole_s - UNMEASURED_FLOOR_S
     return products_s
@@ -87,6 +99,7 @@ GEMM = Problem(
         "tile_depth": Knob(100.0, 1.0, 1e4, zero_at_low=True),
     },
     _gemm_times,
+    size="depth",
 )
 GROUPED_GEMM = Problem(
     GroupedGemmLaw,
@@ -99,6 +112,7 @@ GROUPED_GEMM = Problem(
         "token_slowdown": _SLOWDOWN,
     },
     _grouped_gemm_times,
+    size="local_experts",
 )
 DECODE = Problem(
     DecodeAttentionLaw,
@@ -167,4 +181,5 @@ def without_routing(problem: Problem[GroupedGemmLaw]) -> Problem[GroupedGemmLaw]
         knobs=kept,
         forecast=_bare_gemm_times,
         unmeasured={"pick_slowdown": UNMEASURED_PICKS, "token_slowdown": 0.0},
+        size=None,
     )

@@ -66,6 +66,8 @@ class Response:
     run: MeasuredRun
     sequences: float
     """That decode at a time, per replica."""
+    ttft_s: float
+    """Median time to first token as forecast, whether or not it was measured."""
     law: EngineOverhead
     """At which it was forecast."""
     forecasts: Mapping[Quantity, float]
@@ -101,7 +103,7 @@ def respond(run: MeasuredRun, catalog: Catalog, seed: int = 1) -> Response | Non
     except (InfeasibleError, InputError):
         return None
     law, timer = deployment.timer.overhead, deployment.timer
-    told = {quantity: found[run.statistic[quantity]] for quantity in run.measured}
+    told = run.forecasts(found)
     sequences = found["output_tokens_per_s"] * found["tpot_s_mean"] / deployment.replicas
     sequences = max(1.0, sequences if np.isfinite(sequences) else 1.0)
     per_unit, step_s = _step_slopes(timer, sequences)
@@ -118,7 +120,7 @@ def respond(run: MeasuredRun, catalog: Catalog, seed: int = 1) -> Response | Non
         per_launch = (at_launches[statistic] - found[statistic]) / _SLOWER_LAUNCH_S
         at_first = float(quantity == "ttft")
         slopes[quantity] = SCALES * np.array([*(per_second * per_unit), per_launch, at_first])
-    return Response(run, sequences, law, told, slopes)
+    return Response(run, sequences, found["ttft_s_p50"], law, told, slopes)
 
 
 def _step_slopes(timer: StepTimer, sequences: float) -> tuple[Array, float]:

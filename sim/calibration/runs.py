@@ -56,6 +56,16 @@ class MeasuredRun:
     assumed: tuple[str, ...] = ()
     """What the file leaves out and a rule filled, such as ``tp``; see `sim.calibration.completion`.
     Empty: the run was described in full."""
+    client_s: float = 0.0
+    """What the benchmark's own client adds to the time to first token."""
+
+    def forecasts(self, told: Mapping[Statistic, float]) -> dict[Quantity, float]:
+        """Give what a replay tells of the figures that were measured, as the benchmark saw them."""
+        late = {"ttft": self.client_s}
+        return {
+            quantity: told[self.statistic[quantity]] + late.get(quantity, 0.0)
+            for quantity in self.measured
+        }
 
     @property
     def keys(self) -> dict[str, str]:
@@ -196,6 +206,7 @@ def _read_row(row: Row, model_id: str | None, catalog: Catalog) -> MeasuredRun |
         measured=measured,
         statistic=statistic,
         assumed=assumed,
+        client_s=benchmark_of(row).client_s,
     )
 
 

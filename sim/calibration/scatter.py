@@ -142,7 +142,7 @@ def prepared(table: pd.DataFrame) -> pd.DataFrame:
     missing = sorted(set(_NEEDED) - set(table.columns))
     if missing:
         raise InputError(f"the table of forecasts lacks the columns {', '.join(missing)}")
-    rows = table.copy()
+    rows = table[table["scheme"] != "fitted"].copy()  # what was fitted tells nothing
     if "kernel_spread_fraction" not in rows:
         rows["kernel_spread_fraction"] = 0.0
     if "ground" not in rows:
@@ -366,7 +366,7 @@ def strangers(rows: pd.DataFrame, residuals: Residuals) -> pd.DataFrame:
             Regime(
                 row["arrivals"],
                 row["ground"],
-                row["load"],
+                row["load_ratio"],
                 row["system"],
                 row["kernel_spread_fraction"],
             ),

@@ -39,6 +39,9 @@ class Subject(StrictModel):
     same_die_as: str | None = None
     """Accelerator with the same multiprocessors and like memory, whose kernels of an engine stand
     in before this chip's own kernels of another engine."""
+    siblings: tuple[str, ...] = ()
+    """Names in the data of chips with like multiprocessors and as fast a memory: what they run much
+    faster was not tuned on this one."""
     cache_bytes: Bytes = 0.0
     """Cache that is fast beside the memory; 0: it hardly shows."""
     launch_bound_s: Seconds = LAUNCH_BOUND_S
@@ -123,7 +126,14 @@ def lent_power(subject: Subject, catalog: Catalog) -> PowerFit | None:
 
 def study_of(data_dir: Path, subject: Subject, peaks: Peaks) -> Study:
     """Prepare the study of a subject."""
-    return Study(data_dir, subject.chip, peaks, subject.cache_bytes, subject.launch_bound_s)
+    return Study(
+        data_dir,
+        subject.chip,
+        peaks,
+        subject.cache_bytes,
+        subject.launch_bound_s,
+        subject.siblings,
+    )
 
 
 def catalogue_peaks(accelerator: str, catalog: Catalog) -> Peaks:

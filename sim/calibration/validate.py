@@ -10,7 +10,6 @@ from sim.calibration.replay import NO_REQUEST_FITS, replay
 from sim.calibration.runs import QUANTITIES, MeasuredRun, Quantity, Skipped
 from sim.catalog import Catalog
 from sim.errors import InfeasibleError, InputError
-from sim.measured import Statistic
 from sim.schema import did_you_mean
 from sim.simulate import Progress
 
@@ -71,7 +70,7 @@ def validate_runs(
             reasons.append(run.reason)
         else:
             try:
-                rows += _compare(run, replay(run.case, catalog, seed))
+                rows += _compare(run, run.forecasts(replay(run.case, catalog, seed)))
             except InfeasibleError as error:
                 reasons.append(_why_not(run, error))
             except InputError as error:
@@ -94,9 +93,9 @@ def _why_not(run: MeasuredRun, error: InfeasibleError) -> str:
     return f"{run.case.model} cannot be cut {split}"
 
 
-def _compare(run: MeasuredRun, forecasts: Mapping[Statistic, float]) -> list[dict[str, object]]:
+def _compare(run: MeasuredRun, forecasts: Mapping[Quantity, float]) -> list[dict[str, object]]:
     return [
-        _row(run, quantity, forecasts[run.statistic[quantity]])
+        _row(run, quantity, forecasts[quantity])
         for quantity in QUANTITIES
         if quantity in run.measured
     ]

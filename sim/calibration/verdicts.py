@@ -67,7 +67,7 @@ def compared(run: MeasuredRun, limits: Limits, catalog: Catalog, seed: int) -> l
     if not run.measured:
         raise NotForecast(f"no figure of {', '.join(QUANTITIES)} is given")
     try:
-        forecasts = replay(run.case, catalog, seed)
+        forecasts = run.forecasts(replay(run.case, catalog, seed))
     except InfeasibleError as error:
         raise NotForecast(_in_short(run, error)) from error
     except InputError as error:
@@ -76,7 +76,7 @@ def compared(run: MeasuredRun, limits: Limits, catalog: Catalog, seed: int) -> l
         Compared(
             quantity,
             float(run.measured[quantity]),
-            float(forecasts[run.statistic[quantity]]),
+            forecasts[quantity],
             limits.tolerances.get(quantity),
         )
         for quantity in QUANTITIES

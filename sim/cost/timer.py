@@ -506,6 +506,7 @@ class StepTimer:
             memory_s=memory_s,
             pick_s=_array(operator.visited(shape) * vector_s),
             token_s=_array(shape.tokens * vector_s),
+            local_experts=float(operator.local_experts),
         )
         return _Call(work, seconds, compute_s, memory_s, kernel.law.floor_s, source)
 

@@ -9,7 +9,7 @@ from sim.catalog import Catalog
 from sim.cost.work import StepShape
 from sim.deployment import Deployment
 from sim.service import Service
-from sim.uncertainty import GROUNDS, QUEUED_RATIO, Arrivals, Ground, Load, Regime, Residuals
+from sim.uncertainty import GROUNDS, Arrivals, Ground, Regime, Residuals
 
 CACHED_FRACTION = 0.05
 """Share of prompts found in a cache from which caching is said to matter."""
@@ -50,7 +50,6 @@ class Outlook:
         cached_fraction : float
             Of the prompt tokens, that are found in a cache.
         """
-        load: Load = "queued" if load_ratio >= QUEUED_RATIO else "light"
         more = []
         if 0 < self.fitted_sequences < sequences:
             more.append(
@@ -62,7 +61,7 @@ class Outlook:
         return Regime(
             arrivals=arrivals,
             ground=self.ground,
-            load=load,
+            load_ratio=load_ratio,
             system=service.answer_pool.case.system,
             kernel_spread_fraction=self.kernel_spread_fraction,
             outside=(*self.outside, *more),

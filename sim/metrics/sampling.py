@@ -1,8 +1,9 @@
 """How far statistics of a run would move with other requests of the same traffic.
 
 One run stands for many seeds: requests that come later are drawn anew. Neighbours meet with the
-same queue, so that they count as fewer than they are; by how many fewer the scatter of the means of
-consecutive batches tells.
+same queue, so that they count as fewer than they are; by how many fewer the means of consecutive
+batches tell, as far as each differs from the next: what rises and falls slowly is the traffic's own
+pattern, which another seed has too.
 """
 
 import math
@@ -14,11 +15,12 @@ from sim.uncertainty import EDGE
 
 Floats = npt.NDArray[np.float64]
 
-BATCHES = 10
+BATCHES = 20
 """Parts that a run is cut into, by arrival."""
-ENOUGH = 20_000
+ENOUGH = 5_000
 """Requests from which on the scatter of a run's statistics is lost in that of measurements."""
 LEAST = 2
+LEAST_BATCH = 5
 
 
 def sampling_reach(values: Floats, statistic: str) -> tuple[float, float]:
@@ -55,11 +57,15 @@ def sampling_reach(values: Floats, statistic: str) -> tuple[float, float]:
 
 
 def _likeness(values: Floats) -> float:
-    """Give how many requests count as one, by how much more than chance batch means vary."""
+    """Give how many requests count as one, by how much more than chance batch means vary.
+
+    Half the mean square of the differences of neighbours is their variance without slow changes
+    (von Neumann 1941, doi:10.1214/aoms/1177731677).
+    """
     size = values.size // BATCHES
     spread = float(values.var(ddof=1))
-    if size < BATCHES or spread <= 0.0:
+    if size < LEAST_BATCH or spread <= 0.0:
         return 1.0
     means = values[: size * BATCHES].reshape(BATCHES, size).mean(axis=1)
-    found = size * float(means.var(ddof=1)) / spread
-    return float(np.clip(found, 1.0, size))
+    variance = float(np.mean(np.diff(means) ** 2)) / 2
+    return float(np.clip(size * variance / spread, 1.0, size))

@@ -25,6 +25,10 @@ NARROW = 80
 CENT_USD = 0.01
 RANGE_DIGITS = 2
 """Of the ends of an interval in a terminal."""
+RANGES = (
+    "Below a number its 80 % interval, of TTFT and TPOT that of the median; below the share of "
+    "requests that met the SLO the chance that enough do, in percent."
+)
 MANY_TASKS = 1000
 """What cheap tasks are counted by."""
 
@@ -262,6 +266,8 @@ def console_table(summary: pd.DataFrame) -> Table:
     """
     ttft, tpot = _TimeUnit.of(summary, "ttft_s"), _TimeUnit.of(summary, "tpot_s")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    if any(_range(case, "tpot_s_p50") for _, case in summary.iterrows()):
+        table.caption, table.caption_justify = RANGES, "left"
     table.add_column("case", overflow="fold", min_width=8, max_width=36)
     for title in (
         "out tok/s\nper chip",
@@ -270,7 +276,7 @@ def console_table(summary: pd.DataFrame) -> Table:
         "util\n%",
         "USD/Mtok\nin + out",
         "J/tok\noutput",
-        "SLO %\nchance" if CHANCE.column in summary else "SLO\n%",
+        "SLO\n%",
     ):
         table.add_column(title, justify="right", no_wrap=True)
     for _, case in summary.iterrows():

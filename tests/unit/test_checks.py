@@ -18,6 +18,7 @@ WORDS: dict[Kind, str] = {
     "calibrations": "calibration",
     "priors": "prior",
     "overheads": "overhead",
+    "residuals": "residuals",
     "engines": "engine",
     "prices": "prices",
     "models": "model",

@@ -297,6 +297,7 @@ class TestManifest:
             *(f"priors/{family}" for family in ("hopper", "blackwell")),
             "engines/vllm",
             "overheads/vllm",
+            "residuals/serving",
             "models/llama_3_1_70b",
             "prices/us_2026_11",
         }

@@ -22,7 +22,7 @@ from sim.overhead import NO_OVERHEAD, EngineOverhead, EngineOverheads, FamilyOve
 from sim.schema import load_yaml, validate
 
 CATALOG = open_catalog()
-FIT = Fit(rows=7, median_ape=0.034, p90_ape=0.1, bias=0.0, ranges={}, source="by hand")
+FIT = Fit(rows=7, median_ape=0.034, p90_ape=0.1, bias=0.0, ranges={}, source="TPOT of made-up runs")
 
 
 def overhead(**fields: float) -> EngineOverhead:
@@ -229,7 +229,7 @@ class TestHierarchy:
         slope[0] = 1e-3
         told = replace(run, measured={"tpot": measured_s})
         law = overhead(step_s=1e-3)
-        return Response(told, 8.0, law, {"tpot": 0.011}, {"tpot": slope})
+        return Response(told, 8.0, 0.1, law, {"tpot": 0.011}, {"tpot": slope})
 
     def test_few_runs_are_pulled_to_the_engine_and_many_are_not(self, tmp_path: Path) -> None:
         (run,) = runs(tmp_path, RUNS[0])

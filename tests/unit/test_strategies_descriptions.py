@@ -38,11 +38,11 @@ OWN = re.compile(rf"(?:about )?{NUMBER} (?:more|tokens)\b")
 class AnyQuestion(FakeQuestion):
     """Revisions are right in two of five cases, searches always."""
 
-    def revised(self, rng: np.random.Generator, answer: int, **_: object) -> int:  # type: ignore[override]
+    def revised(self, rng: np.random.Generator, answer: int, **_: object) -> int:
         del answer
         return int(rng.random() > 0.4)
 
-    def searched(self, rng: np.random.Generator, **_: object) -> int:  # type: ignore[override]
+    def searched(self, rng: np.random.Generator, **_: object) -> int:
         del rng
         return 0
 

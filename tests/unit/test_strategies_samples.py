@@ -432,3 +432,20 @@ def test_votes_have_to_be_known_to_be_counted(strategy: Samples):
 def test_what_contradicts_itself_is_refused(fields: dict[str, object], message: str):
     with pytest.raises(ValidationError, match=message):
         Samples.model_validate({"kind": "samples", "samples": 4, **fields})
+
+
+# --- Calls that get no answer, without an engine.
+
+
+def test_a_vote_goes_on_without_a_sample_that_is_refused():
+    question = ToldQuestion(told=[0, 7, 7])
+    ledger = answered_at_once(
+        Samples(samples=3).control(task_of(question)), lambda call: call.answer_stream == 1001
+    )
+    assert len(ledger.calls) == 3
+    assert ledger.answer == 7
+
+
+def test_a_program_is_over_where_all_its_calls_are_refused():
+    with pytest.raises(Unanswered, match="rejected"):
+        answered_at_once(Samples(samples=3).control(task_of()), lambda _: True)

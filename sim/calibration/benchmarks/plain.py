@@ -42,6 +42,8 @@ class Benchmark:
 
     means = False
     """Whether its published times are means, in whatever column they stand."""
+    client_s = 0.0
+    """What its client adds to the time to first token: sending, and reading many streams."""
     rounds = ROUNDS
     """Requests per client of a closed loop."""
     unstated_tp: UnstatedTp | None = None

@@ -119,12 +119,14 @@ def _measure_bar(
     case = str(row["case"])
     style = styles_of(tables)[case]
     nobody = row["completed_requests"] == 0
+    bounds = interval(row, measure.column)
+    known = bounds is not None and bounds[0] == bounds[1]  # given by the arrivals
     why = "no request completed" if nobody else "no answer in the time that counts"
     return Bar(
         case=case,
         style=style,
         value=float(row[measure.column]),
-        interval=interval(row, measure.column),
+        interval=None if known else bounds,
         segments=segments(style),
         undefined=f"not defined: {why}",
     )

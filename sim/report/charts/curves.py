@@ -42,7 +42,7 @@ from sim.report.style import (
 
 MARKER_PT = 6.5
 BAND_OPACITY = 0.13
-BANDS = "Bands, where there are any: 80 % intervals."
+BANDS = " Bands: 80 % intervals."
 INTERACTIVITY_AXIS = "Interactivity, output tokens per second for each user"
 
 
@@ -79,7 +79,7 @@ def throughput_chart(tables: RunTables) -> Drawing:
             measure=THROUGHPUT,
             axis="Output tokens per second per chip (logarithmic)",
             title="More users at once: more tokens from each chip, fewer for each user",
-            subtitle="Up and to the right is better. Small numbers: concurrent requests. " + BANDS,
+            subtitle="Up and to the right is better. Small numbers: concurrent requests.",
             write_tick=plain,
         ),
     )
@@ -93,8 +93,7 @@ def cost_curve_chart(tables: RunTables) -> Drawing:
             measure=COST,
             axis="US dollars per million tokens, input and output (logarithmic)",
             title="What a faster answer costs",
-            subtitle="Down and to the right is better. Small numbers: concurrent requests. "
-            + BANDS,
+            subtitle="Down and to the right is better. Small numbers: concurrent requests.",
             write_tick=tick_usd,
         ),
     )
@@ -102,7 +101,8 @@ def cost_curve_chart(tables: RunTables) -> Drawing:
 
 def _trade_off(tables: RunTables, plan: TradeOff) -> Drawing:
     curves = list(_curves(tables, plan.measure.column))
-    head = heading_of(tables, plan.title, plan.subtitle)
+    bands = BANDS if any(curve.band is not None for curve in curves) else ""
+    head = heading_of(tables, plan.title, plan.subtitle + bands)
     sheet, named = _curve_sheet(head, plan, curves, ())
     if not named:
         legend = case_legend({curve.case: curve.style for curve in curves})

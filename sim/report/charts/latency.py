@@ -45,8 +45,10 @@ def latency_chart(tables: RunTables) -> Drawing:
     title = "How long users wait: for the first token, and for each one after it"
     subtitle = (
         "Share of completed requests that waited no longer; marks at p50, p95 and p99. "
-        "Logarithmic time; further left is better. Bars at the marks: 80 % intervals."
+        "Logarithmic time; further left is better."
     )
+    if any(found for wait in WAITS for found in _ranges(tables, wait).values()):
+        subtitle += " Bars at the marks: 80 % intervals."
     sheet = Sheet(heading_of(tables, title, subtitle), 4.45, case_legend(styles_of(tables)))
     for place, wait in enumerate(WAITS):
         left_in = 0.75 + place * 4.78

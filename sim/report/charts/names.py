@@ -32,7 +32,10 @@ RINGS_PT = (0.0, 12.0, 24.0, 38.0, 54.0, 72.0, 92.0, 116.0)
 """How far away from a point its name is looked for, nearest first."""
 DIRECTIONS = 16
 FEW_CASES = 8
-"""With more, names are smaller."""
+"""With more, names are smaller, and stand near or not at all: a long line from a name to its point
+would pass others."""
+NEAR_RINGS = 4
+"""Of `RINGS_PT`, with many cases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,8 @@ def write_names(axes: Axes, wanted: Sequence[Named], strokes: Floats) -> bool:
     per_point = _pixels_per_point(axes)
     canvas = Canvas(box.width / per_point, box.height / per_point, strokes)
     size_pt = LABEL_PT if len(wanted) <= FEW_CASES else TICK_PT
-    places = [_write_name(axes, canvas, name, size_pt) for name in wanted]  # each one that can be
+    rings = RINGS_PT if len(wanted) <= FEW_CASES else RINGS_PT[:NEAR_RINGS]
+    places = [_write_name(axes, canvas, name, size_pt, rings) for name in wanted]  # all that can be
     return all(places)
 
 
@@ -86,12 +90,16 @@ def _pixels_per_point(axes: Axes) -> float:
     return (root.dpi if root else POINTS_PER_IN) / POINTS_PER_IN
 
 
-def _write_name(axes: Axes, canvas: Canvas, name: Named, size_pt: float) -> bool:
+def _write_name(
+    axes: Axes, canvas: Canvas, name: Named, size_pt: float, rings: Sequence[float]
+) -> bool:
     lines = clipped(wrap(name.text, NAME_IN, size_pt, bold=name.bold), NAME_LINES)
     width = max(text_width_in(line, size_pt, bold=name.bold) for line in lines) * POINTS_PER_IN
     leading = line_height_in(size_pt) * POINTS_PER_IN
     at = in_points(axes, name.anchors)
-    wanted = Wanted(width, len(lines) * leading, np.vstack([*_rings(at)]), NEAR_PT, led_to=at)
+    wanted = Wanted(
+        width, len(lines) * leading, np.vstack([*_rings(at, rings)]), NEAR_PT, led_to=at
+    )
     box = canvas.place(wanted)
     if box is None:
         return False
@@ -114,12 +122,12 @@ def _write_name(axes: Axes, canvas: Canvas, name: Named, size_pt: float) -> bool
     return True
 
 
-def _rings(at: Floats) -> Iterator[Floats]:
+def _rings(at: Floats, rings: Sequence[float]) -> Iterator[Floats]:
     """Places around the anchors, the nearest first."""
     angles = np.linspace(0.0, 2.0 * np.pi, DIRECTIONS, endpoint=False)
     ways = np.column_stack([np.cos(angles), np.sin(angles)])
     yield at
-    for radius in RINGS_PT[1:]:
+    for radius in rings[1:]:
         for point in at:
             yield point + radius * ways
 
