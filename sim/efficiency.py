@@ -166,7 +166,7 @@ def hats(values: Values | float, knots: tuple[float, ...]) -> NDArray[np.float64
     [0.5, 0.5, 0.0]
     """
     marks = np.log(knots)
-    inside = np.log(np.clip(np.asarray(values, dtype=float), knots[0], knots[-1]))
+    inside: NDArray[np.float64] = np.log(np.clip(np.asarray(values), knots[0], knots[-1]))
     if len(knots) == 1:
         return np.ones((*inside.shape, 1))
     left = np.clip(np.searchsorted(marks, inside, side="right") - 1, 0, len(knots) - 2)

@@ -130,16 +130,19 @@ def _family(fitted: Fitted, found: Sequence[Response]) -> FamilyOverhead:
         },
         models=tuple(sorted({response.run.case.model for response in found})),
         fit=quality(found, ("tpot", "throughput")),
-        frontend_fit=quality(found, ("ttft",)) if _rows(found, ("ttft",)) else None,
+        frontend_fit=quality(found, ("ttft",)),
+        assumed=None if _rows(found, ("tpot", "throughput")) else "a law on trial",
     )
 
 
-def quality(found: Sequence[Response], wanted: tuple[Quantity, ...]) -> Fit:
+def quality(found: Sequence[Response], wanted: tuple[Quantity, ...]) -> Fit | None:
     """Sum up how well the fitted runs are met, by the first of some quantities that they have."""
     rows = _rows(found, wanted)
-    ratio = np.array([each.forecasts[q] / each.run.measured[q] for each, q in rows] or [1.0])
+    if not rows:
+        return None
+    ratio = np.array([each.forecasts[q] / each.run.measured[q] for each, q in rows])
     ape = np.abs(ratio - 1)
-    sequences = [each.sequences for each, _ in rows] or [0.0]
+    sequences = [each.sequences for each, _ in rows]
     sources = sorted({each.run.source for each, _ in rows})
     names = sorted({_NAMES[q] for _, q in rows})
     return Fit(

@@ -478,9 +478,11 @@ class TestStudy:
             token_slowdown=0.0,
         )
         light = 10.0 ** np.linspace(-7, -3, 40)
-        rows = pd.DataFrame({"compute_s": light, "memory_s": light[::-1] * 0.5})
+        rows = pd.DataFrame(
+            {"compute_s": light, "memory_s": light[::-1] * 0.5, "local_experts": 1.0}
+        )
         rows["time_s"] = bare.seconds(
-            **columns(rows, "compute_s", "memory_s"), pick_s=0.0, token_s=0.0
+            **columns(rows, "compute_s", "memory_s"), pick_s=0.0, token_s=0.0, local_experts=1.0
         )
         problem = problems.without_routing(problems.GROUPED_GEMM)
         found = problem.fit(rows)

@@ -13,6 +13,7 @@ from sim.efficiency import (
     Calibration,
     CollectiveLaw,
     CollectiveLine,
+    Correction,
     DecodeAttentionLaw,
     GemmLaw,
     GroupedGemmLaw,
@@ -55,6 +56,9 @@ GEMMS = st.sampled_from([law for law in all_of("gemm") if isinstance(law, GemmLa
 GROUPED = st.sampled_from(
     [law for law in all_of("grouped_gemm") if isinstance(law, GroupedGemmLaw)]
 )
+CORRECTED = GEMMS.filter(lambda law: law.correction is not None)
+CORRECTED_EXPERTS = GROUPED.filter(lambda law: law.correction is not None)
+TOKENS = st.floats(min_value=0.0, max_value=1e5, allow_subnormal=False)
 DECODES = st.sampled_from(
     [
         law
@@ -135,7 +139,7 @@ class TestByHand:
         )
         # 1 + sqrt(6^2 + 8^2) + 10 * 0.1 + 100 * 0.01 = 13 us.
         assert law.seconds(
-            compute_s=3e-6, memory_s=2e-6, pick_s=1e-7, token_s=1e-8
+            compute_s=3e-6, memory_s=2e-6, pick_s=1e-7, token_s=1e-8, local_experts=8.0
         ) == pytest.approx(13e-6)
 
     def test_decode_splits_into_constant_and_slope(self) -> None:
@@ -184,6 +188,74 @@ class TestByHand:
             for m in tokens.tolist()
         ]
         assert together == pytest.approx(apart, rel=1e-12)
+
+
+class TestCorrection:
+    GRID = Correction(work_s=(1e-6, 1e-4), sizes=(1.0, 16.0), factors=((1.0, 1.0), (1.44, 1.21)))
+
+    def law(self) -> GroupedGemmLaw:
+        return GroupedGemmLaw(
+            floor_s=2e-6,
+            compute_efficiency=0.5,
+            memory_efficiency=0.5,
+            sharpness=1.0,
+            pick_slowdown=0.0,
+            token_slowdown=0.0,
+            correction=self.GRID,
+        )
+
+    def seconds(self, compute_s: float, experts: float) -> float:
+        return float(
+            self.law().seconds(
+                compute_s=compute_s, memory_s=0.0, pick_s=0.0, token_s=0.0, local_experts=experts
+            )
+        )
+
+    def test_multiplies_all_but_the_floor(self) -> None:
+        # 100 us of work for 16 experts: a corner, 2 + 1.21 * 100 us.
+        assert self.seconds(50e-6, 16.0) == pytest.approx(123e-6)
+        # 10 us is half way along the times: sqrt(1.44) = 1.2 for one expert, 1.1 for sixteen;
+        # four experts are half way between those: sqrt(1.2 * 1.1).
+        assert self.seconds(5e-6, 1.0) == pytest.approx(14e-6)
+        assert self.seconds(5e-6, 4.0) == pytest.approx(2e-6 + 10e-6 * (1.2 * 1.1) ** 0.5)
+
+    def test_stays_what_it_is_at_the_edge(self) -> None:
+        assert self.seconds(0.5, 100.0) == pytest.approx(2e-6 + 1.21)
+        assert self.seconds(0.0, 1.0) == 2e-6
+
+    def test_never_beats_the_datasheet(self) -> None:
+        grid = Correction(work_s=(1.0, 2.0), sizes=(1.0,), factors=((0.1,), (0.1,)))
+        law = self.law().model_copy(update={"correction": grid, "floor_s": 0.0})
+        took_s = law.seconds(
+            compute_s=3.0, memory_s=1.0, pick_s=0.0, token_s=0.0, local_experts=1.0
+        )
+        assert took_s == 3.0
+
+    def test_an_array_gives_what_its_numbers_give(self) -> None:
+        times = np.array([0.0, 1e-6, 3e-5, 1.0])
+        together = self.law().seconds(
+            compute_s=times, memory_s=0.0 * times, pick_s=0.0, token_s=0.0, local_experts=3.0
+        )
+        assert together.tolist() == [self.seconds(each, 3.0) for each in times.tolist()]
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"factors": ((1.0, 1.0),)}, "expected 2 rows of 2"),
+            ({"work_s": (1e-4, 1e-6)}, "must rise"),
+            # Halved while the time doubles: as much work in less time beyond a slope of 0.6.
+            ({"work_s": (1e-6, 2e-6), "factors": ((1.0, 1.0), (0.5, 0.5))}, "fall so fast"),
+            ({"factors": ((1.0, 0.4), (1.0, 0.5))}, "fall so fast"),
+        ],
+    )
+    def test_a_grid_that_is_none_is_refused(self, changes: dict[str, object], reason: str) -> None:
+        with pytest.raises(ValidationError, match=reason):
+            Correction(**(self.GRID.model_dump() | changes))
+
+    def test_41_knots_are_too_many(self) -> None:
+        times = tuple(10.0**power for power in range(41))
+        with pytest.raises(ValidationError, match="at most 40"):
+            Correction(work_s=times, sizes=(1.0,), factors=((1.0,),) * 41)
 
 
 class TestRefusals:
@@ -246,16 +318,65 @@ class TestCommittedFiles:
         law=GROUPED,
         bounds=st.tuples(TIMES, TIMES, TIMES, TIMES),
         more=st.tuples(TIMES, TIMES, TIMES, TIMES),
+        experts=st.integers(1, 512),
     )
     def test_more_work_never_makes_experts_faster(
-        self, law: GroupedGemmLaw, bounds: tuple[float, ...], more: tuple[float, ...]
+        self,
+        law: GroupedGemmLaw,
+        bounds: tuple[float, ...],
+        more: tuple[float, ...],
+        experts: int,
     ) -> None:
         less_s, more_s = (
-            law.seconds(compute_s=compute, memory_s=memory, pick_s=pick, token_s=token)
+            law.seconds(
+                compute_s=compute,
+                memory_s=memory,
+                pick_s=pick,
+                token_s=token,
+                local_experts=float(experts),
+            )
             for compute, memory, pick, token in (bounds, np.add(bounds, more).tolist())
         )
         assert more_s >= less_s * ROUNDING
         assert less_s >= max(bounds[:2]) * ROUNDING
+
+    @given(
+        law=CORRECTED, tokens=TOKENS, more=TOKENS, depth=st.sampled_from([512.0, 3000.0, 16384.0])
+    )
+    def test_more_tokens_never_make_a_corrected_gemm_faster(
+        self, law: GemmLaw, tokens: float, more: float, depth: float
+    ) -> None:
+        """Times of microseconds to milliseconds, where the knots are; 10 us of weights."""
+        less_s, more_s = (
+            law.seconds(
+                compute_s=1e-8 * each, memory_s=1e-5 + 1e-10 * each, depth=depth, conversion_s=0.0
+            )
+            for each in (tokens, tokens + more)
+        )
+        assert more_s >= less_s * ROUNDING
+
+    @given(law=CORRECTED_EXPERTS, tokens=TOKENS, more=TOKENS, experts=st.integers(1, 512))
+    def test_more_tokens_never_make_corrected_experts_faster(
+        self, law: GroupedGemmLaw, tokens: float, more: float, experts: int
+    ) -> None:
+        less_s, more_s = (
+            law.seconds(
+                compute_s=1e-8 * each,
+                memory_s=1e-6 * min(each, experts) + 1e-10 * each,
+                pick_s=1e-10 * each,
+                token_s=1e-10 * each,
+                local_experts=float(experts),
+            )
+            for each in (tokens, tokens + more)
+        )
+        assert more_s >= less_s * ROUNDING
+
+    def test_no_grid_has_more_than_40_knots(self) -> None:
+        laws = [law for family in ("gemm", "grouped_gemm") for law in all_of(family)]
+        grids = [law.correction for law in laws if isinstance(law, GemmLaw | GroupedGemmLaw)]
+        knots = [len(each.work_s) * len(each.sizes) for each in grids if each is not None]
+        assert len(knots) > 20
+        assert max(knots) <= 40
 
     @given(law=DECODES, rows=st.integers(1, 8192), one_s=TIMES, more_s=TIMES)
     def test_decode_is_affine_in_the_context(

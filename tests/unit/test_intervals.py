@@ -47,7 +47,7 @@ OTHERS = f"""\
 {CLOSED_LOOP}\
   - {{name: not measured, system: mi300x_x8}}
   - name: share of capacity
-    workload: {{arrivals: {{kind: poisson}}, load_fraction: 0.5, requests: 300}}
+    workload: {{arrivals: {{kind: poisson, rate_requests_per_s: 1}}, load_fraction: 0.5, requests: 300}}
   - name: too much
     workload: {{arrivals: {{kind: poisson, rate_requests_per_s: 400}}, requests: 4000}}
   - name: all at once

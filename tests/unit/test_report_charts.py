@@ -26,7 +26,7 @@ from report_fixtures import (
     several_parts,
 )
 
-from sim.report.charts import CHART_NAMES, TASK_PAINTERS, draw_charts
+from sim.report.charts import CHART_NAMES, TASK_PAINTERS, bars, curves, draw_charts, latency
 from sim.report.charts.bars import cost_chart, energy_chart
 from sim.report.charts.curves import cost_curve_chart, throughput_chart
 from sim.report.charts.drawing import Drawing
@@ -369,3 +369,46 @@ def test_what_boots_or_has_failed_stands_on_what_is_up() -> None:
         (2.0, 2.0),
         (0.0, 2.0),
     }
+
+
+def test_bands_of_curves_go_from_slow_to_fast() -> None:
+    """Slow: fewer tokens for each user, fewer from each chip, and dearer ones."""
+    tables = four_cases()
+    assert tables.curve is not None
+    curve = tables.curve.copy()
+    for name in (
+        "interactivity_tokens_per_s",
+        "output_tokens_per_s_per_chip",
+        "usd_per_mtok_total",
+    ):
+        curve[f"{name}_lo"], curve[f"{name}_hi"] = curve[name] * 0.9, curve[name] * 1.2
+    for column, slow, fast in (
+        ("output_tokens_per_s_per_chip", 0.9, 1.2),
+        ("usd_per_mtok_total", 1.2, 0.9),
+    ):
+        for found in curves._curves(dataclasses.replace(tables, curve=curve), column):
+            assert found.band is not None
+            count = len(found.points)
+            np.testing.assert_allclose(found.band[:count], found.points * [0.9, slow])
+            np.testing.assert_allclose(found.band[count:][::-1], found.points * [1.2, fast])
+        assert all(found.band is None for found in curves._curves(tables, column))
+
+
+def test_marked_quantiles_have_the_intervals_of_the_summary() -> None:
+    tables = four_cases()
+    ttft, tpot = (latency._ranges(tables, wait) for wait in latency.WAITS)
+    for _, row in tables.summary.iterrows():
+        assert ttft[row["case"]] == [(0.5, row["ttft_s_p50_lo"], row["ttft_s_p50_hi"])]
+        assert tpot[row["case"]] == []
+
+
+def test_a_cost_that_is_known_has_no_whisker() -> None:
+    tables = four_cases()
+    summary = tables.summary.copy()
+    summary["usd_per_mtok_total_lo"] = summary["usd_per_mtok_total_hi"] = summary[
+        "usd_per_mtok_total"
+    ]
+    known = dataclasses.replace(tables, summary=summary)
+    for _, row in summary.iterrows():
+        assert bars._cost_bar(known, row).interval is None
+        assert bars._cost_bar(tables, tables.summary.loc[row.name]).interval is not None

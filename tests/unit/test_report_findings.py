@@ -178,3 +178,33 @@ def test_the_answer_says_what_nobody_measured() -> None:
     assert "alibrated" not in answer(summary)
     said = answer(summary.assign(caveats=["not calibrated", "", "estimated model", ""]))
     assert said.endswith("Not calibrated: 8x H100. Estimated model: 8x B200.")
+
+
+def test_what_two_cases_share_of_their_error_does_not_blur_them() -> None:
+    """Of 1.0 to 1.3 and 1.2 to 1.6 about 1.15 and 1.4; without the shared 3/4 half as wide.
+
+    1.15 x sqrt(1.3 / 1.15) = 1.22 and 1.4 x sqrt(1.2 / 1.4) = 1.30: clear of each other.
+    """
+    summary = pd.DataFrame(
+        {
+            "case": ["a", "b"],
+            "usd_per_mtok_total": [1.15, 1.4],
+            "usd_per_mtok_total_lo": [1.0, 1.2],
+            "usd_per_mtok_total_hi": [1.3, 1.6],
+            "shared_error_fraction": [0.75, 0.75],
+            "error_group": ["box/model/engine", "other box/model/engine"],
+        }
+    )
+    apart, alike = rank(summary, COST), rank(summary.assign(error_group="same"), COST)
+    assert apart is not None
+    assert alike is not None
+    assert not apart.separated
+    assert alike.separated
+
+
+def test_the_answer_says_how_likely_the_slo_is() -> None:
+    summary = four_cases().summary.assign(slo_probability=[0.9999, 0.62, 0.001, 0.5])
+    names = list(summary["case"])
+    expected = f"Chance that enough of them do: {names[0]} >99 %, {names[1]} 62 %, {names[2]} <1 %"
+    assert expected in answer(summary)
+    assert "Chance" not in answer(four_cases().summary)

@@ -16,7 +16,7 @@ from sim.report.data import (
     TEXT_COLUMNS,
     RunTables,
 )
-from sim.report.tables import GROUPS, console_table, summary_frame
+from sim.report.tables import GROUPS, console_table, summary_cell, summary_frame
 
 
 def printed(summary: pd.DataFrame, width: int) -> list[str]:
@@ -93,6 +93,7 @@ def test_the_long_table_as_a_frame() -> None:
 
 def test_what_nobody_measured_stands_below_the_name_of_its_case() -> None:
     summary = four_cases().summary
+    summary = summary[[name for name in summary if not name.endswith(("_lo", "_hi"))]]
     said = ["", "not calibrated", "not calibrated, speculative chip", "estimated model"]
     for width in (80, 120):
         lines = printed(summary.assign(caveats=said), width)
@@ -100,3 +101,41 @@ def test_what_nobody_measured_stands_below_the_name_of_its_case() -> None:
         at = next(place for place, line in enumerate(lines) if line.startswith("8x H200"))
         assert lines[at + 1].startswith("not")
     assert len(lines) == len(printed(summary, 120)) + 3
+
+
+def test_the_terminal_shows_intervals_below_their_numbers() -> None:
+    """Of three digits and of two; nothing below a number that is known."""
+    summary = (
+        four_cases()
+        .summary.iloc[:1]
+        .assign(
+            usd_per_mtok_total=1.25,
+            usd_per_mtok_total_lo=1.04,
+            usd_per_mtok_total_hi=1.76,
+            output_tokens_per_s_per_chip=1234.0,
+            output_tokens_per_s_per_chip_lo=1234.0,
+            output_tokens_per_s_per_chip_hi=1234.0,
+            slo_attainment_fraction=0.97,
+            slo_probability=0.624,
+        )
+    )
+    text = "\n".join(printed(summary, 120))
+    assert "1.0-1.8" in text
+    assert "1234-1234" not in text
+    (below,) = [line for line in text.splitlines() if "1.0-1.8" in line]
+    assert below.rstrip().endswith("62")
+    assert "80 % interval" in text
+
+
+def test_the_chance_of_an_slo_has_a_line_where_it_is_known() -> None:
+    summary = four_cases().summary
+    assert "Chance that the SLO is met" not in set(summary_frame(summary)["quantity"])
+    frame = summary_frame(summary.assign(slo_probability=[0.999, 0.5, 0.001, math.nan]))
+    (row,) = frame[frame["quantity"] == "Chance that the SLO is met"].to_dict("records")
+    assert list(row.values())[1:] == ["%", ">99", "50", "<1", "\N{EN DASH}"]
+
+
+def test_a_number_that_is_known_has_no_interval() -> None:
+    (row,) = [row for group in GROUPS for row in group.rows if row.column == "usd_per_mtok_total"]
+    case = pd.Series({row.column: 2.0, f"{row.column}_lo": 2.0, f"{row.column}_hi": 2.001})
+    assert summary_cell(case, row).interval == ""
