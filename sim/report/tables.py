@@ -25,6 +25,14 @@ NARROW = 80
 CENT_USD = 0.01
 RANGE_DIGITS = 2
 """Of the ends of an interval in a terminal."""
+RANGED = (
+    "output_tokens_per_s_per_chip",
+    "ttft_s_p50",
+    "tpot_s_p50",
+    "usd_per_mtok_total",
+    "energy_j_per_output_token",
+)
+"""Numbers of a terminal that have their intervals below them."""
 RANGES = (
     "Below a number its 80 % interval, of TTFT and TPOT that of the median; below the share of "
     "requests that met the SLO the chance that enough do, in percent."
@@ -266,7 +274,7 @@ def console_table(summary: pd.DataFrame) -> Table:
     """
     ttft, tpot = _TimeUnit.of(summary, "ttft_s"), _TimeUnit.of(summary, "tpot_s")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    if any(_range(case, "tpot_s_p50") for _, case in summary.iterrows()):
+    if any(_range(case, name) for _, case in summary.iterrows() for name in RANGED):
         table.caption, table.caption_justify = RANGES, "left"
     table.add_column("case", overflow="fold", min_width=8, max_width=36)
     for title in (

@@ -1,4 +1,4 @@
-"""Intervals from forecasts of held-out runs: on errors whose law is known, they hold what they say."""
+"""Intervals from forecasts of held-out runs: where the law of errors is known, they hold."""
 
 from pathlib import Path
 

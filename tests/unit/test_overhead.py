@@ -185,7 +185,7 @@ class TestFit:
         for run in found:
             told = replay(run.case, trial, seed=1)
             for quantity, measured in run.measured.items():
-                assert told[run.statistic[quantity]] == pytest.approx(measured, rel=0.01)
+                assert told[run.statistic[quantity]] == pytest.approx(measured, rel=0.02)
 
     def test_the_prior_settles_what_runs_do_not_tell(self, tmp_path: Path) -> None:
         """Models without experts, prompts with graphs: nothing pulls at those two."""

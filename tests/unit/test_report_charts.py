@@ -26,8 +26,8 @@ from report_fixtures import (
     several_parts,
 )
 
-from sim.report.charts import CHART_NAMES, TASK_PAINTERS, bars, curves, draw_charts, latency
-from sim.report.charts.bars import cost_chart, energy_chart
+from sim.report.charts import CHART_NAMES, TASK_PAINTERS, curves, draw_charts, latency
+from sim.report.charts.bars import _cost_bar, cost_chart, energy_chart
 from sim.report.charts.curves import cost_curve_chart, throughput_chart
 from sim.report.charts.drawing import Drawing
 from sim.report.charts.latency import latency_chart
@@ -409,6 +409,6 @@ def test_a_cost_that_is_known_has_no_whisker() -> None:
         "usd_per_mtok_total"
     ]
     known = dataclasses.replace(tables, summary=summary)
-    for _, row in summary.iterrows():
-        assert bars._cost_bar(known, row).interval is None
-        assert bars._cost_bar(tables, tables.summary.loc[row.name]).interval is not None
+    for (_, row), (_, case) in zip(summary.iterrows(), tables.summary.iterrows(), strict=True):
+        assert _cost_bar(known, row).interval is None
+        assert _cost_bar(tables, case).interval is not None

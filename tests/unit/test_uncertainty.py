@@ -1,4 +1,4 @@
-"""How far measurements lie from forecasts: spreads, how they combine, and how regimes are chosen."""
+"""How far measurements lie from forecasts: spreads, their sums, and how regimes are chosen."""
 
 import math
 
