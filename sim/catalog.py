@@ -210,7 +210,14 @@ class Catalog:
         preset : str
             Id of its version, which may have a file of its own.
         """
-        entry_id = preset if preset in self.files["overheads"] else engine
+        if preset in self.files["overheads"]:
+            own = self.overheads_file(preset)
+            if own.engine == engine:  # else other kernels were chosen than those of the preset
+                return own
+        return self.overheads_file(engine)
+
+    def overheads_file(self, entry_id: str) -> EngineOverheads:
+        """Return one file of ``hardware/overheads``: of an engine, or of one of its versions."""
         return self._entry("overheads", entry_id, EngineOverheads)
 
     def residuals(self) -> Residuals | None:
@@ -244,7 +251,7 @@ class Catalog:
         trial = Catalog(self.files)
         trial._read.update(self._read)
         for engine in self.names("overheads"):
-            known = self._entry("overheads", engine, EngineOverheads)
+            known = self.overheads_file(engine)
             trial._read["overheads", engine] = known.with_law(overhead)
         return trial
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from sim.calibration import kernels
-from sim.calibration.kernels import NotMeasuredError, Peaks
+from sim.calibration.kernels import NotMeasuredError
 
 SHAPE = ["hidden_size", "inter_size", "topk", "num_experts"]
 SERIES = [*SHAPE, "moe_tp_size", "moe_ep_size"]
@@ -69,14 +69,12 @@ def without_untuned_series(rows: pd.DataFrame, siblings: pd.DataFrame) -> tuple[
     return rows[~untuned], int(untuned.sum())
 
 
-def sibling_layers(
-    data_dir: Path, chips: Sequence[str], peaks: Peaks, engine: str, name: str
-) -> pd.DataFrame:
+def sibling_layers(data_dir: Path, chips: Sequence[str], engine: str, name: str) -> pd.DataFrame:
     """Read the expert layers of an engine in a format on other chips."""
     found = []
     for chip in chips:
         try:
-            frame = kernels.grouped_gemm(data_dir, chip, peaks)
+            frame = kernels.expert_times(data_dir, chip)
         except NotMeasuredError:
             continue
         found.append(frame[(frame["engine"] == engine) & (frame["format"] == name)])

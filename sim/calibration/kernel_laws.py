@@ -304,7 +304,7 @@ def _grouped_gemm(study: Study) -> Iterator[Group[GroupedGemmLaw]]:
             continue
         rows, shards = _without_whole_shards(rows)
         rows, narrow = without_narrow_routers(rows)
-        known = sibling_layers(study.data_dir, study.siblings, study.peaks, engine, name)
+        known = sibling_layers(study.data_dir, study.siblings, engine, name)
         rows, untuned = without_untuned_series(rows, known)
         rows, dropped = _without_broken_shards(rows, SHAPE)
         note = f"{router}; {dropped} rows left out whose shard was slower than the layer"

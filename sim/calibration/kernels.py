@@ -94,8 +94,7 @@ def grouped_gemm(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     inter`` flop (gate, up and down), the weights of touched experts, and for each pick the hidden
     vector in and out and the two sides of the activation.
     """
-    frame = _read(data_dir, "moe", chip)
-    frame["format"] = frame["moe_dtype"].map(_FORMAT_NAMES)
+    frame = expert_times(data_dir, chip)
     weight_bytes, activation_bytes = _format_bytes(frame["format"], peaks)
     hidden = frame["hidden_size"].astype(float)
     inter = frame["inter_size"] / frame["moe_tp_size"]
@@ -111,6 +110,13 @@ def grouped_gemm(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     frame["pick_s"] = picks * vector_s
     frame["token_s"] = frame["num_tokens"] * vector_s
     frame["local_experts"] = np.maximum(frame["num_experts"] / frame["moe_ep_size"], 1.0)
+    return frame
+
+
+def expert_times(data_dir: Path, chip: str) -> pd.DataFrame:
+    """Routed expert layers as they were measured, without what light would take."""
+    frame = _read(data_dir, "moe", chip)
+    frame["format"] = frame["moe_dtype"].map(_FORMAT_NAMES)
     return frame
 
 

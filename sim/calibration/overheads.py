@@ -85,7 +85,7 @@ def known_laws(catalog: Catalog) -> dict[str, Priors]:
     return {
         name: {
             family: vector(each.law)
-            for family, each in catalog.overheads("native", name).families.items()
+            for family, each in catalog.overheads_file(name).families.items()
             if each.fit is not None
         }
         for name in catalog.names("overheads")

@@ -125,7 +125,7 @@ def test_a_table_without_a_column_is_refused() -> None:
 @pytest.mark.parametrize(
     ("column", "value"), [("scheme", "guess"), ("arrivals", "none"), ("measured", -1.0)]
 )
-def test_a_row_that_cannot_be_is_refused(column: str, value: object) -> None:
+def test_a_row_that_cannot_be_is_refused(column: str, value: str | float) -> None:
     rows = table(rows=2)
     rows[column] = rows[column].astype(object)
     rows.loc[3, column] = value

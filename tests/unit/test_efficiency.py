@@ -232,9 +232,9 @@ class TestCorrection:
         assert took_s == 3.0
 
     def test_an_array_gives_what_its_numbers_give(self) -> None:
-        times = np.array([0.0, 1e-6, 3e-5, 1.0])
+        times, none = np.array([0.0, 1e-6, 3e-5, 1.0]), np.zeros(4)
         together = self.law().seconds(
-            compute_s=times, memory_s=0.0 * times, pick_s=0.0, token_s=0.0, local_experts=3.0
+            compute_s=times, memory_s=none, pick_s=none, token_s=none, local_experts=3.0
         )
         assert together.tolist() == [self.seconds(each, 3.0) for each in times.tolist()]
 

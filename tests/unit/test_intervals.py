@@ -1,7 +1,9 @@
 """Intervals of a forecast: arithmetic by hand from two known errors, and the chance of an SLO."""
 
 import math
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,7 @@ from sim.scenario import load_scenario
 from sim.simulate import capacity_requests_per_s
 from sim.uncertainty import EDGE, LogSpread
 
+Rows = Mapping[str, Mapping[Hashable, Any]]
 TPOT, TTFT = 1.25, 2.0
 """Times may be longer or shorter by these factors."""
 RESIDUALS = f"""\
@@ -92,11 +95,11 @@ def tables(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> RunTab
 
 
 @pytest.fixture(scope="module")
-def rows(tables: RunTables) -> pd.DataFrame:
-    return tables.summary.set_index("case")
+def rows(tables: RunTables) -> Rows:
+    return {row["case"]: row for row in tables.summary.to_dict("records")}
 
 
-def ends(row: "pd.Series[float]", column: str) -> tuple[float, float]:
+def ends(row: Mapping[Hashable, Any], column: str) -> tuple[float, float]:
     """Ends of an interval over the forecast."""
     return row[f"{column}_lo"] / row[column], row[f"{column}_hi"] / row[column]
 
@@ -106,7 +109,8 @@ class TestColumns:
         """The errors of this catalogue have no bias."""
         assert tables.curve is not None
         for frame in (tables.summary, tables.curve):
-            columns = [name.removesuffix("_lo") for name in frame if str(name).endswith("_lo")]
+            names = map(str, frame.columns)
+            columns = [name.removesuffix("_lo") for name in names if name.endswith("_lo")]
             assert {"tpot_s_p50", "usd_per_mtok_total"} <= set(columns)
             for column in columns:
                 known = frame[frame[f"{column}_lo"].notna()]
@@ -114,9 +118,9 @@ class TestColumns:
                 assert (known[column] <= known[f"{column}_hi"] * (1 + 1e-12)).all(), column
 
     def test_times_are_off_by_the_factors_and_the_choice_of_requests(
-        self, rows: pd.DataFrame, tables: RunTables
+        self, rows: Rows, tables: RunTables
     ) -> None:
-        plain, frame = rows.loc["plain"], tables.requests
+        plain, frame = rows["plain"], tables.requests
         mine = frame[(frame["case"] == "plain") & frame["measured"]].sort_values("arrival_s")
         for name, factor in (("tpot_s", TPOT), ("ttft_s", TTFT)):
             down, up = sampling_reach(mine[name].to_numpy(float), "p50")
@@ -124,26 +128,26 @@ class TestColumns:
             assert low == pytest.approx(math.exp(-math.hypot(math.log(factor), down)))
             assert high == pytest.approx(math.exp(math.hypot(math.log(factor), up)))
 
-    def test_interactivity_is_one_over_the_time_of_a_token(self, rows: pd.DataFrame) -> None:
-        for _, row in rows.iterrows():
+    def test_interactivity_is_one_over_the_time_of_a_token(self, rows: Rows) -> None:
+        for row in rows.values():
             low, high = ends(row, "tpot_s_p50")
             assert ends(row, "interactivity_tokens_per_s") == pytest.approx((1 / high, 1 / low))
 
-    def test_a_rate_that_is_given_is_known_and_so_is_the_cost(self, rows: pd.DataFrame) -> None:
-        plain = rows.loc["plain"]
+    def test_a_rate_that_is_given_is_known_and_so_is_the_cost(self, rows: Rows) -> None:
+        plain = rows["plain"]
         for column in ("output_tokens_per_s", "usd_per_mtok_total", "usd_per_mtok_output"):
             assert ends(plain, column) == (1.0, 1.0)
         assert math.isnan(plain["energy_j_per_output_token_lo"])
 
-    def test_a_share_of_capacity_is_off_as_capacity_is(self, rows: pd.DataFrame) -> None:
+    def test_a_share_of_capacity_is_off_as_capacity_is(self, rows: Rows) -> None:
         """Cost is the bill over the tokens: 1 / 1.25 to 1.25 times the forecast."""
-        row = rows.loc["share of capacity"]
+        row = rows["share of capacity"]
         for column in ("output_tokens_per_s", "usd_per_mtok_total", "energy_j_per_output_token"):
             assert ends(row, column) == pytest.approx((1 / TPOT, TPOT))
 
-    def test_a_closed_loop_by_littles_law(self, rows: pd.DataFrame, tables: RunTables) -> None:
+    def test_a_closed_loop_by_littles_law(self, rows: Rows, tables: RunTables) -> None:
         """Logs of both parts of a request by their share of it, as squares."""
-        row, frame = rows.loc["closed"], tables.requests
+        row, frame = rows["closed"], tables.requests
         mine = frame[(frame["case"] == "closed") & frame["measured"]]
         share = mine["ttft_s"].mean() / mine["e2e_s"].mean()
         reach = math.hypot(share * math.log(TTFT), (1 - share) * math.log(TPOT))
@@ -151,26 +155,24 @@ class TestColumns:
         for column in ("output_tokens_per_s", "usd_per_mtok_total"):
             assert ends(row, column) == pytest.approx(expected)
 
-    def test_what_is_asked_for_is_never_exceeded(self, rows: pd.DataFrame) -> None:
+    def test_what_is_asked_for_is_never_exceeded(self, rows: Rows) -> None:
         """A server that falls behind may turn out to do less, or all of what is asked for."""
-        row = rows.loc["too much"]
+        row = rows["too much"]
         low, high = ends(row, "output_tokens_per_s")
         assert low == pytest.approx(1 / TPOT)
         assert 1.0 < high <= TPOT
         assert row["ttft_s_p50_hi"] / row["ttft_s_p50"] > TTFT  # the queue grows faster
 
-    def test_a_batch_is_limited_by_the_server(self, rows: pd.DataFrame) -> None:
-        low, high = ends(rows.loc["all at once"], "usd_per_mtok_total")
+    def test_a_batch_is_limited_by_the_server(self, rows: Rows) -> None:
+        low, high = ends(rows["all at once"], "usd_per_mtok_total")
         assert low < 0.85
         assert high > 1 / 0.85
 
-    def test_a_chip_that_was_not_measured_has_wider_ones(self, rows: pd.DataFrame) -> None:
-        measured, other = (
-            ends(rows.loc[name], "tpot_s_mean") for name in ("plain", "not measured")
-        )
+    def test_a_chip_that_was_not_measured_has_wider_ones(self, rows: Rows) -> None:
+        measured, other = (ends(rows[name], "tpot_s_mean") for name in ("plain", "not measured"))
         assert other[0] < measured[0]
         assert other[1] > measured[1]
-        assert "not measured" in rows.loc["not measured", "forecast_ground"]
+        assert "not measured" in rows["not measured"]["forecast_ground"]
 
     def test_notes_say_what_they_rest_on(self, tables: RunTables) -> None:
         text = "\n".join(tables.notes)
@@ -194,11 +196,11 @@ class TestColumns:
         assert any("outside the calibrated region" in note for note in tables.notes)
 
 
-def test_cases_of_one_system_model_and_engine_share_errors(rows: pd.DataFrame) -> None:
-    groups = rows["error_group"].astype(str).to_dict()
+def test_cases_of_one_system_model_and_engine_share_errors(rows: Rows) -> None:
+    groups = {name: row["error_group"] for name, row in rows.items()}
     assert groups["plain"] == groups["closed"] == "h100_sxm_x8/llama_3_1_70b/vllm"
     assert groups["not measured"] == "mi300x_x8/llama_3_1_70b/vllm"
-    assert (rows["shared_error_fraction"] == 0.75).all()
+    assert {row["shared_error_fraction"] for row in rows.values()} == {0.75}
 
 
 def requests(ttft_s: list[float], tpot_s: list[float]) -> pd.DataFrame:

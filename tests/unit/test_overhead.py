@@ -73,7 +73,7 @@ class TestChoice:
 class TestShipped:
     @pytest.mark.parametrize("name", CATALOG.names("overheads"))
     def test_fits_say_how_good_they_are(self, name: str) -> None:
-        known = CATALOG.overheads("native", name)
+        known = CATALOG.overheads_file(name)
         assert name.startswith(known.engine)
         for family in known.families.values():
             if family.fit is None:

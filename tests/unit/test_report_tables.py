@@ -93,7 +93,7 @@ def test_the_long_table_as_a_frame() -> None:
 
 def test_what_nobody_measured_stands_below_the_name_of_its_case() -> None:
     summary = four_cases().summary
-    summary = summary[[name for name in summary if not name.endswith(("_lo", "_hi"))]]
+    summary = summary[[name for name in summary if not str(name).endswith(("_lo", "_hi"))]]
     said = ["", "not calibrated", "not calibrated, speculative chip", "estimated model"]
     for width in (80, 120):
         lines = printed(summary.assign(caveats=said), width)

@@ -152,7 +152,7 @@ class TestFile:
         shipped = open_catalog().residuals()
         assert shipped is not None
         for name in ("tpot", "ttft"):
-            assert 0.75 <= shipped.quantities[name].coverage["all"] <= 0.88  # type: ignore[index]
+            assert 0.75 <= shipped.quantities[name].coverage["all"] <= 0.88
 
     def test_quantiles_that_fall_are_refused(self) -> None:
         text = "{q10: 0.1, q50: 0.0, q90: 0.2, rows: 1, groups: 1}"
