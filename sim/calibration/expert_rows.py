@@ -55,6 +55,8 @@ def without_untuned_series(rows: pd.DataFrame, siblings: pd.DataFrame) -> tuple[
     kept, dropped
         Rows of the other series, and how many were left out.
     """
+    if siblings.empty:
+        return rows, 0
     same = ["kernel_source", "version", "distribution", "num_tokens", *SERIES]
     fastest = siblings.groupby(same, as_index=False)["time_s"].min()
     bound = rows[rows["memory_s"] > rows["compute_s"]]
@@ -78,8 +80,7 @@ def sibling_layers(data_dir: Path, chips: Sequence[str], engine: str, name: str)
         except NotMeasuredError:
             continue
         found.append(frame[(frame["engine"] == engine) & (frame["format"] == name)])
-    columns = ["kernel_source", "version", "distribution", "num_tokens", *SERIES, "time_s"]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 def _keys(rows: pd.DataFrame, names: list[str]) -> pd.MultiIndex:

@@ -303,7 +303,8 @@ def _grouped_gemm(study: Study) -> Iterator[Group[GroupedGemmLaw]]:
             study.excluded[f"grouped_gemm {engine} {name}"] = f"only {len(rows)} rows"
             continue
         rows, shards = _without_whole_shards(rows)
-        rows, narrow = without_narrow_routers(rows)
+        bare = rows["kernel_source"].str.startswith("deepgemm_grouped").all()
+        rows, narrow = (rows, 0) if bare else without_narrow_routers(rows)
         known = sibling_layers(study.data_dir, study.siblings, engine, name)
         rows, untuned = without_untuned_series(rows, known)
         rows, dropped = _without_broken_shards(rows, SHAPE)
@@ -318,7 +319,7 @@ def _grouped_gemm(study: Study) -> Iterator[Group[GroupedGemmLaw]]:
                 "the layer"
             )
         problem = GROUPED_GEMM
-        if rows["kernel_source"].str.startswith("deepgemm_grouped").all():
+        if bare:
             problem = without_routing(GROUPED_GEMM)
             note += "; gather, activation and scatter were not measured: their cost is assumed"
         dtypes = formats_of(study.peaks)[name]

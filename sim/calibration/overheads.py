@@ -52,6 +52,24 @@ def usable(runs: Iterable[object], catalog: Catalog) -> list[MeasuredRun]:
     ]
 
 
+def every(runs: Sequence[MeasuredRun], stride: int) -> list[MeasuredRun]:
+    """Take every so many runs, evenly over engines, chips, models and loads."""
+
+    def place(run: MeasuredRun) -> tuple[str, ...]:
+        case = run.case
+        split = f"{case.parallelism.tp:04d}"
+        return (
+            case.engine.kernels,
+            case.system,
+            case.model,
+            case.precision.weights,
+            split,
+            run.row_id,
+        )
+
+    return sorted(runs, key=place)[::stride]
+
+
 def _on_measured_chips(run: MeasuredRun, catalog: Catalog) -> bool:
     try:
         return deploy(run.case, catalog).calibration is not None
@@ -238,11 +256,12 @@ def write_overheads(name: str, overheads: EngineOverheads, out: Path) -> Path:
 def main(
     runs_csv: Annotated[Path, typer.Argument(help="Measured serving runs.")],
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hardware/overheads"),
+    stride: Annotated[int, typer.Option("--every", min=1, help="Fit to every so many runs.")] = 1,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
 ) -> None:
     """Fit the shipped overheads of every engine from scratch."""
     catalog = open_catalog()
-    runs = usable(read_runs(runs_csv, catalog), catalog)
+    runs = every(usable(read_runs(runs_csv, catalog), catalog), stride)
     files, _ = calibrated(runs, catalog, jobs, from_scratch=True)
     for name, overheads in files.items():
         typer.echo(str(write_overheads(name, overheads, out)))

@@ -70,13 +70,11 @@ _WAVES = (
     "may fall with the batch, not rise first. 41 rows."
 )
 _LENGTHS = "Changes kernels by length: contexts of 8,192 can take half the time of 4,096."
-_BADLY_TUNED = "Badly tuned between 256 and 4,096 tokens: 1,024 tokens take longer than 8,192."
 _SLOW_LINK = (
     "Between hosts a byte takes 0.15 ns in messages of 1 MB and 0.5 ns in those of 50 MB; the law "
     "bends the other way only, as algorithms do that get better with size."
 )
 POOLED_MISSES: Mapping[tuple[str, str, str], str] = {
-    ("b200_sxm", "grouped_gemm", "mxfp4_fp8"): _BADLY_TUNED,
     ("b200_sxm", "mla_decode", "fp8"): _SPLITS,
     ("b300_sxm", "mla_decode", "fp8"): _SPLITS,
     ("arc_pro_b60", "decode_attention", "kv fp8"): _LENGTHS,
@@ -98,12 +96,6 @@ MISSES = (
         "neither a cost of the window nor one of the whole context, which would grow without end, "
         "tells it. Its fp8 twin does not do it.",
     ),
-    (
-        "trtllm grouped_gemm nvfp4",
-        "Tuned shape by shape: of two layers that differ by a factor of two in one dimension, one "
-        "runs at 0.6 and the other at 1.3 of the law at all numbers of tokens.",
-    ),
-    ("trtllm grouped_gemm mxfp4_fp8", _BADLY_TUNED),
     (
         "l40s trtllm prefill_attention bf16/kv",
         "Window of 128: three times the time for twice the tokens where a batch spills out of the "

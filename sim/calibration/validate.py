@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from sim.calibration.coverage import intervals
 from sim.calibration.replay import NO_REQUEST_FITS, replay
 from sim.calibration.runs import QUANTITIES, MeasuredRun, Quantity, Skipped
 from sim.catalog import Catalog
@@ -19,9 +20,20 @@ class Validation:
     """Forecasts beside measurements, one row per run and quantity."""
 
     rows: pd.DataFrame
-    """``row_id``, the run's keys, ``quantity, measured, forecast, ape``; APE is a fraction."""
+    """``row_id``, the run's keys, ``quantity, measured, forecast, ape, low, high``; APE is a
+    fraction, the last two are the ends of the 80 % interval."""
     skipped: pd.Series
     """Number of runs by the reason why they were left out."""
+
+    def coverage(self) -> float | None:
+        """Give the share of measured figures inside their 80 % intervals; None: there are none.
+
+        Runs that the residuals were fitted to count too; `sim.calibration.scatter` prints the
+        coverage of runs held out.
+        """
+        rows = self.rows[self.rows["low"].notna()]
+        inside = rows["measured"].between(rows["low"], rows["high"])
+        return float(inside.mean()) if len(rows) else None
 
     def errors(self, by: Sequence[str] = ()) -> pd.DataFrame:
         """Sum up the errors by quantity, and by other columns if asked.
@@ -70,7 +82,8 @@ def validate_runs(
             reasons.append(run.reason)
         else:
             try:
-                rows += _compare(run, run.forecasts(replay(run.case, catalog, seed)))
+                forecasts = run.forecasts(replay(run.case, catalog, seed))
+                rows += _compare(run, forecasts, intervals(run, forecasts, catalog))
             except InfeasibleError as error:
                 reasons.append(_why_not(run, error))
             except InputError as error:
@@ -93,16 +106,23 @@ def _why_not(run: MeasuredRun, error: InfeasibleError) -> str:
     return f"{run.case.model} cannot be cut {split}"
 
 
-def _compare(run: MeasuredRun, forecasts: Mapping[Quantity, float]) -> list[dict[str, object]]:
+def _compare(
+    run: MeasuredRun,
+    forecasts: Mapping[Quantity, float],
+    ends: Mapping[Quantity, tuple[float, float]],
+) -> list[dict[str, object]]:
     return [
-        _row(run, quantity, forecasts[quantity])
+        _row(run, quantity, forecasts[quantity], ends.get(quantity))
         for quantity in QUANTITIES
         if quantity in run.measured
     ]
 
 
-def _row(run: MeasuredRun, quantity: Quantity, value: float) -> dict[str, object]:
+def _row(
+    run: MeasuredRun, quantity: Quantity, value: float, ends: tuple[float, float] | None
+) -> dict[str, object]:
     measured = run.measured[quantity]
+    low, high = (np.nan, np.nan) if ends is None else ends
     return {
         "row_id": run.row_id,
         **run.keys,
@@ -110,6 +130,8 @@ def _row(run: MeasuredRun, quantity: Quantity, value: float) -> dict[str, object
         "measured": measured,
         "forecast": value,
         "ape": abs(value / measured - 1),
+        "low": low,
+        "high": high,
     }
 
 
@@ -122,6 +144,7 @@ def document(found: Validation, by: Sequence[str] = ()) -> dict[str, object]:
         "covered": runs,
         "skipped": {str(reason): int(count) for reason, count in found.skipped.items()},
         **{str(quantity): figures for quantity, figures in errors.items()},
+        "interval_coverage": {"p80": found.coverage()},
         "by": {column: found.errors([column]).to_dict("records") for column in by},
     }
 
@@ -136,6 +159,9 @@ def error_table(found: Validation, by: Sequence[str] = ()) -> str:
         percent = ["median_ape", "mean_ape", "p90_ape", "bias"]
         table[percent] = table[percent].map("{:+.1%}".format)
         lines += ["", table.to_string(index=False)]
+    inside = found.coverage()
+    if inside is not None:
+        lines += ["", f"80 % intervals hold {inside:.1%} of the measured figures"]
     return "\n".join(lines)
 
 

@@ -85,8 +85,8 @@ def outlook_of(service: Service, catalog: Catalog) -> Outlook | None:
 
 def ground_of(pool: Deployment, catalog: Catalog) -> Ground:
     """Tell what the overhead of a pool's engine was fitted to."""
-    family, engine = pool.accelerator.family, pool.case.engine.kernels
-    known = catalog.overheads(engine).families.get(family)
+    family, engine = pool.accelerator.family, pool.case.engine
+    known = catalog.overheads(engine.kernels, engine.name).families.get(family)
     if known is None or known.fit is None:
         return "borrowed"
     return "fitted" if pool.case.model in known.models else "other_model"
@@ -102,7 +102,7 @@ def kernel_spread_fraction(pool: Deployment, catalog: Catalog) -> float:
 
 
 def _fitted_sequences(pool: Deployment, catalog: Catalog) -> float:
-    overheads = catalog.overheads(pool.case.engine.kernels)
+    overheads = catalog.overheads(pool.case.engine.kernels, pool.case.engine.name)
     return overheads.of_family(pool.accelerator.family).max_sequences
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 import typer
 
 from sim.calibration.holdouts import SCHEMES, held_out_forecasts, summary
-from sim.calibration.overheads import usable
+from sim.calibration.overheads import every, usable
 from sim.calibration.report import markdown_table
 from sim.calibration.responses import responses
 from sim.calibration.runs import Skipped, read_runs
@@ -64,11 +64,13 @@ PEERS: tuple[tuple[str, str, str, str], ...] = (
 """What others say of themselves, or were seen to do: no common set of runs lies behind it."""
 
 
-def forecasts_of(runs_csv: Path, catalog: Catalog, kept: Path | None, jobs: int) -> pd.DataFrame:
-    """Forecast all runs on measured chips under every scheme, or read what was kept."""
+def forecasts_of(
+    runs_csv: Path, catalog: Catalog, kept: Path | None, jobs: int, stride: int
+) -> pd.DataFrame:
+    """Forecast runs on measured chips under every scheme, or read what was kept."""
     if kept is not None and kept.exists():
         return pd.read_parquet(kept)
-    runs = usable(read_runs(runs_csv, catalog), catalog)
+    runs = every(usable(read_runs(runs_csv, catalog), catalog), stride)
     found = list(responses(runs, catalog, jobs))
     table = held_out_forecasts(found, catalog)
     if kept is not None:
@@ -199,12 +201,13 @@ def main(
     forecasts: Annotated[
         Path | None, typer.Option(help="Parquet of all forecasts, kept or read again.")
     ] = None,
+    stride: Annotated[int, typer.Option("--every", min=1, help="Take every so many runs.")] = 1,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     source: Annotated[str, typer.Option(help="What the runs are.")] = "",
 ) -> None:
     """Write the report, its figures and its charts."""
     catalog = open_catalog()
-    table = forecasts_of(runs_csv, catalog, forecasts, jobs)
+    table = forecasts_of(runs_csv, catalog, forecasts, jobs, stride)
     _, seen = fit_scatter(table, source or runs_csv.name)
     out.mkdir(parents=True, exist_ok=True)
     text = text_of(table, seen, source or runs_csv.name, coverage(runs_csv, catalog))

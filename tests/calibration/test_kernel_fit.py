@@ -314,8 +314,6 @@ LIMITS = {
     "mla_prefill": 0.15,
 }
 ABOVE_THE_LIMIT = {
-    # Badly tuned between 256 and 4,096 tokens: 1,024 tokens take longer than 8,192.
-    ("b200_sxm", "grouped_gemm", "mxfp4_fp8"): 0.17,
     # Steps of small batches as the context is split; 32 heads take longer than 64.
     ("b200_sxm", "mla_decode", "fp8"): 0.11,
     ("b300_sxm", "mla_decode", "fp8"): 0.12,
@@ -342,8 +340,6 @@ KNOWN_WORSE = {
     ("arc_pro_b60", "vllm decode_attention kv bf16 d=64"): 0.11,
     ("arc_pro_b60", "vllm decode_attention kv fp8 d=64"): 0.16,
     ("arc_pro_b60", "vllm decode_attention kv fp8 d=128"): 0.17,
-    # Tuning differs from shape to shape: two shards slower than four.
-    ("b200_sxm", "trtllm grouped_gemm nvfp4"): 0.21,
     # Steps of small batches as the context is split; 32 heads take longer than 64.
     ("b200_sxm", "trtllm mla_decode fp8"): 0.11,
     ("b300_sxm", "trtllm mla_decode fp8"): 0.12,

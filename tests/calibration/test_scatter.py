@@ -45,6 +45,8 @@ def table(
                                 "system": f"box {system}",
                                 "model": f"model {model}",
                                 "engine": "vllm",
+                                "overheads": "vllm",
+                                "family": f"family {system}",
                                 "arrivals": "free",
                                 "load_ratio": 1.0,
                             }
@@ -75,11 +77,11 @@ def test_ends_are_the_deciles_of_the_law(
 def test_four_fifths_lie_inside_by_scheme_and_by_system(
     fitted: tuple[Residuals, pd.DataFrame],
 ) -> None:
-    """The standard error of a share of 1,200 rows is 1.2 %: within three of them."""
+    """The aim is 82 %; the standard error of a share of 1,200 rows 1.1 %: within three of them."""
     seen = fitted[1]
     for columns in (["quantity", "scheme"], ["quantity", "system"]):
         shares = seen.groupby(columns)["inside"].mean()
-        assert ((shares > 0.76) & (shares < 0.84)).all(), shares
+        assert ((shares > 0.785) & (shares < 0.855)).all(), shares
 
 
 def test_what_groups_share_makes_intervals_wider_and_not_too_bold() -> None:
@@ -105,16 +107,18 @@ def test_errors_in_one_direction_are_correlated() -> None:
 
 
 def test_a_regime_of_few_groups_is_pulled_to_the_one_above_it() -> None:
-    """One group of 0.5 beside twenty of 0: (1 x 0.5 + 2 x above) / 3, before intervals stretch."""
+    """One group of 0.5 beside twenty of 0: halfway to what is above it."""
     plain = table(rows=20, models=10, systems=2).query("scheme == 'random'")
-    strange = plain[plain["model"] == "model 0"].assign(system="odd", model="odd")
+    strange = plain[plain["model"] == "model 0"].assign(
+        system="odd", model="odd", family="family 0"
+    )
     strange = strange[strange["row_id"].str.startswith("0-")]
     strange = strange.assign(measured=strange["measured"] * np.exp(0.5))
     residuals, _ = fit(pd.concat([plain, strange]), "made up")
     regimes = residuals.quantities["tpot"].regimes
     own, above = regimes["free/fitted/light/odd"], regimes["free/fitted/light"]
     assert own.groups == 1
-    assert own.q50 == pytest.approx((0.5 + 2 * above.q50) / 3, abs=0.06)
+    assert own.q50 == pytest.approx((0.5 + above.q50) / 2, abs=0.06)
 
 
 def test_a_table_without_a_column_is_refused() -> None:

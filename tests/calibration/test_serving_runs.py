@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sim.calibration.overheads import SATURATED_S
+from sim.calibration.overhead_fit import SATURATED_S
 from sim.calibration.runs import MeasuredRun, read_runs
 from sim.calibration.validate import Validation, validate_runs
 from sim.catalog import open_catalog

@@ -89,6 +89,9 @@ class TestExpertRows:
         mine = layers(1).assign(time_s=1.0)
         assert without_untuned_series(mine, layers(1).assign(version="2.0"))[1] == 0
 
+    def test_without_siblings_all_rows_stay(self) -> None:
+        assert without_untuned_series(layers(1), pd.DataFrame())[1] == 0
+
     def test_one_slow_row_is_no_series(self) -> None:
         mine = layers(1)
         mine.loc[mine.index[0], "time_s"] *= 3.0

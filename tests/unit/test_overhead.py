@@ -259,3 +259,11 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     path = write_overheads("vllm", known, tmp_path)
     assert path.name == "vllm.yaml"
     assert validate(EngineOverheads, load_yaml(path)) == known
+
+
+def test_few_numbers_are_fitted_to_serving_runs() -> None:
+    """At most twelve per chip family and engine, and none per model: kernels tell models apart."""
+    for name in CATALOG.names("overheads"):
+        for family, known in CATALOG.overheads_file(name).families.items():
+            numbers = [value for value in known.law.model_dump().values() if value]
+            assert len(numbers) <= len(PARAMETERS) <= 12, (name, family)

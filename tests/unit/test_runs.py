@@ -1,16 +1,19 @@
 """Measured runs: from a row of a file to the case that does the same, and the errors of it."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from sim.calibration.benchmarks.inferencex import RANDOM_LOW_FRACTION, InferenceX
 from sim.calibration.benchmarks.plain import MAX_NUM_SEQS, ROUNDS
+from sim.calibration.coverage import intervals
 from sim.calibration.machines import UNSTATED_KV, preset_of
 from sim.calibration.replay import replay
 from sim.calibration.runs import MeasuredRun, Skipped, read_runs, selected
-from sim.calibration.validate import document, error_table, validate_runs
+from sim.calibration.validate import Validation, document, error_table, validate_runs
 from sim.catalog import open_catalog
 from sim.errors import InputError
 from sim.parallelism import Parallelism
@@ -481,6 +484,23 @@ class TestValidation:
         by = told["by"]
         assert isinstance(by, dict)
         assert [row["tp"] for row in by["tp"]] == ["2", "4", "8"]
+
+    def test_coverage_counts_the_figures_inside_their_intervals(self) -> None:
+        """Of three figures with an interval two lie inside, one of them at its end."""
+        rows = pd.DataFrame(
+            {"measured": [1.0, 2.0, 3.0, 4.0], "low": [0.5, 2.5, math.nan, 3.0]}
+        ).assign(high=[1.5, 3.0, math.nan, 4.0])
+        assert Validation(rows, pd.Series(dtype=int)).coverage() == pytest.approx(2 / 3)
+        assert Validation(rows.iloc[2:3], pd.Series(dtype=int)).coverage() is None
+
+    def test_intervals_are_those_of_the_regime(self, runs: list[MeasuredRun]) -> None:
+        rows = validate_runs(runs, CATALOG).rows
+        assert (rows["low"] < rows["high"]).all()
+        found = intervals(runs[0], {"tpot": 0.02}, CATALOG)["tpot"]
+        (low, high) = rows[(rows["row_id"] == runs[0].row_id) & (rows["quantity"] == "tpot")][
+            ["low", "high"]
+        ].to_numpy()[0]
+        assert found[1] / found[0] == pytest.approx(high / low)  # both times the forecast
 
     def test_table(self, runs: list[MeasuredRun]) -> None:
         text = error_table(
