@@ -359,9 +359,9 @@ def calibrate(
     system: Annotated[
         str | None, typer.Option(help="Id of a system: only its runs are fitted.")
     ] = None,
-    out: Annotated[
-        Path, typer.Option(help="Folder of your catalogue to write to.")
-    ] = Path("my-catalogue"),
+    out: Annotated[Path, typer.Option(help="Folder of your catalogue to write to.")] = Path(
+        "my-catalogue"
+    ),
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     catalog: CatalogFolders = None,
     *,

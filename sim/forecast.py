@@ -257,7 +257,7 @@ def case_tables(
             *service.notes,
             *run.notes,
             *_case_notes(run, measured, ways),
-            *notes_of(case.name, sure),
+            *notes_of(case.name, measured.summary | sure),
         ),
         always_up=tuple(pool.case.name for pool in service.pools if not pool.case.changes),
     )

@@ -380,7 +380,7 @@ def notes_of(case: str, columns: Mapping[str, object]) -> Iterator[str]:
     ----------
     case : str
     columns : mapping
-        Of `interval_columns`.
+        A summary with those of `interval_columns`.
     """
     if REGIME_COLUMN not in columns:
         return
@@ -390,6 +390,14 @@ def notes_of(case: str, columns: Mapping[str, object]) -> Iterator[str]:
             f"{case}: outside the calibrated region ({columns[OUTSIDE_COLUMN]}): no measured run "
             "is like it, and its intervals are a guess."
         )
+    for name, words in (("ttft_s_p50", "time to first token"), ("tpot_s_p50", "time per token")):
+        value, low, high = (_number(columns.get(f"{name}{end}")) for end in ("", "_lo", "_hi"))
+        if value < low or value > high:
+            way = "longer" if value < low else "shorter"
+            yield (
+                f"{case}: the median {words} lies outside its own interval: measured runs of this "
+                f"kind mostly had {way} ones than their forecasts."
+            )
 
 
 def _number(value: object) -> float:

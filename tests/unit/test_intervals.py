@@ -15,7 +15,7 @@ from small_scenarios import CLOSED_LOOP, FOUR_CASES, ONE_CASE, write
 from sim.catalog import Catalog, open_catalog
 from sim.checks import resolve
 from sim.forecast import forecast
-from sim.metrics.intervals import Errors, Loop, slo_probability
+from sim.metrics.intervals import Errors, Loop, notes_of, slo_probability
 from sim.metrics.regimes import capacity_estimate, unloaded_ttft_s
 from sim.metrics.sampling import sampling_reach
 from sim.report.data import RunTables
@@ -265,6 +265,15 @@ class TestChance:
         tight, loose = sorted((first, second))
         found = [probability(Slo(ttft_s=each, tpot_s=0.011)) for each in (tight, loose)]
         assert found[0] <= found[1] + 1e-12
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.5, "longer"), (1.5, ""), (3.0, "shorter")])
+def test_a_forecast_outside_its_own_interval_is_said(value: float, said: str) -> None:
+    """Where measured runs lie to one side of their forecasts, the interval does too."""
+    row = {"forecast_ground": "engine", "outside_calibration": "", "ttft_s_p50": value}
+    notes = list(notes_of("a", row | {"ttft_s_p50_lo": 1.0, "ttft_s_p50_hi": 2.0}))
+    assert len(notes) == 1 + bool(said)
+    assert said in notes[-1]
 
 
 class TestSampling:
