@@ -516,11 +516,10 @@ class _Part:
 
     def tokens_with_prompts(self) -> list[int]:
         """Ticks by the tokens of a step with prompts, its padding and launch included."""
-        most = max(len(self.tokens) - 1, 0)
-        found = []
-        for tokens in range(len(self.tokens)):
-            padded = tokens + self._padding.filling(0, tokens)
-            found.append(self.tokens[min(padded, most)] + self._launch(0, tokens))
+        counts = np.arange(len(self.tokens))
+        padded = np.minimum(counts + self._padding.filling(0, counts), max(counts.size - 1, 0))
+        launches = self._eager * self._padding.eager(0, counts) if self._eager else 0
+        found: list[int] = (np.asarray(self.tokens)[padded] + launches).tolist()
         return found
 
     def expert_ticks(self, stretch: Stretch) -> int:
