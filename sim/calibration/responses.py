@@ -24,6 +24,7 @@ from sim.errors import InfeasibleError, InputError
 from sim.measured import Statistic
 from sim.overhead import NO_OVERHEAD, EngineOverhead
 from sim.simulate import Progress
+from sim.units import NANOSECOND_S
 
 Array = npt.NDArray[np.float64]
 
@@ -89,8 +90,8 @@ def vector(law: EngineOverhead) -> Array:
 
 
 def law_of(scaled: Array) -> EngineOverhead:
-    """Give the law of some parameters, each with three digits."""
-    values = [float(f"{value:.3g}") for value in scaled * SCALES]
+    """Give the law of some parameters, each with three digits; a bound of the solver is nothing."""
+    values = [float(f"{value:.3g}") if value > NANOSECOND_S else 0.0 for value in scaled * SCALES]
     fields = dict(zip((each.field for each in PARAMETERS), values, strict=True))
     return NO_OVERHEAD.model_copy(update=fields)
 
