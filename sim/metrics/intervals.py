@@ -45,6 +45,10 @@ SHARED_COLUMN = "shared_error_fraction"
 GROUP_COLUMN = "error_group"
 
 
+LEAST_HEADROOM = 1e-3
+"""Where nobody has left yet, what a service can do is not nothing."""
+
+
 @dataclass(frozen=True)
 class Loop:
     """How requests came, and what is known of the load."""
@@ -145,7 +149,7 @@ def _headroom(
     )
     behind = backlog(asked, asked, window)
     if behind is not None:
-        return min(behind.leave_per_s / behind.arrive_per_s, 1.0)
+        return min(max(behind.leave_per_s / behind.arrive_per_s, LEAST_HEADROOM), 1.0)
     if capacity_per_s is None:
         prompts = float((done["input_tokens"] - done["cached_tokens"]).mean())
         means = float(done["input_tokens"].mean()), float(done["output_tokens"].mean())
