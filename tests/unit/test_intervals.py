@@ -188,12 +188,13 @@ class TestColumns:
         assert any("carry no interval" in note for note in tables.notes)
 
     def test_outside_of_what_was_measured_is_said(self, catalog: Catalog, tmp_path: Path) -> None:
-        text = ONE_CASE.replace("max_num_seqs: 64", "max_num_seqs: 4096").replace(
-            "rate_requests_per_s: 2}\n  requests: 20",
-            "rate_requests_per_s: 9000}\n  requests: 6000",
+        text = ONE_CASE.replace("max_num_seqs: 64", "max_num_seqs: 4096")
+        text = text.replace("output_tokens: 10", "output_tokens: 200").replace(
+            "rate_requests_per_s: 2}\n  requests: 20", "rate_requests_per_s: 900}\n  requests: 6000"
         )
         tables = run(text, catalog, tmp_path)
-        assert "sequences per replica, fitted at" in tables.summary["outside_calibration"].iloc[0]
+        said = tables.summary["outside_calibration"].iloc[0]
+        assert "sequences per replica, fitted at" in said, tables.notes
         assert any("outside the calibrated region" in note for note in tables.notes)
 
 
