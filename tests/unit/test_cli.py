@@ -124,7 +124,7 @@ class TestRun:
         walked = rackcast("run", small, "--quiet", "--out", tmp_path / "b", "--every-step")
         table, _, _ = jumped.out.partition("report:")
         assert walked.out.startswith(table)
-        assert len(table.splitlines()) == 7
+        assert len(table.splitlines()) == 13  # with lines of intervals below those of cases
         folders = tmp_path / "a", tmp_path / "b"
         requests = [(folder / "requests.parquet").read_bytes() for folder in folders]
         assert requests[0] == requests[1]
@@ -481,7 +481,10 @@ class TestCatalogue:
         assert double["tpot_s_p99"] == usual["tpot_s_p99"]
 
     def test_a_chip_of_ones_own(self, rackcast: Rackcast, tmp_path: Path) -> None:
-        """A copy of a chip under another name is as fast and draws as much."""
+        """A copy of a chip under another name is as fast and draws as much.
+
+        How sure that is differs: no run of a system of this name was measured.
+        """
         catalog, mine = open_catalog(), tmp_path / "mine"
         for kind in ("accelerators", "calibrations", "systems"):
             old = "h100_sxm_x8" if kind == "systems" else "h100_sxm"
@@ -502,7 +505,9 @@ class TestCatalogue:
         assert renamed.code == 0, renamed.err
         (copy,) = json.loads(renamed.out)["rows"]
         (original,) = json.loads(rackcast(*command).out)["rows"]
-        assert copy == original | {"system": "box"}
+        of_measured_runs = ("_lo", "_hi", "slo_probability", "error_group")
+        same = {key: value for key, value in original.items() if not key.endswith(of_measured_runs)}
+        assert {key: copy[key] for key in same} == same | {"system": "box"}
 
     def test_a_folder_that_is_not_there(self, rackcast: Rackcast, small: Path) -> None:
         done = rackcast("run", small, "--catalog", "nowhere")
