@@ -211,7 +211,7 @@ def test_jobs_beside_a_chat(run_of: Run) -> None:
     together = ("first come", "chat first", "96 calls of jobs at most")
     first, chat_first, limited = (f"together, {name}" for name in together)
     tails = found.xs("chat", level="tenant")["ttft_s_p99"]
-    assert tails["chat alone"] < tails[limited] < tails[first]
+    assert tails["chat alone"] <= tails[limited] < tails[first]
     assert tails["chat alone"] < tails[chat_first] < tails[first]
     times = found.xs("jobs", level="tenant")["task_s_p50"]
     assert (times[[first, chat_first, limited]] > times["jobs alone"]).all()

@@ -159,7 +159,8 @@ class TestThreeWaysToTheSameTime:
         deployment = deployed(setup)
         shape = batch.shape(deployment.window_tokens)
         compiled = float(deployment.seconds.fixed(shape) + deployment.seconds.attended(shape))
-        assert compiled == pytest.approx(deployment.timer.seconds(shape), rel=1e-9)
+        launched = max(compiled, deployment.timer.launch_s(shape))  # the pace waits for the host
+        assert launched == pytest.approx(deployment.timer.seconds(shape), rel=1e-9)
 
     @any_setup
     @few
@@ -228,7 +229,7 @@ class TestMoreIsNeverFaster:
         larger = batch._replace(sequences=batch.sequences + more)
         grown_s, batch_s = seconds(deployment, larger), seconds(deployment, batch)
         if deployment.timer.shares.whole:
-            assert grown_s > batch_s
+            assert grown_s >= batch_s  # equal while launches last longer
         else:  # a rank or micro-batch that is not the fullest may take a sequence for nothing
             assert grown_s >= batch_s * (1 - 1e-12)
 
@@ -241,7 +242,7 @@ class TestMoreIsNeverFaster:
         larger = batch._replace(chunk=batch.chunk + more)
         grown_s, batch_s = seconds(deployment, larger), seconds(deployment, batch)
         if deployment.timer.shares.whole:
-            assert grown_s > batch_s
+            assert grown_s >= batch_s  # equal while launches last longer
         else:
             assert grown_s >= batch_s * (1 - 1e-12)
 

@@ -133,8 +133,11 @@ def gemm_s(kernel: GemmKernel, rows: int, width: int, depth: int, kept_floor: fl
         law.depth_s * depth,
     )
     converted = rows * depth * (2 + 1) / BANDWIDTH if kernel.compute_dtype == "fp8" else 0.0
-    slowest = p_norm(law.sharpness, bounds)
-    return kept_floor * law.floor_s + slowest + law.conversion_slowdown * converted
+    work = p_norm(law.sharpness, bounds) + law.conversion_slowdown * converted
+    if law.correction is not None:
+        light = max(flop / PEAK[kernel.compute_dtype], moved / BANDWIDTH)
+        work = max(float(work * law.correction.of(work, float(depth))), light)
+    return kept_floor * law.floor_s + work
 
 
 @pytest.mark.parametrize("step", STEPS)
