@@ -260,14 +260,17 @@ class TestMoreIsNeverFaster:
     def test_one_step_of_both_is_not_slower_than_two_steps(
         self, setup: Setup, first: Batch, second: Batch
     ) -> None:
-        """Why engines batch: weights are read once, and floors are paid once."""
+        """Why engines batch: weights are read once, and floors are paid once.
+
+        But for kernels that were measured to do worse as they grow (correction grids).
+        """
         deployment = deployed(setup)
         window = deployment.window_tokens
         shapes = [batch.shape(window) for batch in (first, second)]
         both = StepShape(*(a + b for a, b in zip(*shapes, strict=True)))
         both = both._replace(queries=1, expert_load=1.0)  # which are no sums
         apart_s = sum(deployment.timer.seconds(shape) for shape in shapes)
-        assert deployment.timer.seconds(both) <= apart_s * (1 + 1e-12)
+        assert deployment.timer.seconds(both) <= apart_s * 1.02
 
 
 def faster(chip: Accelerator, *, bandwidth: float = 1.0, peak: float = 1.0) -> Accelerator:
