@@ -27,8 +27,8 @@ class Generation(StrictModel):
     """``propose``: one call lists all candidates of a state; ``sample``: one call for each."""
     candidates: Candidates
     """Of one state."""
-    candidate_tokens: TokensLaw
-    """Of one candidate."""
+    candidate_tokens: TokensLaw | None = None
+    """Of one candidate; as many as a direct answer has unless given."""
     instruction_tokens: NonNegativeInt = 0
     """Beginning of the prompts, examples with it; stages whose beginnings are equally long share
     one."""
@@ -161,8 +161,9 @@ class Tree(StrictModel):
         head = _head(task, PROPOSAL_HEAD, lengths, law.instruction_tokens)
         calls: list[Call] = []
         candidates: list[Content] = []
+        lengths_law = law.candidate_tokens or task.answer_tokens
         for state, count in zip(states, counts, strict=True):
-            tokens = law.candidate_tokens.sample(task.rng, count).tolist()
+            tokens = lengths_law.sample(task.rng, count).tolist()
             prompt = head + _shown(task, law.state_tokens, state)
             if law.how == "propose":
                 asked = [task.call("propose", prompt, sum(tokens), model=self.model)]
