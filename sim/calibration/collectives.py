@@ -333,12 +333,11 @@ def _fit_from(chords: list[CollectiveLine], size: Array, time_s: Array, picks: A
     fixed = {} if picks.any() else {"message_bytes": 0.0}
     if picks.any():
         knobs["message_bytes"] = Knob(_FIRST_MESSAGE_BYTES, 1.0, 1e5, zero_at_low=True)
-    rows = pd.DataFrame({"bytes": size, "time_s": time_s, "picks": picks})
-    return regress(_Lines, knobs, _lines_s, rows, fixed=fixed)
 
+    def lines_s(lines: "_Lines", _: pd.DataFrame) -> Array:
+        return lines.law().seconds(size + lines.message_bytes * picks)
 
-def _lines_s(lines: "_Lines", rows: pd.DataFrame) -> Array:
-    return lines.law().seconds(_loads(rows, lines.message_bytes))
+    return regress(_Lines, knobs, lines_s, pd.DataFrame({"time_s": time_s}), fixed=fixed)
 
 
 class _Lines(StrictModel):

@@ -7,7 +7,7 @@ only where it beats the closed form on rows that it has not seen.
 """
 
 import numpy as np
-from scipy.linalg import solve_triangular
+from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import nnls
 
 from sim.calibration.regression import LOSS_SCALE, Array
@@ -82,17 +82,19 @@ def fit_correction(floor_s: float, work_s: Array, sizes: Array, measured_s: Arra
     basis = hats(work_s, times)[:, :, None] * hats(sizes, marks)[:, None, :]
     rows = basis.reshape(len(work_s), -1)
     steps, falls = _neighbours(times, marks)
-    prior = np.vstack([SMOOTHNESS**0.5 * steps, LEANING**0.5 * np.eye(rows.shape[1])])
+    prior = SMOOTHNESS * steps.T @ steps + LEANING * np.eye(rows.shape[1])
     logs = np.zeros(rows.shape[1])
     for _ in range(ROUNDS):
         grown_s = work_s * np.exp(rows @ logs)
         forecast_s = floor_s + grown_s
         residuals = np.log(measured_s / forecast_s)
         weights = (1.0 + (residuals / LOSS_SCALE) ** 2) ** -0.25
-        slopes = rows * (grown_s / forecast_s)[:, None]
-        wanted = weights * (residuals + slopes @ logs)
-        matrix = np.vstack([weights[:, None] * slopes, prior])
-        logs = _bounded(matrix, np.concatenate([wanted, np.zeros(len(prior))]), steps, falls)
+        slopes = rows * (weights * grown_s / forecast_s)[:, None]
+        wanted = weights * residuals + slopes @ logs
+        # Not `slopes.T @ slopes`: the threads of a BLAS wait for each other a thousand times as
+        # long as a product of this size takes, where other processes want their cores.
+        normal = np.einsum("ri,rj->ij", slopes, slopes) + prior
+        logs = _bounded(normal, slopes.T @ wanted, steps, falls)
     factors = np.exp(logs).reshape(len(times), len(marks))
     return Correction(
         work_s=times,
@@ -123,17 +125,22 @@ def _neighbours(times: tuple[float, ...], sizes: tuple[float, ...]) -> tuple[Arr
     return steps, np.concatenate([by_time, by_size])
 
 
-def _bounded(matrix: Array, wanted: Array, steps: Array, least: Array) -> Array:
-    """Least squares under ``steps @ x >= least``, by way of the shortest such vector.
+def _bounded(normal: Array, right: Array, steps: Array, least: Array) -> Array:
+    """Least squares of normal equations under ``steps @ x >= least``.
 
-    Lawson and Hanson, Solving Least Squares Problems, chapter 23: problems LSI and LDP.
+    The prior keeps the equations well conditioned, so that they lose no digit that counts. Where
+    their solution falls too fast, the step from it to the nearest that does not is the shortest
+    vector under like bounds. Lawson and Hanson, Solving Least Squares Problems, chapter 23:
+    problems LSI and LDP.
     """
-    basis, triangle = np.linalg.qr(matrix)
-    free = solve_triangular(triangle, basis.T @ wanted)
-    turned = solve_triangular(triangle, steps.T, trans="T").T
+    triangle = cholesky(normal)
+    free = cho_solve((triangle, False), right)
     short = least - steps @ free
     if np.all(short <= 0.0):
         return np.asarray(free)
-    shares, _ = nnls(np.vstack([turned.T, short]), np.eye(len(free) + 1)[-1])
-    rest = np.vstack([turned.T, short]) @ shares - np.eye(len(free) + 1)[-1]
+    turned = solve_triangular(triangle, steps.T, trans="T").T
+    system = np.vstack([turned.T, short])
+    target = np.eye(len(free) + 1)[-1]
+    shares, _ = nnls(system, target)
+    rest = system @ shares - target
     return np.asarray(free + solve_triangular(triangle, -rest[:-1] / rest[-1]))

@@ -71,16 +71,16 @@ def without_untuned_series(rows: pd.DataFrame, siblings: pd.DataFrame) -> tuple[
     return rows[~untuned], int(untuned.sum())
 
 
-def sibling_layers(data_dir: Path, chips: Sequence[str], engine: str, name: str) -> pd.DataFrame:
-    """Read the expert layers of an engine in a format on other chips."""
+def sibling_layers(data_dir: Path, chips: Sequence[str]) -> pd.DataFrame:
+    """Read the expert layers of other chips, of all engines and formats."""
     found = []
     for chip in chips:
         try:
-            frame = kernels.expert_times(data_dir, chip)
+            found.append(kernels.expert_times(data_dir, chip))
         except NotMeasuredError:
             continue
-        found.append(frame[(frame["engine"] == engine) & (frame["format"] == name)])
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    none = pd.DataFrame(columns=["engine", "format"])
+    return pd.concat(found, ignore_index=True) if found else none
 
 
 def _keys(rows: pd.DataFrame, names: list[str]) -> pd.MultiIndex:

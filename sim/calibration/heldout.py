@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from sim.calibration.kernel_laws import Study, groups
+from sim.calibration.kernel_laws import Group, Study, groups
 from sim.calibration.regression import Array, Errors, relative_errors, times
 from sim.seeds import stream
 
@@ -42,6 +42,8 @@ class Quality(NamedTuple):
     """On all rows, each held out once, of laws that were fitted to others."""
     errors: Array
     """Of the rows when held out: |forecast / measured - 1|."""
+    law: Any
+    """Fitted to all rows."""
 
     @property
     def reached(self) -> bool:
@@ -101,7 +103,8 @@ def qualities(accelerator: str, study: Study) -> Iterator[Quality]:
         for kept, held_out in folds(group.rows, *names):
             law = group.problem.fit(kept)
             forecast_s[held_out] = group.problem.forecast(law, group.rows[held_out])
-        fitted_s = group.problem.forecast(group.problem.fit(group.rows), group.rows)
+        law = group.problem.fit(group.rows)
+        fitted_s = group.problem.forecast(law, group.rows)
         yield Quality(
             *names,
             group.dtype,
@@ -109,6 +112,7 @@ def qualities(accelerator: str, study: Study) -> Iterator[Quality]:
             relative_errors(fitted_s, measured_s),
             relative_errors(forecast_s, measured_s),
             np.abs(forecast_s / measured_s - 1.0),
+            law,
         )
 
 
@@ -132,23 +136,22 @@ Laws = Mapping[tuple[str, str, str], Any]
 """Fitted law of every group of a chip, by engine, family and name."""
 
 
-def fitted_laws(study: Study) -> Laws:
-    """Fit every group of a chip to all of its rows."""
-    return {
-        (group.engine, group.family, group.name): group.problem.fit(group.rows)
-        for group in groups(study)
-    }
+def laws_of(found: Sequence[Quality]) -> Laws:
+    """Take the laws that were fitted to all rows of a chip."""
+    return {(each.engine, each.family, each.name): each.law for each in found}
 
 
-def stand_ins(laws: Laws, study: Study, *, same_engine: bool) -> Iterator[tuple[str, float]]:
+def stand_ins(
+    laws: Laws, rows: Sequence[Group[Any]], *, same_engine: bool
+) -> Iterator[tuple[str, float]]:
     """Forecast a chip's rows with laws that were fitted to others.
 
     Parameters
     ----------
     laws
         Of this chip or of another one.
-    study
-        The chip whose rows are forecast.
+    rows
+        Groups of the chip whose rows are forecast.
     same_engine
         Take the law of the engine that was measured; else those of all other engines.
 
@@ -157,7 +160,7 @@ def stand_ins(laws: Laws, study: Study, *, same_engine: bool) -> Iterator[tuple[
     family, median_ape
         Of one group of rows under one law.
     """
-    for group in groups(study):
+    for group in rows:
         for (engine, family, name), law in laws.items():
             if (family, name) != (group.family, group.name):
                 continue
@@ -179,11 +182,12 @@ class Transfer(NamedTuple):
     """Largest median error of a group."""
 
 
-def transfers(donor: str, of_donor: Study, accelerator: str, study: Study) -> Iterator[Transfer]:
+def transfers(
+    donor: str, laws: Laws, accelerator: str, rows: Sequence[Group[Any]]
+) -> Iterator[Transfer]:
     """Forecast the kernels of a chip with the laws of another: a prior whose ratios are all 1."""
-    laws = fitted_laws(of_donor)
     found: dict[str, list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]] = {}
-    for group in groups(study):
+    for group in rows:
         law = laws.get((group.engine, group.family, group.name))
         if law is not None:
             pair = (group.problem.forecast(law, group.rows), times(group.rows))

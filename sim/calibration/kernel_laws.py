@@ -297,6 +297,7 @@ def _grouped_gemm(study: Study) -> Iterator[Group[GroupedGemmLaw]]:
             "make it faster"
         )
     ranges = ("num_tokens", *SHAPE, "moe_tp_size", "moe_ep_size")
+    like_chips = sibling_layers(study.data_dir, study.siblings)
     for (engine, name), all_rows in _grouped(frame[~opt_in], ["engine", "format"]):
         rows, router = _one_router(study.streamed(all_rows))
         if len(rows) < FEWEST_ROWS:
@@ -305,7 +306,7 @@ def _grouped_gemm(study: Study) -> Iterator[Group[GroupedGemmLaw]]:
         rows, shards = _without_whole_shards(rows)
         bare = rows["kernel_source"].str.startswith("deepgemm_grouped").all()
         rows, narrow = (rows, 0) if bare else without_narrow_routers(rows)
-        known = sibling_layers(study.data_dir, study.siblings, engine, name)
+        known = like_chips[(like_chips["engine"] == engine) & (like_chips["format"] == name)]
         rows, untuned = without_untuned_series(rows, known)
         rows, dropped = _without_broken_shards(rows, SHAPE)
         note = f"{router}; {dropped} rows left out whose shard was slower than the layer"

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -126,13 +127,16 @@ def _skewed_touched(frame: pd.DataFrame) -> "pd.Series[float]":
     ``power_law_a`` picks the expert of rank ``i`` with a chance in proportion to ``i**-a``.
     """
     exponents = frame["distribution"].str.extract(r"power_law_([\d.]+)$")[0].astype(float)
-    found = pd.Series(np.inf, index=frame.index)
-    for row in frame.index[exponents.notna()]:
-        experts, topk, tokens = frame.loc[row, ["num_experts", "topk", "num_tokens"]]
-        weights = np.arange(1.0, experts + 1.0) ** -exponents[row]
+    touched = np.full(len(frame), np.inf)
+    routers = frame[["num_experts", "topk"]].assign(exponent=exponents).reset_index(drop=True)
+    for router, same in routers.groupby([*routers.columns]):
+        experts, topk, exponent = cast("tuple[float, float, float]", router)
+        rows = same.index.to_numpy()
+        weights = np.arange(1.0, experts + 1.0) ** -exponent
         chance = np.minimum(topk * weights / weights.sum(), 1.0)
-        found[row] = float((1.0 - (1.0 - chance) ** tokens).sum())
-    return (found / frame["moe_ep_size"]).clip(lower=1.0)
+        tokens = frame["num_tokens"].to_numpy(dtype=float)[rows]
+        touched[rows] = (1.0 - (1.0 - chance) ** tokens[:, None]).sum(axis=1)
+    return pd.Series(touched / frame["moe_ep_size"], index=frame.index).clip(lower=1.0)
 
 
 def decode_attention(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:

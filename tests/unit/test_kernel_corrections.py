@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sim.calibration.corrections import fit_correction, helpful_correction
+from sim.calibration.corrections import _bounded, fit_correction, helpful_correction
 from sim.calibration.expert_rows import (
     SERIES,
     without_narrow_routers,
@@ -52,6 +52,15 @@ class TestGrid:
         for size in (4.0, 20.0, 64.0):
             assert np.all(np.diff(times * grid.of(times, size)) > 0.0)
         assert grid.of(1e-5, 16.0) > 2.0
+
+
+@pytest.mark.parametrize(("least", "nearest"), [(-3.0, (1.0, -1.0)), (-1.0, (0.5, -0.5))])
+def test_the_least_squares_of_a_bounded_step_by_hand(
+    least: float, nearest: tuple[float, float]
+) -> None:
+    """Nearest to (1, -1) with y - x >= least: the point itself, or its foot on y = x - 1."""
+    found = _bounded(np.eye(2), np.array([1.0, -1.0]), np.array([[-1.0, 1.0]]), np.array([least]))
+    assert found == pytest.approx(nearest)
 
 
 def layers(*ep: int) -> pd.DataFrame:
