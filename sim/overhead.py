@@ -27,9 +27,9 @@ class EngineOverhead(StrictModel):
     """Per step: scheduling, input preparation, sampling, detokenisation."""
     layer_s: Seconds
     """Per layer: norms, rotary and residual kernels, gaps between kernels."""
-    expert_layer_s: Seconds = 0.0
-    """Per layer with experts, beside that: choosing experts, sorting and gathering tokens, as far
-    as the measured kernels do not contain it."""
+    dealt_layer_s: Seconds = 0.0
+    """Per layer whose experts are dealt to ranks, beside that: sorting tokens by rank, gathering
+    what comes back, as far as the measured kernels and exchanges do not contain it."""
     sequence_s: Seconds
     """Per sequence of the batch."""
     floor_fraction: Fraction
@@ -42,7 +42,7 @@ class EngineOverhead(StrictModel):
     frontend_s: Seconds
     """Per request, outside the engine: HTTP, tokenisation, hand-over, first chunk back."""
 
-    def seconds(self, *, layers: Number, sequences: Number, expert_layers: Number = 0.0) -> Number:
+    def seconds(self, *, layers: Number, sequences: Number, dealt_layers: Number = 0.0) -> Number:
         """Return the added time of one step, seconds.
 
         >>> overhead = NO_OVERHEAD.model_copy(
@@ -50,7 +50,7 @@ class EngineOverhead(StrictModel):
         >>> overhead.seconds(layers=80.0, sequences=200.0)
         0.002
         """
-        in_layers = self.layer_s * layers + self.expert_layer_s * expert_layers
+        in_layers = self.layer_s * layers + self.dealt_layer_s * dealt_layers
         return self.step_s + in_layers + self.sequence_s * sequences
 
 

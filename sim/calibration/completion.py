@@ -151,7 +151,7 @@ def _tp(row: Row, model: Model, benchmark: Benchmark, catalog: Catalog) -> str:
     while tp < chips and _weights_fraction(row, row["hardware"], model, tp, catalog) > (
         WEIGHTS_FRACTION
     ):
-        tp *= 2
+        tp = min(2 * tp, chips)
     return str(tp)
 
 

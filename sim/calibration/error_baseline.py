@@ -12,7 +12,7 @@ The file of a baseline, as it is written by `Baseline.text`::
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -20,6 +20,7 @@ import pandas as pd
 from pydantic import Field, PositiveInt, model_validator
 
 from sim.calibration.runs import QUANTITIES, Quantity
+from sim.calibration.verdicts import RunRecord
 from sim.errors import InputError
 from sim.schema import StrictModel, did_you_mean, load_yaml, problem_line, validate
 
@@ -37,11 +38,11 @@ class Errors:
 
     Parameters
     ----------
-    records : iterable of mapping
-        From `sim.calibration.verdicts.record_of`, one per run.
+    records : iterable of RunRecord
+        One per run.
     """
 
-    def __init__(self, records: Iterable[Mapping[str, object]]) -> None:
+    def __init__(self, records: Iterable[RunRecord]) -> None:
         self.rows = pd.DataFrame([row for record in records for row in _rows(record)])
 
     def groups(self, columns: Sequence[str]) -> Iterator[tuple[Quantity, Group, pd.DataFrame]]:
@@ -81,13 +82,10 @@ class Errors:
         return "\n\n".join(pd.DataFrame(rows).to_string(index=False) for rows in tables.values())
 
 
-def _rows(record: Mapping[str, object]) -> Iterator[dict[str, object]]:
-    keys, figures = record["keys"], record["figures"]
-    assert isinstance(keys, dict)  # noqa: S101 - written by record_of
-    assert isinstance(figures, dict)  # noqa: S101 - likewise
-    for quantity, (measured, forecast, tolerance, is_near) in figures.items():
+def _rows(record: RunRecord) -> Iterator[dict[str, object]]:
+    for quantity, (measured, forecast, tolerance, is_near) in record["figures"].items():
         yield {
-            **{f"key {name}": value for name, value in keys.items()},
+            **{f"key {name}": value for name, value in record["keys"].items()},
             "quantity": quantity,
             "error": forecast / measured - 1,
             "ape": abs(forecast / measured - 1),

@@ -94,27 +94,27 @@ def engine_of(row: Row) -> Engine | None:
     return next((engine for engine in others if engine in name), None)
 
 
-def preset_of(engine: str, day: str = "") -> str:
+def preset_of(kernels: Engine, engine: str, day: str = "") -> str:
     """Name the preset of ``hardware/engines`` for an engine and release as a run tells them.
 
     Parameters
     ----------
+    kernels : str
+        Whose kernels ran, from `engine_of`.
     engine : str
         Such as ``vllm 0.11.2`` or ``TensorRT-LLM v0.14``.
     day : str
         When the run was made or published, such as ``2026-03``: of vLLM without a release, the
         one of that time is taken; the newest if that is not known either.
 
-    >>> preset_of("vllm 0.11.2"), preset_of("vLLM (version not stated)", "2026-03")
+    >>> preset_of("vllm", "vllm 0.11.2"), preset_of("vllm", "vLLM (not stated)", "2026-03")
     ('vllm_0_11', 'vllm')
     """
-    kernels = engine_of({"engine": engine})
-    assert kernels is not None  # noqa: S101 - the caller has looked
     told = _VERSION.search(engine)
     if kernels == "trtllm" and told and "TensorRT-LLM v" in engine:
         return "trtllm" if (int(told[1]), int(told[2])) >= TRTLLM_ON_PYTORCH else TRTLLM_IN_CPP
     if kernels != "vllm":
-        return str(kernels)
+        return kernels
     if told:
         release = (int(told[1]), int(told[2]))
     else:

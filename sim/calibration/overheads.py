@@ -9,27 +9,27 @@ all of them.
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import get_args
 
 import numpy as np
-import typer
 import yaml
 
 from sim.calibration.overhead_fit import Fitted, Priors, figures, fit_families
 from sim.calibration.responses import PARAMETERS, SCALES, Response, law_of, responses, vector
-from sim.calibration.runs import MeasuredRun, Quantity, read_runs
-from sim.catalog import Catalog, open_catalog
+from sim.calibration.runs import MeasuredRun, Quantity
+from sim.catalog import Catalog
 from sim.deployment import deploy
 from sim.efficiency import Engine, Fit
-from sim.errors import InfeasibleError, InputError, exit_on_error
+from sim.errors import InfeasibleError, InputError
 from sim.overhead import EngineOverheads, FamilyOverhead
 from sim.simulate import Progress
 
-ROUNDS = 3
+ROUNDS = 2
 """Times that all runs are simulated anew with what was fitted: first-order answers of a forecast
 hold near the law at which it was made."""
 OWN_FILE = frozenset({"vllm_0_6", "trtllm_0_14"})
 """Versions whose host code has little in common with that of today's."""
+_ENGINES: Mapping[str, Engine] = {name: name for name in get_args(Engine)}
 _NAMES: Mapping[Quantity, str] = {"tpot": "TPOT", "ttft": "TTFT", "throughput": "throughput"}
 
 Groups = dict[str, dict[str, list[Response]]]
@@ -113,7 +113,7 @@ def known_laws(catalog: Catalog) -> dict[str, Priors]:
 def with_laws(catalog: Catalog, laws: Mapping[str, Mapping[str, Fitted]], day: str) -> Catalog:
     """Give a catalogue in which engines have what was fitted, to try it out or to write it."""
     return catalog.with_overheads(
-        {name: _file(name, fitted, {}, day) for name, fitted in laws.items()}
+        {name: _file(name, fitted, {}, day, "on trial") for name, fitted in laws.items()}
     )
 
 
@@ -122,19 +122,23 @@ def _file(
     fitted: Mapping[str, Fitted],
     found: Mapping[str, Sequence[Response]],
     day: str,
+    method: str,
 ) -> EngineOverheads:
-    engine: Engine = name.split("_", maxsplit=1)[0]  # type: ignore[assignment]
     return EngineOverheads(
-        engine=engine,
+        engine=_ENGINES[name.split("_", maxsplit=1)[0]],
         about="What the engine adds to the kernels fitted in hardware/calibrations.",
         date=day,
-        method=(
-            "soft-L1 fit of the logarithms of TPOT, TTFT and throughput to first-order answers of "
-            f"full simulations, renewed {ROUNDS} times; each chip family is pulled to the engine's "
-            "mean over families; kernels stay as they are; residuals are of the runs that were "
-            "fitted, none held out"
-        ),
+        method=method,
         families={family: _family(each, found.get(family, ())) for family, each in fitted.items()},
+    )
+
+
+def _method(rounds: int, priors: Mapping[str, Priors] | None) -> str:
+    pulled = "the engine's mean over families" if priors is None else "what the catalogue had"
+    return (
+        "soft-L1 fit of the logarithms of TPOT, TTFT and throughput to first-order answers of full "
+        f"simulations, made anew {rounds} times; each chip family is pulled to {pulled}; kernels "
+        "stay as they are; residuals are of the runs that were fitted, none held out"
     )
 
 
@@ -234,7 +238,10 @@ def calibrated(
         laws = fit_overheads(grouped(found, catalog), priors)
         trial = with_laws(catalog, laws, day)
     groups = grouped(found, catalog)
-    files = {name: _file(name, laws[name], groups.get(name, {}), day) for name in laws}
+    files = {
+        name: _file(name, laws[name], groups.get(name, {}), day, _method(rounds, priors))
+        for name in laws
+    }
     return files, found
 
 
@@ -251,22 +258,3 @@ def write_overheads(name: str, overheads: EngineOverheads, out: Path) -> Path:
     path = out / f"{name}.yaml"
     path.write_text(header + body, encoding="utf-8")
     return path
-
-
-def main(
-    runs_csv: Annotated[Path, typer.Argument(help="Measured serving runs.")],
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("hardware/overheads"),
-    stride: Annotated[int, typer.Option("--every", min=1, help="Fit to every so many runs.")] = 1,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
-) -> None:
-    """Fit the shipped overheads of every engine from scratch."""
-    catalog = open_catalog()
-    runs = every(usable(read_runs(runs_csv, catalog), catalog), stride)
-    files, _ = calibrated(runs, catalog, jobs, from_scratch=True)
-    for name, overheads in files.items():
-        typer.echo(str(write_overheads(name, overheads, out)))
-
-
-if __name__ == "__main__":
-    with exit_on_error():
-        typer.run(main)

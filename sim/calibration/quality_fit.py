@@ -140,10 +140,6 @@ def _fit(
 # --- Difficulty and wrong answers.
 
 
-def _beta(mean: float, strength: float) -> Difficulty:
-    return Difficulty(a=rounded(mean * strength), b=rounded((1 - mean) * strength))
-
-
 def _sampling_laws(benchmark: Benchmark, assumed: Assumed) -> Laws:
     """Fit difficulty and agreement: those of mean, strength and top share that nobody gives.
 

@@ -44,17 +44,17 @@ class Parameter(NamedTuple):
 PARAMETERS: tuple[Parameter, ...] = (
     Parameter("step_s", 1e-3, 1.0, 1.0, 20.0),
     Parameter("layer_s", 1e-5, 0.5, 0.5, 20.0),
-    Parameter("expert_layer_s", 1e-5, 1.0, 1.0, 20.0),
+    Parameter("dealt_layer_s", 1e-5, 1.0, 1.0, 20.0),
     Parameter("sequence_s", 1e-5, 1.0, 1.0, 20.0),
     Parameter("floor_fraction", 1.0, 0.5, 0.5, 1.0),
     Parameter("launch_s", 1e-5, 2.0, 2.0, 20.0),
     Parameter("frontend_s", 1e-3, 5.0, 5.0, 100.0),
 )
 """About a millisecond of scheduling, inputs and sampling per step; two small kernels of 2 to 3 us
-per layer, and four where there are experts; 10 us per sequence; half of the floors; 20 us for the
-host to launch what one operator stands for; 5 ms of HTTP, tokenising and hand-over."""
+per layer, and four where experts are dealt to ranks; 10 us per sequence; half of the floors; 20 us
+for the host to launch what one operator stands for; 5 ms of HTTP, tokenising and hand-over."""
 SCALES = np.array([each.scale for each in PARAMETERS])
-_IN_STEPS = ("step_s", "layer_s", "expert_layer_s", "sequence_s", "floor_fraction")
+_IN_STEPS = ("step_s", "layer_s", "dealt_layer_s", "sequence_s", "floor_fraction")
 _SLOWER_STEP = 0.1
 """By how much of a step it is slowed to see what that does."""
 _SLOWER_LAUNCH_S = 1e-5

@@ -5,7 +5,7 @@ A file of measured runs is a CSV with these columns. ``rackcast validate`` reads
 empty was not told; no figure is ever 0 for want of a better one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from types import MappingProxyType
@@ -106,104 +106,76 @@ SPLITS: Mapping[str, str] = MappingProxyType(
 """What a run may be used for."""
 
 
-def _column(
-    name: str,
-    group: Group,
-    kind: Kind,
-    unit: str,
-    meaning: str,
-) -> tuple[str, Column]:
-    return name, Column(name, group, kind, unit, meaning)
+def _text(name: str, group: Group, meaning: str) -> Column:
+    return Column(name, group, "text", "", meaning)
 
 
-def _named(name: str, group: Group, names: Mapping[str, str], meaning: str) -> tuple[str, Column]:
-    return name, Column(name, group, "name", "", meaning, tuple(names))
+def _named(name: str, group: Group, names: Mapping[str, str], meaning: str) -> Column:
+    return Column(name, group, "name", "", meaning, tuple(names))
 
 
-def _times(quantity: str, what: str) -> tuple[tuple[str, Column], ...]:
+def _count(name: str, group: Group, unit: str, meaning: str) -> Column:
+    return Column(name, group, "count", unit, meaning)
+
+
+def _figure(name: str, group: Group, unit: str, meaning: str) -> Column:
+    return Column(name, group, "figure", unit, meaning)
+
+
+def _times(quantity: str, what: str) -> Iterator[Column]:
     """List the columns of a time with its median, 99th percentile and mean."""
-    statistics = (("p50", "median"), ("p99", "99th percentile"), ("mean", "mean"))
-    return tuple(
-        _column(f"{quantity}_{key}_ms", "times", "figure", "ms", f"{what}, {name} over requests")
-        for key, name in statistics
-    )
+    for key, name in (("p50", "median"), ("p99", "99th percentile"), ("mean", "mean")):
+        yield _figure(f"{quantity}_{key}_ms", "times", "ms", f"{what}, {name} over requests")
 
 
-COLUMNS: Mapping[str, Column] = MappingProxyType(
-    dict(
-        (
-            _column("source", "source", "text", "", "File, page or publication the run is from"),
-            _column("source_date", "source", "text", "", "Day of the run, such as 2026-03-18"),
-            _column("hardware", "machine", "text", "", "Name of the accelerator, with its memory"),
-            _column(
-                "num_chips", "machine", "count", "accelerators", "Accelerators that serve the load"
-            ),
-            _column("tp", "machine", "count", "ranks", "Tensor-parallel ranks of one replica"),
-            _column("pp", "machine", "count", "stages", "Pipeline stages of one replica"),
-            _column("ep", "machine", "count", "ranks", "Ranks the experts are dealt to"),
-            _column("dp", "machine", "count", "ranks", "Replicas, or ranks of attention DP"),
-            _column("model", "model and engine", "text", "", "Name of the model"),
-            _column(
-                "weight_dtype",
-                "model and engine",
-                "text",
-                "",
-                "Number format of the weights: bf16, fp16, fp8, fp4, nvfp4, mxfp4, int8 or int4",
-            ),
-            _column(
-                "kv_dtype",
-                "model and engine",
-                "text",
-                "",
-                "Number format of the KV cache, likewise",
-            ),
-            _column("engine", "model and engine", "text", "", "Serving engine and its release"),
-            _named("scenario", "load", SCENARIOS, "Kind of load"),
-            _column("isl", "load", "figure", "tokens", "Mean input tokens of a request"),
-            _column("osl", "load", "figure", "tokens", "Mean output tokens of a request"),
-            _column(
-                "request_rate_qps", "load", "figure", "requests/s", "Rate at which requests arrive"
-            ),
-            _column(
-                "concurrency",
-                "load",
-                "count",
-                "requests",
-                "Requests in the system at once: the clients of a closed loop",
-            ),
-            _column(
-                "output_tokens_per_s",
-                "throughput",
-                "figure",
-                "tokens/s",
-                "Output tokens of the whole system",
-            ),
-            _column(
-                "total_tokens_per_s",
-                "throughput",
-                "figure",
-                "tokens/s",
-                "Input and output tokens of the whole system",
-            ),
-            _column("requests_per_s", "throughput", "figure", "requests/s", "Requests completed"),
-            *_times("ttft", "Time to first token, from sending the request"),
-            *_times("tpot", "Time per output token after the first"),
-            _column("e2e_mean_ms", "times", "figure", "ms", "Whole request, mean over requests"),
-            _column(
-                "power_w",
-                "throughput",
-                "figure",
-                "W",
-                "Mean power during the run, of all accelerators unless the notes say otherwise",
-            ),
-            _column("notes", "record", "text", "", "Whatever else is known: settings, origins"),
-            _column("row_id", "record", "text", "", "Name of the row, unique in its file"),
-            _column("source_key", "record", "text", "", "Short name of the source, to group by"),
-            _named("split", "record", SPLITS, "What the run may be used for"),
-            _named("quality", "record", QUALITIES, "How far it can be trusted"),
-        )
-    )
+_FORMATS = "bf16, fp16, fp8, fp4, nvfp4, mxfp4, int8 or int4"
+_ALL = (
+    _text("source", "source", "File, page or publication the run is from"),
+    _text("source_date", "source", "Day of the run, such as 2026-03-18"),
+    _text("hardware", "machine", "Name of the accelerator, with its memory"),
+    _count("num_chips", "machine", "accelerators", "Accelerators that serve the load"),
+    _count("tp", "machine", "ranks", "Tensor-parallel ranks of one replica"),
+    _count("pp", "machine", "stages", "Pipeline stages of one replica"),
+    _count("ep", "machine", "ranks", "Ranks the experts are dealt to"),
+    _count("dp", "machine", "ranks", "Replicas, or ranks of attention DP"),
+    _text("model", "model and engine", "Name of the model"),
+    _text("weight_dtype", "model and engine", f"Number format of the weights: {_FORMATS}"),
+    _text("kv_dtype", "model and engine", "Number format of the KV cache, likewise"),
+    _text("engine", "model and engine", "Serving engine and its release"),
+    _named("scenario", "load", SCENARIOS, "Kind of load"),
+    _figure("isl", "load", "tokens", "Mean input tokens of a request"),
+    _figure("osl", "load", "tokens", "Mean output tokens of a request"),
+    _figure("request_rate_qps", "load", "requests/s", "Rate at which requests arrive"),
+    _count(
+        "concurrency",
+        "load",
+        "requests",
+        "Requests in the system at once: the clients of a closed loop",
+    ),
+    _figure("output_tokens_per_s", "throughput", "tokens/s", "Output tokens of the whole system"),
+    _figure(
+        "total_tokens_per_s",
+        "throughput",
+        "tokens/s",
+        "Input and output tokens of the whole system",
+    ),
+    _figure("requests_per_s", "throughput", "requests/s", "Requests completed"),
+    *_times("ttft", "Time to first token, from sending the request"),
+    *_times("tpot", "Time per output token after the first"),
+    _figure("e2e_mean_ms", "times", "ms", "Whole request, mean over requests"),
+    _figure(
+        "power_w",
+        "throughput",
+        "W",
+        "Mean power during the run, of all accelerators unless the notes say otherwise",
+    ),
+    _text("notes", "record", "Whatever else is known: settings, origins"),
+    _text("row_id", "record", "Name of the row, unique in its file"),
+    _text("source_key", "record", "Short name of the source, to group by"),
+    _named("split", "record", SPLITS, "What the run may be used for"),
+    _named("quality", "record", QUALITIES, "How far it can be trusted"),
 )
+COLUMNS: Mapping[str, Column] = MappingProxyType({each.name: each for each in _ALL})
 """All columns by name, in the order in which files list them."""
 
 

@@ -282,7 +282,8 @@ def _changed(engine: ServingEngine, settings: Mapping[str, object]) -> ServingEn
 
 def _settings(row: Row, kernels: Engine, replicas: int) -> ServingEngine:
     """Choose the preset of a run's engine and release, with what is known to differ from it."""
-    preset = {"name": preset_of(row["engine"], row.get("source_date", "")), "kernels": kernels}
+    name = preset_of(kernels, row["engine"], row.get("source_date", ""))
+    preset = {"name": name, "kernels": kernels}
     return ServingEngine.model_validate(preset | benchmark_of(row).settings(row, kernels, replicas))
 
 

@@ -206,17 +206,18 @@ def cells(rows: pd.DataFrame) -> Cells:
         for key, part in rows.groupby(list(LEVELS[:depth]), sort=True):
             path = cast("tuple[str, ...]", key)
             above = next(name for name in list(keys_of(path))[1:] if name in found)
-            if len(part) >= LEAST_ROWS and not _is_strange(path):
+            of_a_system = depth == len(LEVELS)
+            if len(part) >= LEAST_ROWS and not (of_a_system and _is_strange(path[1], path[-1])):
                 found["/".join(path)] = _cell(part, found[above][0])
     return found
 
 
-def _is_strange(path: tuple[str, ...]) -> bool:
-    """Tell whether a regime is that of one system of which no run was seen, or on borrowed ground.
+def _is_strange(ground: str, place: str) -> bool:
+    """Tell whether no run of a system was seen, or its ground is borrowed.
 
     A forecast there will be one of another engine, or of another family of chips.
     """
-    return len(path) == len(LEVELS) and (path[1] == "borrowed" or path[-1] == NEW)
+    return ground == "borrowed" or place == NEW
 
 
 def _cell(rows: pd.DataFrame, parent: Array | None) -> tuple[Array, int, int]:
@@ -279,9 +280,8 @@ def _stretches(seen: pd.DataFrame) -> Mapping[tuple[str, ...], float]:
     for columns in (["ground"], ["ground", "place"]):
         for key, part in seen.groupby(columns, sort=True):
             path = cast("tuple[str, ...]", key)
-            if len(part) >= LEAST_ROWS and not (
-                path[1:] and (path[0] == "borrowed" or path[1] == NEW)
-            ):
+            of_a_system = len(columns) > 1
+            if len(part) >= LEAST_ROWS and not (of_a_system and _is_strange(path[0], path[-1])):
                 groups, parent = part["group"].nunique(), _factor(found, *path[:-1])
                 own = _quantile(part["score"])
                 found[path] = (groups * own + PULL * parent) / (groups + PULL)

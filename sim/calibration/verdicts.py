@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypedDict
 
 from sim.calibration.replay import replay
 from sim.calibration.runs import QUANTITIES, MeasuredRun, Quantity
@@ -196,10 +197,19 @@ def _doubts(run: MeasuredRun, catalog: Catalog) -> Iterator[str]:
             yield note.removeprefix(f"{run.case.name}: ")
 
 
-def record_of(run: MeasuredRun, found: list[Compared]) -> dict[str, object]:
-    """Put what became of a run into plain data, which travels from process to process."""
+class RunRecord(TypedDict):
+    """What became of a run, as plain data that travels from process to process."""
+
+    keys: dict[str, str]
+    """What runs are grouped by."""
+    figures: dict[Quantity, tuple[float, float, float | None, bool]]
+    """Measured, forecast, tolerance and whether the error is within it."""
+
+
+def record_of(run: MeasuredRun, found: list[Compared]) -> RunRecord:
+    """Put what became of a run into plain data."""
     figures = {
-        each.quantity: [each.measured, each.forecast, each.tolerance, each.is_near]
+        each.quantity: (each.measured, each.forecast, each.tolerance, each.is_near)
         for each in found
     }
-    return {"keys": keys_of(run), "figures": figures}
+    return RunRecord(keys=keys_of(run), figures=figures)

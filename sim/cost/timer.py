@@ -177,7 +177,9 @@ class StepTimer:
             self.shares = replace(self.shares, queries=self.execution.queries)
         self._bandwidth = accelerator.local_memory.bandwidth_bytes_per_s.value
         self._layers = sum(op.calls for op in self.operators if _mixes_tokens(op))
-        self._expert_layers = sum(op.calls for op in self.operators if isinstance(op, ExpertGemm))
+        self._dealt_layers = sum(
+            op.calls for op in self.operators if isinstance(op, ExpertGemm) and op.ranks > 1
+        )
         self._kernels = sum(op.calls for op in self.operators)
 
     def with_overhead(self, overhead: EngineOverhead) -> "StepTimer":
@@ -280,7 +282,7 @@ class StepTimer:
         """Engine time of one run of one stage, whatever is in it."""
         return float(
             self.overhead.seconds(
-                layers=self._layers, expert_layers=self._expert_layers, sequences=0.0
+                layers=self._layers, dealt_layers=self._dealt_layers, sequences=0.0
             )
         )
 

@@ -1,15 +1,13 @@
 """Where requests come from: a timetable of arrivals, or clients that wait for their answers."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Protocol
 
 import simpy
 
 from sim.engine.clock import Alarm, Clock
 from sim.engine.requests import Request
-
-Submit = Callable[[Request], None]
 
 
 class Desk(Protocol):

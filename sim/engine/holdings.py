@@ -58,10 +58,9 @@ class Holdings:
 
     def free(self, request: Request, tokens: int, blocks: int) -> None:
         """Free the blocks of a sequence; what is in them may be found again."""
-        if request.holding is None:
+        if self.cache is None or request.holding is None:
             self.pool.give_back(blocks)
             return
-        assert self.cache is not None  # noqa: S101 - who else would have given the holding
         whole = request.input_tokens + request.output_tokens - 1
         if request.reuse != "all" and tokens == whole and not self.answers_are_looked_for:
             tokens = request.input_tokens  # nobody looks for the answer

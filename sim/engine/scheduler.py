@@ -492,9 +492,9 @@ class Scheduler:
         if found.match is not None and self._cache is not None:
             request.holding = self._cache.hold(found.match)
         request.computed_tokens = found.cached_tokens
-        if request.remote is not None and found.remote_tokens == found.cached_tokens:
-            assert self._transport is not None  # noqa: S101 - who else would have looked there
-            self._transport.let_go(request)  # all of it was found here
+        all_here = found.remote_tokens == found.cached_tokens
+        if self._transport is not None and request.remote is not None and all_here:
+            self._transport.let_go(request)
         found_tokens = max(found.cached_tokens, found.remote_tokens)
         if found_tokens > request.reached_tokens:  # what had been computed for it is not spared
             request.cached_tokens += found_tokens - request.reached_tokens
@@ -606,34 +606,34 @@ class Scheduler:
         most = limit * batch.size * (self.blocks.growing + self.blocks.windowed)
         if most * self._tokens_per_sequence > pool.free_blocks:  # a bound spares the exact count
             limit = batch.steps_within(pool.free_blocks + first_step_blocks, limit)
-        if self.line and self._transport is not None and self._head_may_find_less():
+        head = self.line.head()
+        if head is None:
+            return limit
+        if self._transport is not None and self._may_find_less(head, self._transport):
             return 1
-        if self.reservation is not None and self.line and limit > 1:
-            limit = self._steps_to_admission(limit, pool.free_blocks + first_step_blocks)
-        if self.line and self._intake.active:
+        if self.reservation is not None and limit > 1:
+            free_blocks = pool.free_blocks + first_step_blocks
+            limit = self._steps_to_admission(head, self.reservation, limit, free_blocks)
+        if self._intake.active:
             limit = self._intake.limit(limit)
         return limit
 
-    def _head_may_find_less(self) -> bool:
+    def _may_find_less(self, head: Request, transport: KvTransport) -> bool:
         """Tell whether the head of the line may find something else at the next step.
 
         Of what it finds here, idle blocks may go to those who decode; it then fetches more, and
         may need fewer blocks than for the chunk that it would begin with.
         """
-        request = self.line.head()
-        assert request is not None and self._transport is not None  # noqa: S101
-        if self._transport.changes_by_itself:
-            return True
-        return self._find(request).idle_blocks > 0
+        return transport.changes_by_itself or self._find(head).idle_blocks > 0
 
-    def _steps_to_admission(self, limit: int, free_blocks: int) -> int:
+    def _steps_to_admission(
+        self, request: Request, reservation: Reservation, limit: int, free_blocks: int
+    ) -> int:
         """Count the steps after which the head of the line may come in, though nobody leaves.
 
         ``free_blocks`` are those before the first step. Those who decode take theirs before others
         are let in, unless prompts come first.
         """
-        request = self.line.head()
-        assert request is not None and self.reservation is not None  # noqa: S101
         if self.running_requests >= self.rules.max_num_seqs:
             return limit
         found = self._find(request) if self._looks_for_kv else NOTHING_FOUND
@@ -646,7 +646,7 @@ class Scheduler:
             upto = found.cached_tokens + min(missing, budget, self._max_chunk_tokens)
         blocks = self._held(upto) - self._held(found.cached_tokens)
         taken = int(not self.rules.prefill_first)
-        return self.reservation.steps_to_admission(
+        return reservation.steps_to_admission(
             request,
             blocks,
             limit,

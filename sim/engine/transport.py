@@ -130,10 +130,10 @@ class Transport:
 
     def fetch(self, request: Request, cached_tokens: int, tokens: int) -> None:
         """Fetch what is not here, and tell the replica when it has come."""
-        remote = request.remote
-        if remote is None:
+        if request.remote is None:
             self._load(request, cached_tokens, tokens)
             return
+        remote = _elsewhere(request)
         size = (tokens - cached_tokens) * self.bytes_per_token
         now = int(self.env.now)
         if isinstance(remote, Handover):
@@ -142,7 +142,6 @@ class Transport:
             rest = max(size - sent / TICKS_PER_S, size * remote.least_fraction)
             start, end = reserve_path(path, now, rest)
         else:
-            assert isinstance(remote, Swapped | StoredKv)  # noqa: S101 - there are no others
             start, end = remote.link.reserve(now, size)
         self._at(end, self._arrival(request, (now, start, end), size))
 
@@ -168,8 +167,7 @@ class Transport:
 
     def let_go(self, request: Request) -> None:
         """Free what lies elsewhere of a request that needs it no more."""
-        remote, request.remote = request.remote, None
-        assert isinstance(remote, Elsewhere)  # noqa: S101
+        remote, request.remote = _elsewhere(request), None
         release(remote)
 
     def swap_out(self, request: Request, tokens: int) -> bool:
@@ -188,8 +186,7 @@ class Transport:
         self, request: Request, ticks: tuple[int, int, int], size: float
     ) -> Callable[[], None]:
         """Give what happens when keys and values come in."""
-        remote, scheduler, attempt = request.remote, self.replica.scheduler, request.attempts
-        assert isinstance(remote, Elsewhere)  # noqa: S101
+        remote, scheduler, attempt = _elsewhere(request), self.replica.scheduler, request.attempts
 
         def arrive() -> None:
             self._record(remote.kind, (request, remote), ticks, size)
@@ -234,6 +231,13 @@ class Transport:
         kind, source = what
         row = (kind, request.request_id, source, self.replica.index, *ticks, size)
         self.recorder.transfers.append(row)
+
+
+def _elsewhere(request: Request) -> Elsewhere:
+    """Give what a request has elsewhere as what it is: requests know of a protocol alone."""
+    if not isinstance(request.remote, Elsewhere):
+        raise InternalError(f"{request} has no keys and values elsewhere: {request.remote!r}")
+    return request.remote
 
 
 def release(remote: Elsewhere) -> None:

@@ -294,9 +294,10 @@ class NvmlSensor:
         energy_mj = self._asked("nvmlDeviceGetTotalEnergyConsumption")
         return None if energy_mj is None else energy_mj / KILO
 
-    def power_w(self) -> float:
-        """Power now, watts."""
-        return float(self._asked("nvmlDeviceGetPowerUsage") or 0) / KILO
+    def power_w(self) -> float | None:
+        """Power now, watts; none where the GPU does not tell."""
+        power_mw = self._asked("nvmlDeviceGetPowerUsage")
+        return None if power_mw is None else power_mw / KILO
 
     def described(self) -> dict[str, Any]:
         """Tell of driver, power limit, clocks and temperature."""

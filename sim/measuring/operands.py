@@ -8,6 +8,7 @@ flushed between two calls: a flush would have to be timed with them.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from sim.measuring.device import Call, CpuDevice, CudaDevice
@@ -117,7 +118,7 @@ class Operands:
         for _ in range(self.turns(operand_bytes)):
             self._begin(operand_bytes)
             sets.append(take())
-        return [lambda chosen=each: call(chosen) for each in sets]  # type: ignore[misc]
+        return [partial(call, each) for each in sets]
 
 
 def turns(operand_bytes: float, cache_bytes: float) -> int:

@@ -20,8 +20,8 @@ class Sensor(Protocol):
     def energy_j(self) -> float | None:
         """Energy since some fixed moment, joules; none where no counter runs."""
 
-    def power_w(self) -> float:
-        """Power now (or over the last sample of the sensor), watts."""
+    def power_w(self) -> float | None:
+        """Power now (or over the last sample of the sensor), watts; none where it does not tell."""
 
 
 class Reading:
@@ -60,7 +60,9 @@ def metering(
 
     def sample() -> None:
         while True:
-            samples.append(sensor.power_w())
+            power_w = sensor.power_w()
+            if power_w is not None:
+                samples.append(power_w)
             if ended.wait(SAMPLE_EVERY_S):
                 return
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from sim.metrics.backlog import backlog
+from sim.metrics.cells import number
 from sim.metrics.regimes import Outlook, capacity_estimate, unloaded_ttft_s
 from sim.metrics.requests import Window
 from sim.metrics.sampling import sampling_reach
@@ -223,9 +224,9 @@ def _regime(
     computed = completed["input_tokens"] - completed["cached_tokens"]
     alone_s = unloaded_ttft_s(service, max(float(computed.mean()), 1.0))
     ratio = float(completed["ttft_s"].median()) / alone_s
-    rate, tpot_s = _number(summary["output_tokens_per_s"]), _number(summary["tpot_s_mean"])
+    rate, tpot_s = number(summary["output_tokens_per_s"]), number(summary["tpot_s_mean"])
     sequences = rate * tpot_s / service.answer_pool.replicas if math.isfinite(tpot_s) else 0.0
-    cached = _number(summary["cached_input_fraction"])
+    cached = number(summary["cached_input_fraction"])
     return outlook.regime(service, loop.arrivals, ratio, sequences, cached)
 
 
@@ -263,10 +264,10 @@ def _latencies(
         values = arrived[name].dropna().to_numpy(float)
         for statistic in ("mean", "p50", "p95", "p99"):
             column = f"{name}_{statistic}"
-            value = _number(summary.get(column))
+            value = number(summary.get(column))
             if not math.isfinite(value) or value <= 0:
                 continue
-            first = _number(summary.get(f"ttft_s_{statistic}")) / value
+            first = number(summary.get(f"ttft_s_{statistic}")) / value
             spread = errors.of(name, first).widened(*sampling_reach(values, statistic))
             low, high = spread.interval(value)
             if name != "tpot_s":
@@ -300,7 +301,7 @@ def _rates(speed: LogSpread, summary: Mapping[str, object], loop: Loop) -> dict[
 def _scaled(
     summary: Mapping[str, object], column: str, low: float, high: float
 ) -> dict[str, float]:
-    value = _number(summary.get(column))
+    value = number(summary.get(column))
     if not math.isfinite(value):
         return {}
     return {f"{column}_lo": value * low, f"{column}_hi": value * high}
@@ -395,14 +396,10 @@ def notes_of(case: str, columns: Mapping[str, object]) -> Iterator[str]:
             "is like it, and its intervals are a guess."
         )
     for name, words in (("ttft_s_p50", "time to first token"), ("tpot_s_p50", "time per token")):
-        value, low, high = (_number(columns.get(f"{name}{end}")) for end in ("", "_lo", "_hi"))
+        value, low, high = (number(columns.get(f"{name}{end}")) for end in ("", "_lo", "_hi"))
         if value < low or value > high:
             way = "longer" if value < low else "shorter"
             yield (
                 f"{case}: the median {words} lies outside its own interval: measured runs of this "
                 f"kind mostly had {way} ones than their forecasts."
             )
-
-
-def _number(value: object) -> float:
-    return math.nan if value is None or pd.isna(value) else float(value)  # type: ignore[arg-type, call-overload]

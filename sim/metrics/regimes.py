@@ -8,6 +8,7 @@ import numpy as np
 from sim.catalog import Catalog
 from sim.cost.work import StepShape
 from sim.deployment import Deployment
+from sim.errors import InternalError
 from sim.service import Service
 from sim.uncertainty import GROUNDS, Arrivals, Ground, Regime, Residuals
 
@@ -97,7 +98,8 @@ def kernel_spread_fraction(pool: Deployment, catalog: Catalog) -> float:
     if pool.calibration is not None:
         return 0.0
     prior = catalog.prior(pool.accelerator.family)
-    assert prior is not None  # noqa: S101 - without either there are no laws and no deployment
+    if prior is None:  # without either there are no laws, and no deployment
+        raise InternalError(f"{pool.accelerator.family} has neither a calibration nor a prior")
     return prior.rule.spread_fraction.value
 
 

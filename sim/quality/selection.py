@@ -88,6 +88,12 @@ def _independent(difficulty: Difficulty, separation: float, samples: int) -> flo
     With m right ones, P = integral of m phi(x - d) Phi(x - d)^(m-1) Phi(x)^(N-m) dx, averaged
     over the beta-binomial law of m.
     """
+    return float(counts_of_right(difficulty, samples)[1:] @ _chosen_of(separation, samples))
+
+
+@lru_cache(maxsize=256)
+def _chosen_of(separation: float, samples: int) -> Floats:
+    """Chances that a right answer is chosen where 1 to ``samples`` are right."""
     x = np.linspace(-9.0, 9.0 + abs(separation), 1501)
     log_right, log_wrong = special.log_ndtr(x - separation), special.log_ndtr(x)
     density = stats.norm.logpdf(x - separation)
@@ -95,8 +101,7 @@ def _independent(difficulty: Difficulty, separation: float, samples: int) -> flo
     m = np.unique(np.rint(np.geomspace(1, samples, min(samples, 400))).astype(int))
     inner = (m[:, None] - 1) * log_right + (samples - m[:, None]) * log_wrong + density
     chosen = m * np.trapezoid(np.exp(inner), x, axis=1)
-    counts = counts_of_right(difficulty, samples)
-    return float(counts[1:] @ np.interp(np.arange(1, samples + 1), m, chosen))
+    return np.asarray(np.interp(np.arange(1, samples + 1), m, chosen))
 
 
 def _of_poisson(
@@ -115,16 +120,22 @@ def _of_poisson(
         no_wrong = np.exp(-np.outer(wrong_count, special.ndtr(-_X)))
         right = np.exp(-np.outer(right_count, special.ndtr(-_X)))
     none = np.exp(-right_count)
-    below = np.array(
-        [
-            np.interp(_X - law.separation, _X, each, left=least, right=1.0)
-            for each, least in zip(right, none, strict=True)
-        ]
-    )
+    below = _moved(right, law.separation, none)
     middle = (no_wrong[:, 1:] + no_wrong[:, :-1]) / 2
     inner = 1.0 - difficulty.never_fraction - difficulty.always_fraction
     chosen = (np.diff(below, axis=1) * middle).sum(axis=1)
     return float(inner * (np.diff(edges) @ chosen) + difficulty.always_fraction)
+
+
+def _moved(chances: Floats, separation: float, least: Floats) -> Floats:
+    """Return rows of chances over scores `_X`, with scores higher by some separation.
+
+    Left of `_X` stands the ``least`` of each row, right of it 1.
+    """
+    place = (_X - separation - _X[0]) / (_X[1] - _X[0])
+    low = np.clip(place.astype(int), 0, len(_X) - 2)
+    found = chances[:, low] + (chances[:, low + 1] - chances[:, low]) * (place - low)
+    return np.where(place < 0, least[:, None], np.where(place > len(_X) - 1, 1.0, found))
 
 
 @lru_cache(maxsize=16)
@@ -154,15 +165,23 @@ def _no_wrong_by_cell(shared: float) -> Floats:
 
     The sum over classes; those that are rare are all different. Shape ``(mu, cell, x)``.
     """
-    single, above = _none_above(shared), special.ndtr(-_X)
-    counts = np.exp(_LOG_COUNTS)
-    found = np.zeros((len(counts), CELLS, len(_X)))
-    for cell, share in enumerate(top_shares()):
-        shares = class_shares(float(share), 200)
-        for one in shares:
-            found[:, cell] += _at(single, counts * one)
-        found[:, cell] -= counts[:, None] * max(1.0 - float(shares.sum()), 0.0) * above
-    return found
+    sums, rare = _sums_over_classes()
+    of_rare = np.exp(_LOG_COUNTS)[:, None, None] * rare[:, None] * special.ndtr(-_X)
+    return np.asarray(np.moveaxis(np.tensordot(sums, _none_above(shared), 1), 0, 1) - of_rare)
+
+
+@lru_cache(maxsize=1)
+def _sums_over_classes() -> tuple[Floats, Floats]:
+    """How a table over `_LOG_COUNTS` adds up over the classes of wrong answers, by top share.
+
+    Looking a table up is linear in it: per cell a matrix ``(mu, mu)`` times the table of equal
+    answers is the sum over classes. Beside it the share of classes too rare to be told apart.
+    """
+    counts, rows = np.exp(_LOG_COUNTS), np.eye(len(_LOG_COUNTS))
+    told_apart = [class_shares(float(share), 200) for share in top_shares()]
+    sums = [sum(_at(rows, counts * one) for one in shares) for shares in told_apart]
+    rare = [max(1.0 - float(shares.sum()), 0.0) for shares in told_apart]
+    return np.array(sums), np.array(rare)
 
 
 def _at(table: Floats, counts: Floats) -> Floats:

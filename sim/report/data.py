@@ -156,14 +156,6 @@ TIMELINE_COLUMNS: tuple[str, ...] = (
     "kv_offload_bytes_per_s",
     "embedding_transfer_bytes_per_s",
 )
-POOL_TIMELINE_COLUMNS: tuple[str, ...] = (
-    "waiting_requests",
-    "running_requests",
-    "kv_used_fraction",
-    "utilization_fraction",
-    "replicas_up",
-)
-"""Columns of the timeline for each pool, with its role before them, where a case has several."""
 BILL_COLUMNS: tuple[str, ...] = (
     "case",
     "line",

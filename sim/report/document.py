@@ -1,6 +1,7 @@
 """The content of ``summary.json``, for the file and for the terminal."""
 
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -35,9 +36,9 @@ def _records(frame: pd.DataFrame) -> list[dict[str, object]]:
     ]
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> object:
     """Turn a cell into what JSON knows: no NumPy types, None for what is not defined."""
-    if pd.isna(value):  # type: ignore[call-overload]
+    if pd.isna(value):
         return None
     item = getattr(value, "item", None)
     plain = item() if callable(item) else value

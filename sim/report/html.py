@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from sim.metrics.cells import number
 from sim.report.caveats import caveats_of
 from sim.report.charts import TASK_PAINTERS, Chart
 from sim.report.data import RunTables, ordered_summary, rows_of
@@ -200,15 +201,11 @@ def _bill_row(row: Mapping[object, object]) -> BillRow:
     line = str(row["line"])
     return BillRow(
         line=line,
-        usd_per_hour=usd(_float(row["usd_per_hour"])),
-        usd=usd(_float(row["usd"])),
-        share=percent(_float(row["share_fraction"])),
+        usd_per_hour=usd(number(row["usd_per_hour"])),
+        usd=usd(number(row["usd"])),
+        share=percent(number(row["share_fraction"])),
         source=str(row["source"]),
     )
-
-
-def _float(value: object) -> float:
-    return float(value)  # type: ignore[arg-type]
 
 
 def _grounds(tables: RunTables) -> Iterator[Ground]:

@@ -1,11 +1,12 @@
 """The parts of a service as people read them: its pools and its tenants, where it has several."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
 import pandas as pd
 
+from sim.metrics.cells import number
 from sim.report.data import RunTables
 from sim.report.formats import UNDEFINED, figure, percent, usd
 from sim.report.tables import claim_cells
@@ -132,9 +133,5 @@ def parts_tables(tables: RunTables) -> Iterator[PartsTable]:
 
 def _rows(frame: pd.DataFrame, key: str, columns: Sequence[Column]) -> Iterator[tuple[str, ...]]:
     for row in frame.to_dict("records"):
-        numbers = (write(_number(row, column)) for column, _, write in columns)
+        numbers = (write(number(row[column])) for column, _, write in columns)
         yield (str(row["case"]), str(row[key]), *numbers)
-
-
-def _number(row: Mapping[object, object], column: str) -> float:
-    return float(row[column])  # type: ignore[arg-type]

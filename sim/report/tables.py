@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from sim.metrics.cells import number
 from sim.report.caveats import caveats_of
 from sim.report.findings import interval
 from sim.report.formats import UNDEFINED, chance, figure, percent, usd
@@ -244,7 +245,7 @@ def summary_cell(case: "pd.Series[float]", row: Row) -> Cell:
     Cell(text='250', interval='200 to 310')
     """
     bounds = interval(case, row.column)
-    text = row.write(_number(case[row.column]))
+    text = row.write(number(case[row.column]))
     ends = tuple(row.write(bound) for bound in bounds) if bounds else ()
     known = all(end == text for end in ends)  # such as a rate that is given by the arrivals
     return Cell(text=text, interval="" if known else " to ".join(ends))
@@ -293,17 +294,17 @@ def console_table(summary: pd.DataFrame) -> Table:
             _with_range(case, "output_tokens_per_s_per_chip", figure),
             _below(ttft.quantiles(case, "ttft_s"), _range(case, "ttft_s_p50", ttft.seconds)),
             _below(tpot.quantiles(case, "tpot_s"), _range(case, "tpot_s_p50", tpot.seconds)),
-            _percent(_number(case["utilization_fraction"])),
+            _percent(number(case["utilization_fraction"])),
             _with_range(case, "usd_per_mtok_total", _usd),
             _with_range(case, "energy_j_per_output_token", figure),
-            _below(_percent(_number(case["slo_attainment_fraction"])), _chance(case)),
+            _below(_percent(number(case["slo_attainment_fraction"])), _chance(case)),
         )
     return table
 
 
 def _with_range(case: "pd.Series[float]", column: str, write: Callable[[float], str]) -> Text:
     """Write a number, and below it its interval if it has one."""
-    return _below(write(_number(case[column])), _range(case, column))
+    return _below(write(number(case[column])), _range(case, column))
 
 
 def _below(text: str, quiet: str) -> Text:
@@ -321,7 +322,7 @@ def _range(case: "pd.Series[float]", column: str, unit: float = 1.0) -> str:
 
 def _chance(case: "pd.Series[float]") -> str:
     """Write the chance that the SLO is met, if it is known."""
-    value = _number(case.get(CHANCE.column))
+    value = number(case.get(CHANCE.column))
     return _chance_percent(value) if math.isfinite(value) else ""
 
 
@@ -360,7 +361,7 @@ def console_task_table(summary: pd.DataFrame, width: int = NARROW) -> Table | No
             _joined(case, ("compute_multiplier", "compute_multiplier_chip_s")),
             _joined(case, tuple(f"task_s_{quantile}" for quantile in TERMINAL_QUANTILES)),
             _joined(case, _MoneyUnit.columns, unit.tasks),
-            figure(_number(case["energy_j_per_task"])),
+            figure(number(case["energy_j_per_task"])),
         )
         for _, case in tasks.iterrows()
     ]
@@ -408,8 +409,8 @@ def claim_cells(row: Mapping[Hashable, object]) -> tuple[str, ...]:
     """Write a claim beside its forecast: case, quantity, both numbers and their ratio."""
     known = {line.column: line for line in TASK_GROUP.rows}[str(row["column"])]
     unit = f", {known.unit}" if known.unit else ""
-    numbers = (known.write(_number(row[name])) for name in ("claimed", "forecast"))
-    ratio = figure(_number(row["forecast_over_claimed"]))
+    numbers = (known.write(number(row[name])) for name in ("claimed", "forecast"))
+    ratio = figure(number(row["forecast_over_claimed"]))
     return (str(row["case"]), f"{known.label}{unit}", *numbers, ratio)
 
 
@@ -429,7 +430,7 @@ def broken(name: str, letters: int) -> str:
 
 def _share_with_error(case: "pd.Series[float]") -> str:
     """Write an accuracy and its standard error in percent."""
-    share, error = (_number(case[f"accuracy_{part}"]) for part in ("fraction", "standard_error"))
+    share, error = (number(case[f"accuracy_{part}"]) for part in ("fraction", "standard_error"))
     if not math.isfinite(share):
         return UNDEFINED
     return f"{100 * share:.1f}\N{PLUS-MINUS SIGN}{100 * error:.1f}"
@@ -437,7 +438,7 @@ def _share_with_error(case: "pd.Series[float]") -> str:
 
 def _joined(case: "pd.Series[float]", columns: tuple[str, ...], times: float = 1.0) -> str:
     """Write numbers with strokes between, briefly; one dash if none is defined."""
-    values = [_number(case[column]) * times for column in columns]
+    values = [number(case[column]) * times for column in columns]
     if not any(math.isfinite(value) for value in values):
         return UNDEFINED
     return "/".join(figure(value).replace(",", "") for value in values)
@@ -470,17 +471,12 @@ class _TimeUnit:
     def of(cls, summary: pd.DataFrame, column: str) -> "_TimeUnit":
         """Milliseconds unless a time is ten seconds or more."""
         times = summary[[f"{column}_{quantile}" for quantile in TERMINAL_QUANTILES]]
-        longest = _number(times.max(axis=None))
+        longest = number(times.max(axis=None))
         return cls("s", 1.0) if longest >= 10 else cls("ms", MILLISECOND_S)
 
     def quantiles(self, case: "pd.Series[float]", column: str) -> str:
         """Write the quantiles of a case; one dash if it has none."""
-        values = [_number(case[f"{column}_{quantile}"]) for quantile in TERMINAL_QUANTILES]
+        values = [number(case[f"{column}_{quantile}"]) for quantile in TERMINAL_QUANTILES]
         if not any(math.isfinite(value) for value in values):
             return UNDEFINED
         return "/".join(figure(value / self.seconds).replace(",", "") for value in values)
-
-
-def _number(value: object) -> float:
-    """Read a cell as a float; NaN for what pandas calls missing."""
-    return math.nan if pd.isna(value) else float(value)  # type: ignore[arg-type, call-overload]

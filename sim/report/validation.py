@@ -17,11 +17,12 @@ from typing import Annotated, NamedTuple
 import pandas as pd
 import typer
 
+from sim.calibration import noise
 from sim.calibration.holdouts import SCHEMES, held_out_forecasts, summary
 from sim.calibration.overheads import every, usable
 from sim.calibration.report import markdown_table
 from sim.calibration.responses import responses
-from sim.calibration.runs import Skipped, read_runs
+from sim.calibration.runs import MeasuredRun, Skipped, read_runs
 from sim.calibration.scatter import fit as fit_scatter
 from sim.catalog import Catalog, open_catalog
 from sim.errors import exit_on_error
@@ -78,21 +79,42 @@ def forecasts_of(
     return table
 
 
-def coverage(runs_csv: Path, catalog: Catalog) -> str:
-    """Say how many described runs can be forecast, and why others cannot."""
-    described = pd.read_csv(runs_csv, usecols=["row_id", "quality"], dtype=str)
-    wanted = set(described.loc[described["quality"].isin(("A", "B")), "row_id"])
-    reasons = [
-        run.reason
-        for run in read_runs(runs_csv, catalog)
-        if isinstance(run, Skipped) and run.row_id in wanted
-    ]
+class Described(NamedTuple):
+    """What the file of runs tells by itself."""
+
+    covered: str
+    """How many runs can be forecast, and why others cannot."""
+    noise: pd.DataFrame
+    """From `sim.calibration.noise.pairs`, of runs of quality A or B."""
+
+
+def described(runs_csv: Path, catalog: Catalog) -> Described:
+    """Read all runs for what needs no forecast."""
+    quality = pd.read_csv(runs_csv, usecols=["row_id", "quality"], dtype=str)
+    wanted = set(quality.loc[quality["quality"].isin(("A", "B")), "row_id"])
+    runs = [run for run in read_runs(runs_csv, catalog) if run.row_id in wanted]
+    reasons = [run.reason for run in runs if isinstance(run, Skipped)]
     why = pd.Series(reasons, dtype=str).value_counts()
     told = "; ".join(f"{count} x {reason}" for reason, count in why.items())
     share = 1 - len(reasons) / max(len(wanted), 1)
-    return (
+    covered = (
         f"{len(wanted):,} runs are of quality A or B; {share:.1%} of them can be forecast ({told})."
     )
+    return Described(covered, noise.pairs(run for run in runs if isinstance(run, MeasuredRun)))
+
+
+def _noise_rows(found: pd.DataFrame) -> Iterator[Sequence[object]]:
+    table = noise.floors(found, ["engine"])
+    for row in table.to_dict("records"):
+        yield (
+            row["quantity"],
+            row["engine"],
+            row["kind"],
+            row["pairs"],
+            _percent(row["median_fraction"]),
+            _percent(row["p90_fraction"]),
+            _percent(row["floor_fraction"]),
+        )
 
 
 def _percent(value: float) -> str:
@@ -144,7 +166,7 @@ def _interval_rows(seen: pd.DataFrame) -> Iterator[Sequence[object]]:
             yield quantity, system, len(mine), _percent(float(mine["inside"].mean()))
 
 
-def text_of(table: pd.DataFrame, seen: pd.DataFrame, source: str, covered: str) -> str:
+def text_of(table: pd.DataFrame, seen: pd.DataFrame, source: str, told: Described) -> str:
     """Write the report.
 
     Parameters
@@ -155,8 +177,8 @@ def text_of(table: pd.DataFrame, seen: pd.DataFrame, source: str, covered: str) 
         From `sim.calibration.scatter.fit`: intervals, and whether they held.
     source : str
         Of the runs.
-    covered : str
-        From `coverage`.
+    told : Described
+        From `described`.
     """
     runs = table["row_id"].nunique()
     scheme_heading = ["held out", "figure", "runs", "median", "p90", "bias", "target", "met"]
@@ -168,8 +190,10 @@ def text_of(table: pd.DataFrame, seen: pd.DataFrame, source: str, covered: str) 
         "measured - 1|; the kernels were fitted to kernel measurements alone and are the same in "
         "every row of the table. What is fitted to serving runs, seven numbers per engine and chip "
         "family, is fitted anew each time without what is held out, and the forecast follows to "
-        "first order; runs were simulated in full at the fitted laws of all runs.",
-        covered,
+        "first order; runs were simulated in full at the fitted laws of all runs. Two figures for "
+        "all engines and chips were fitted once and not anew: how unevenly routers load experts "
+        "(`sim.routing.TYPICAL_SKEW`), and what the client of InferenceX adds.",
+        told.covered,
         markdown_table(scheme_heading, _scheme_rows(table)),
         "![Forecast against measured](validation_forecasts.png)",
         "## By system, random fifths held out",
@@ -182,6 +206,14 @@ def text_of(table: pd.DataFrame, seen: pd.DataFrame, source: str, covered: str) 
         "## By source",
         _by(table, "source"),
         "![Errors by regime](validation_regimes.png)",
+        "## What measurements differ by among themselves",
+        "Pairs of runs that nothing tells apart but chance, or the release of the engine, and by "
+        "how much the larger exceeds the smaller. One law per engine cannot tell releases apart: "
+        "its best answer to such a pair is off by the last column in the median.",
+        markdown_table(
+            ["figure", "engine", "pairs of", "pairs", "median", "p90", "best single answer"],
+            _noise_rows(told.noise),
+        ),
         "## 80 % intervals",
         "Each interval was made without the figure's group, model or system; 80 % should lie "
         "inside.",
@@ -210,7 +242,7 @@ def main(
     table = forecasts_of(runs_csv, catalog, forecasts, jobs, stride)
     _, seen = fit_scatter(table, source or runs_csv.name)
     out.mkdir(parents=True, exist_ok=True)
-    text = text_of(table, seen, source or runs_csv.name, coverage(runs_csv, catalog))
+    text = text_of(table, seen, source or runs_csv.name, described(runs_csv, catalog))
     (out / "validation.md").write_text(text, encoding="utf-8")
     summary(table, ["system", "preset", "model"]).to_csv(
         out / "validation.csv", index=False, float_format="%.4f"

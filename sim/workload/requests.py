@@ -125,10 +125,6 @@ class Traffic:
         columns = (getattr(self, name) for name in ("input_tokens", *_OPTIONAL))
         return sum(column.nbytes for column in columns if column is not None)
 
-    def tenant_name(self, index: int) -> str:
-        """Return the name of a tenant."""
-        return self.tenant_names[index]
-
     @property
     def is_plain(self) -> bool:
         """Whether nothing is known of the requests but their lengths and arrivals."""

@@ -106,7 +106,7 @@ class TestPublishedPoints:
     reason=f"measured runs are not part of the project; none at {SERVING} (RACKCAST_SHARED)",
 )
 class TestAllMeasuredRuns:
-    """Every run of Llama 3.1 70B that the file keeps for calibration."""
+    """Every other run of Llama 3.1 70B that the file keeps for calibration."""
 
     @pytest.fixture(scope="class")
     @staticmethod
@@ -121,12 +121,14 @@ class TestAllMeasuredRuns:
             and split[run.row_id] == "calibration"
             and "tpot" in run.measured
         ]
-        found = validate_runs(runs, open_catalog())
+        found = validate_runs(runs[::2], open_catalog())
         assert found.skipped.empty, found.skipped.to_dict()
         return tpot_errors(found)
 
-    def test_there_are_hundreds(self, errors: pd.DataFrame) -> None:
-        assert len(errors) >= 300
+    def test_there_are_many_of_each(self, errors: pd.DataFrame) -> None:
+        assert len(errors) >= 150
+        for key, values in {"hardware": CHIPS, "engine": ("vllm", "trtllm")}.items():
+            assert errors[key].value_counts()[list(values)].min() >= 30, key
 
     def test_the_median_error(self, errors: pd.DataFrame) -> None:
         assert errors["ape"].median() <= LIMIT

@@ -225,8 +225,11 @@ def test_jobs_beside_a_chat(run_of: Run) -> None:
 
 
 def test_the_command_writes_tables_of_tenants_and_tasks(tmp_path: Path) -> None:
-    path = CATALOG.path("scenarios", "test_time_compute/reasoning_beside_chat")
-    out = tmp_path / "beside"
+    whole = CATALOG.path("scenarios", "test_time_compute/reasoning_beside_chat")
+    text = whole.read_text(encoding="utf-8")
+    assert "duration_s: 20 min" in text
+    path, out = tmp_path / "shorter.yaml", tmp_path / "beside"
+    path.write_text(text.replace("duration_s: 20 min", "duration_s: 6 min"), encoding="utf-8")
     command = [sys.executable, "-m", "sim.cli", "run", str(path), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,13 @@
-"""A scenario that runs in milliseconds, as text, and ways to change it."""
+"""A scenario that runs in milliseconds, as text, ways to change it, and its forecast."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from sim.catalog import Catalog, open_catalog
+from sim.forecast import forecast
+from sim.report.data import RunTables
+from sim.scenario import load_scenario
+from sim.simulate import CaseRun, Progress
 
 ONE_CASE = """\
 name: small
@@ -51,3 +58,27 @@ def write(folder: Path, text: str, *changes: tuple[str, str], name: str = "small
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def forecast_of(
+    path: Path,
+    settings: Sequence[tuple[str, str]] = (),
+    catalog: Catalog | None = None,
+    *,
+    every_step: bool = False,
+    keep: Callable[[CaseRun], None] | None = None,
+) -> RunTables:
+    """Forecast the scenario of a file, and show nobody how far it is."""
+    return forecast(
+        load_scenario(path, settings),
+        catalog or open_catalog(),
+        silent,
+        every_step=every_step,
+        manifest={"scenario_path": str(path)},
+        keep=keep,
+    )
+
+
+def silent(_: str) -> Progress:
+    """Give a listener that takes no note of progress."""
+    return lambda _done, _total: None

@@ -12,9 +12,9 @@ Floats = npt.NDArray[np.float64]
 
 
 def told(
-    arrival_s: Floats, wait_s: Floats, run_s: Floats, work: Floats | None = None, calls: int = 1
+    arrival_s: Floats, wait_s: Floats, run_s: Floats, calls: int = 1, start_s: float = 0.0
 ) -> Backlog | None:
-    """Look at all of a run in which each task has some equal calls side by side."""
+    """Look at a run from some time on, in which each task has some equal calls side by side."""
     count = len(arrival_s)
     asked = pd.DataFrame(
         {
@@ -22,8 +22,8 @@ def told(
             "done_s": arrival_s + wait_s + run_s,
             "outcome": "completed",
             "input_tokens": 10.0,
-            "output_tokens": run_s if work is None else work,
-            "measured": True,
+            "output_tokens": run_s,
+            "measured": arrival_s >= start_s,
         }
     )
     sent = pd.DataFrame(
@@ -36,7 +36,7 @@ def told(
             "handover_wait_s": 0.0,
         }
     )
-    return backlog(asked, sent, Window(float(arrival_s[0]), float(arrival_s[-1])))
+    return backlog(asked, sent, Window(max(start_s, float(arrival_s[0])), float(arrival_s[-1])))
 
 
 def one_server(arrival_s: Floats, run_s: Floats) -> Floats:
@@ -61,6 +61,26 @@ def test_a_queue_that_grows_is_told_with_its_rates() -> None:
     assert found.arrive_per_s == pytest.approx(400 / 199.5)
     assert found.leave_per_s == pytest.approx(199 / 199.5, rel=0.01)
     assert found.waiting == pytest.approx(199, abs=2)
+
+
+@pytest.mark.parametrize(("left_fraction", "falls_behind"), [(0.03, False), (0.07, True)])
+def test_a_twentieth_of_what_arrives_must_be_left(left_fraction: float, falls_behind: bool) -> None:
+    """Even arrivals of even work: chance moves nothing, and what is not served waits at the end."""
+    arrival_s = np.arange(2000) / 2.0
+    run_s = np.full(2000, 0.5 / (1 - left_fraction))
+    found = told(arrival_s, one_server(arrival_s, run_s), run_s)
+    assert (found is not None) == falls_behind
+    if found is not None:
+        assert found.waiting == pytest.approx(left_fraction * 2000, abs=2)
+
+
+def test_what_waited_before_the_window_is_no_growth() -> None:
+    """Two a second for a server that does one: 100 wait after 100 s, and 199 at the end."""
+    arrival_s, run_s = np.arange(400) / 2.0, np.ones(400)
+    found = told(arrival_s, one_server(arrival_s, run_s), run_s, start_s=100.0)
+    assert found is not None
+    assert found.waiting == pytest.approx(99, abs=2)
+    assert found.arrive_per_s == pytest.approx(200 / 99.5)
 
 
 def test_a_system_that_fills_does_not_fall_behind() -> None:
@@ -107,10 +127,10 @@ def test_fewer_than_a_hundred_are_too_few_to_tell() -> None:
 
 
 def test_waiting_for_the_next_pool_is_waiting() -> None:
-    """Prompts are computed at once, and answers wait: the wait lies between the two."""
-    arrival_s = np.arange(400) / 2.0
+    """Prompts are computed at once, and answers of 30 s wait: the wait lies between the two."""
+    arrival_s, decode_s = np.arange(400) / 2.0, 30.0
     wait_s = one_server(arrival_s, np.ones(400))
-    done_s = arrival_s + wait_s + 1.0
+    done_s = arrival_s + wait_s + decode_s
     asked = pd.DataFrame(
         {
             "arrival_s": arrival_s,
@@ -121,7 +141,9 @@ def test_waiting_for_the_next_pool_is_waiting() -> None:
             "measured": True,
         }
     )
-    sent = asked.assign(asked=np.arange(400), admit_s=arrival_s, decode_s=1.0)
+    sent = asked.assign(asked=np.arange(400), admit_s=arrival_s, decode_s=decode_s)
     window = Window(0.0, float(arrival_s[-1]))
-    assert backlog(asked, sent.assign(handover_wait_s=wait_s), window) is not None
+    found = backlog(asked, sent.assign(handover_wait_s=wait_s), window)
+    assert found is not None
+    assert found.waiting == pytest.approx(199, abs=2)  # of 400 that came, one a second goes on
     assert backlog(asked, sent.assign(handover_wait_s=0.0), window) is None

@@ -312,6 +312,11 @@ class TestMlPerf:
         )
         assert served.case.replicas == 8 // tp
 
+    def test_no_more_chips_than_there_are(self, tmp_path: Path) -> None:
+        """139 GB of weights take most of two H100, and a doubling would be four."""
+        three = {"hardware": "H100-SXM-80GB", "weight_dtype": "bf16", "num_chips": "3"}
+        assert read_one(tmp_path, MLPERF | three).case.parallelism.tp == 3
+
     def test_limits_that_the_notes_tell(self, tmp_path: Path) -> None:
         """A step of 1,536 tokens has no room for 2,048 sequences."""
         notes = MLPERF["notes"] + "; gpu_batch_size 2048; max_num_tokens 1536"
@@ -346,4 +351,5 @@ class TestMlPerf:
         row = ROW | MLPERF | {"isl": "100", "osl": "10"}
         assert not benchmark_of(row).own_lengths
         known = {"isl": "100", "osl": "10", "tp": "8"}
-        assert queue(read_one(tmp_path, MLPERF | known)).lengths is not None
+        workload = queue(read_one(tmp_path, MLPERF | known))
+        assert workload.lengths == FixedLengths(kind="fixed", input_tokens=100, output_tokens=10)

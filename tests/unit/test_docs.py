@@ -19,6 +19,7 @@ import pytest
 import typer
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
+from small_scenarios import forecast_of, write
 
 from sim.calibration import machines, runs
 from sim.catalog import KINDS, open_catalog
@@ -28,7 +29,6 @@ from sim.deployment import deploy
 from sim.economics import PriceBook, Usage, bill, purchase, total_usd
 from sim.errors import InfeasibleError, InputError, InternalError
 from sim.figures import Figure
-from sim.forecast import forecast
 from sim.hardware import Accelerator, System
 from sim.model import Model
 from sim.priors import FamilyPrior
@@ -381,13 +381,7 @@ def test_the_endings_that_are_dropped_are_those_of_the_how_to() -> None:
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> RunTables:
-    path = tmp_path_factory.mktemp("docs") / "small.yaml"
-    path.write_text(SMALL_SCENARIO, encoding="utf-8")
-    return forecast(load_scenario(path), open_catalog(), lambda _: _ignore, manifest={})
-
-
-def _ignore(done: int, total: int) -> None:
-    del done, total
+    return forecast_of(write(tmp_path_factory.mktemp("docs"), SMALL_SCENARIO))
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -410,7 +404,6 @@ def forecasts_of(frame: pd.DataFrame) -> set[str]:
 
 @pytest.fixture(scope="module")
 def small_run_of_tasks(tmp_path_factory: pytest.TempPathFactory) -> RunTables:
-    path = tmp_path_factory.mktemp("docs") / "tasks.yaml"
     head, _, rest = SMALL_SCENARIO.partition("workload:")
     tasks = """workload:
   kind: programs
@@ -421,8 +414,7 @@ def small_run_of_tasks(tmp_path_factory: pytest.TempPathFactory) -> RunTables:
   arrivals: {kind: poisson, rate_requests_per_s: 5}
 """
     slo = "slo:" + rest.partition("slo:")[2].partition("curve:")[0]
-    path.write_text(head + tasks + slo, encoding="utf-8")
-    return forecast(load_scenario(path), open_catalog(), lambda _: _ignore, manifest={})
+    return forecast_of(write(tmp_path_factory.mktemp("docs"), head + tasks + slo))
 
 
 @pytest.mark.parametrize("table", TASK_TABLES)
@@ -573,10 +565,7 @@ def test_the_calls_that_the_how_to_counts_by_hand_are_those_of_the_engine(tmp_pa
     folder = tmp_path / "workloads" / "strategies"
     folder.mkdir(parents=True)
     (folder / "outline_first.yaml").write_text(strategy, encoding="utf-8")
-    path = tmp_path / "try.yaml"
-    path.write_text(scenario, encoding="utf-8")
-    catalog = open_catalog([tmp_path])
-    tables = forecast(load_scenario(path), catalog, lambda _: _ignore, manifest={})
+    tables = forecast_of(write(tmp_path, scenario), catalog=open_catalog([tmp_path]))
     assert tables.tasks is not None
     tasks = tables.tasks[tables.tasks["case"] == "outline first"]
     (sentence,) = re.findall(r"each task, with (.*?)\. The first", page.replace("\n", " "))
@@ -614,9 +603,7 @@ cases:
 
 
 def test_the_prompts_that_are_worked_by_hand_are_those_of_the_engine(tmp_path: Path) -> None:
-    path = tmp_path / "siblings.yaml"
-    path.write_text(SIBLINGS, encoding="utf-8")
-    found = forecast(load_scenario(path), open_catalog(), lambda _: _ignore, manifest={})
+    found = forecast_of(write(tmp_path, SIBLINGS))
     page = " ".join(read(ROOT / "docs" / "explanation" / "test-time-compute.md").split())
     assert found.tasks is not None
     computed = found.tasks.groupby("case")["prefilled_tokens"].agg(["min", "max"])
@@ -629,10 +616,8 @@ def test_the_prompts_that_are_worked_by_hand_are_those_of_the_engine(tmp_path: P
 
 def test_the_continuation_that_is_worked_by_hand_is_that_of_the_engine(tmp_path: Path) -> None:
     chain = "{kind: chain, steps: 2, separate_calls: true, step_instruction_tokens: 15}"
-    path = tmp_path / "chain.yaml"
-    text = SIBLINGS.partition("cases:")[0].replace("{kind: samples, samples: 8}", chain)
-    path.write_text(text, encoding="utf-8")
-    found = forecast(load_scenario(path), open_catalog(), lambda _: _ignore, manifest={})
+    one = SIBLINGS.partition("cases:")[0]
+    found = forecast_of(write(tmp_path, one, ("{kind: samples, samples: 8}", chain)))
     page = " ".join(read(ROOT / "docs" / "explanation" / "test-time-compute.md").split())
     second = found.requests[found.requests["turn"] == 1]
     assert len(second) == 3

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from small_scenarios import CLOSED_LOOP, FOUR_CASES, ONE_CASE, write
+from small_scenarios import CLOSED_LOOP, FOUR_CASES, ONE_CASE, forecast_of, write
 
 import sim.forecast
 from sim.catalog import open_catalog
@@ -20,13 +20,8 @@ CATALOG = open_catalog()
 REQUESTS = 20
 
 
-def watch(_: str) -> Callable[[int, int], None]:
-    return lambda _done, _total: None
-
-
 def run(path: Path, *settings: tuple[str, str]) -> RunTables:
-    manifest = {"scenario_path": str(path)}
-    return forecast(load_scenario(path, settings), CATALOG, watch, manifest=manifest)
+    return forecast_of(path, settings)
 
 
 @pytest.fixture(scope="module")
@@ -275,13 +270,7 @@ def test_progress_is_told_by_case_and_curve(file: Path) -> None:
 
 def test_raw_runs_are_kept_on_demand(file: Path) -> None:
     kept: list[str] = []
-    forecast(
-        load_scenario(file),
-        CATALOG,
-        watch,
-        manifest={},
-        keep=lambda run: kept.append(run.service.case.name),
-    )
+    forecast_of(file, keep=lambda run: kept.append(run.service.case.name))
     assert kept == ["H100", "H200", "B200", "H100, two halves", "closed"]
 
 

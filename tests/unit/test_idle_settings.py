@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-from small_scenarios import ONE_CASE, write
+from small_scenarios import ONE_CASE, forecast_of, write
 
 from sim.catalog import open_catalog
-from sim.forecast import forecast
 from sim.idle_settings import idle_settings
 from sim.scenario import load_scenario
 from sim.service import service_of
@@ -145,6 +144,5 @@ def test_a_router_of_a_pool_is_named_with_it(tmp_path: Path) -> None:
 
 
 def test_they_are_among_the_notes_of_a_run(tmp_path: Path) -> None:
-    scenario = load_scenario(write(tmp_path, ONE_CASE), [("router", "session_sticky")])
-    tables = forecast(scenario, CATALOG, lambda _: lambda _done, _total: None, manifest={})
+    tables = forecast_of(write(tmp_path, ONE_CASE), [("router", "session_sticky")])
     assert sum("router: session_sticky goes by load" in note for note in tables.notes) == 1

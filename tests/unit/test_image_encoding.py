@@ -1,13 +1,12 @@
 """Who encodes the images of prompts, when, and how embeddings get to the language model."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_scenarios import write
+from small_scenarios import forecast_of, write
 
 from sim.catalog import open_catalog
 from sim.checks import resolve
@@ -21,7 +20,6 @@ from sim.engine.requests import Request
 from sim.engine.stretch import Stretch
 from sim.engine.ticks import Line, Pace
 from sim.errors import InfeasibleError, InputError
-from sim.forecast import forecast
 from sim.metrics.embeddings import embedding_transfers
 from sim.report.data import RunTables
 from sim.scenario import load_scenario
@@ -62,12 +60,7 @@ def service(folder: Path, text: str, *changes: tuple[str, str]) -> Service:
 
 
 def run(folder: Path, text: str, *changes: tuple[str, str], every_step: bool = False) -> RunTables:
-    scenario = load_scenario(write(folder, text, *changes))
-    return forecast(scenario, CATALOG, watch, manifest={}, every_step=every_step)
-
-
-def watch(_: str) -> Callable[[int, int], None]:
-    return lambda _done, _total: None
+    return forecast_of(write(folder, text, *changes), every_step=every_step)
 
 
 def prompt(*tokens: int) -> StepShape:

@@ -10,11 +10,10 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_scenarios import CLOSED_LOOP, FOUR_CASES, ONE_CASE, write
+from small_scenarios import CLOSED_LOOP, FOUR_CASES, ONE_CASE, forecast_of, write
 
 from sim.catalog import Catalog, open_catalog
 from sim.checks import resolve
-from sim.forecast import forecast
 from sim.metrics.intervals import Errors, Loop, notes_of, slo_probability
 from sim.metrics.regimes import capacity_estimate, unloaded_ttft_s
 from sim.metrics.sampling import sampling_reach
@@ -68,12 +67,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
 
 
 def run(text: str, catalog: Catalog, folder: Path) -> RunTables:
-    path = write(folder, text)
-    manifest = {"scenario_path": str(path)}
-    return forecast(load_scenario(path), catalog, lambda _: _ignore, manifest=manifest)
-
-
-def _ignore(_done: int, _total: int) -> None: ...
+    return forecast_of(write(folder, text), catalog=catalog)
 
 
 @pytest.fixture(scope="module")

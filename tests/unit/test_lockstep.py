@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from small_scenarios import write
+from small_scenarios import forecast_of, write
 
 from sim.catalog import open_catalog
 from sim.engine.batch import DecodeBatch
@@ -15,7 +15,6 @@ from sim.engine.scheduler import Scheduler
 from sim.engine.stretch import Stretch
 from sim.engine.waiting import FcfsLine
 from sim.errors import InternalError
-from sim.forecast import forecast
 from sim.parallelism import Parallelism
 from sim.replica_plan import own_schedulers
 from sim.report.data import RunTables
@@ -262,8 +261,7 @@ prices: {book: us_2026_11}
 
 def run(folder: Path, choice: str, *changes: tuple[str, str]) -> RunTables:
     text = SCENARIO.replace("{name: vllm}", f"{{name: vllm, rank_choice: {choice}}}")
-    scenario = load_scenario(write(folder, text, *changes))
-    return forecast(scenario, CATALOG, lambda _: lambda _done, _total: None, manifest={})
+    return forecast_of(write(folder, text, *changes))
 
 
 def first_token_s(tables: RunTables) -> float:

@@ -7,6 +7,7 @@ import pytest
 
 from sim.errors import InfeasibleError, InputError
 from sim.measuring.device import CpuDevice, CudaDevice, NvmlSensor, open_device
+from sim.measuring.power import metering
 from sim.measuring.timing import Block
 
 
@@ -232,6 +233,16 @@ def test_what_nvml_does_not_know_stays_unknown(monkeypatch):
     assert sensor.energy_j() is None
     assert sensor.limit_w is None
     assert sensor.power_w() == 50.0
+
+
+def test_a_power_that_nvml_does_not_know_is_not_zero(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml())
+    sensor = NvmlSensor.of(SimpleNamespace(uuid="abc"))
+    assert sensor is not None
+    assert sensor.power_w() is None
+    with metering(sensor) as reading:
+        pass
+    assert reading.mean_w is None
 
 
 def test_no_nvml_no_sensor(monkeypatch):

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from small_scenarios import write
+from small_scenarios import forecast_of, write
 
 from sim.catalog import open_catalog
 from sim.checks import resolve
 from sim.errors import InputError
-from sim.forecast import forecast
 from sim.report.data import CURVE_TASK_COLUMNS, TENANT_TASK_COLUMNS, RunTables
 from sim.scenario import load_scenario
 from sim.simulate import CaseRun, serve
@@ -79,12 +78,8 @@ OTHER = "{model: llama_3_1_8b, replicas: 1, parallelism: {tp: 1}}"
 CURVE = "curve: {concurrency_per_replica: [1, 4], requests_per_client: 10, min_requests: 40}\n"
 
 
-def watch(_: str) -> Callable[[int, int], None]:
-    return lambda _done, _total: None
-
-
 def run(path: Path, keep: Callable[[CaseRun], None] | None = None) -> RunTables:
-    return forecast(load_scenario(path), CATALOG, watch, manifest={}, keep=keep)
+    return forecast_of(path, keep=keep)
 
 
 @pytest.fixture(scope="module")

@@ -156,7 +156,7 @@ def measured_with(law: EngineOverhead, found: list[MeasuredRun]) -> list[Measure
     return [replace(run, measured=exact(run)) for run in found]  # type: ignore[arg-type]
 
 
-PLAIN = [each.field for each in PARAMETERS if each.field not in ("expert_layer_s", "launch_s")]
+PLAIN = [each.field for each in PARAMETERS if each.field not in ("dealt_layer_s", "launch_s")]
 """What tells in runs of models without experts on an engine whose prompts have graphs."""
 
 
@@ -190,7 +190,7 @@ class TestFit:
         """Models without experts, prompts with graphs: nothing pulls at those two."""
         law = fitted_law(measured_with(self.TRUTH, runs(tmp_path, *RUNS[:4])))
         assert law.launch_s == pytest.approx(2e-5)
-        assert law.expert_layer_s == pytest.approx(1e-5)
+        assert law.dealt_layer_s == pytest.approx(1e-5)
 
     def test_runs_go_to_the_family_of_their_chip(self, tmp_path: Path) -> None:
         found = runs(tmp_path, *RUNS[:3], ("llama_3_1_405b", 1, 1))

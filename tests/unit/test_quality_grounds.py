@@ -4,15 +4,14 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from small_scenarios import forecast_of, write
 
 from sim.catalog import open_catalog
-from sim.forecast import forecast
 from sim.report.charts import draw_charts
 from sim.report.data import RunTables
 from sim.report.document import summary_document
 from sim.report.html import report_page
 from sim.report.quality_grounds import quality_grounds
-from sim.scenario import load_scenario
 from sim.workload.kinds import ProgramsWorkload
 
 SCENARIO = """
@@ -40,13 +39,7 @@ cases:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunTables:
-    path = tmp_path_factory.mktemp("grounds") / "grounds.yaml"
-    path.write_text(SCENARIO, encoding="utf-8")
-    return forecast(load_scenario(path), open_catalog(), lambda _: _ignore, manifest={})
-
-
-def _ignore(done: int, total: int) -> None:
-    del done, total
+    return forecast_of(write(tmp_path_factory.mktemp("grounds"), SCENARIO))
 
 
 def rows(benchmark: str) -> dict[str, dict[str, str]]:

@@ -122,7 +122,7 @@ class TestCase:
         ],
     )
     def test_a_release_that_is_not_told_is_that_of_the_day(self, day: str, name: str) -> None:
-        assert preset_of("vLLM (version not stated)", day) == name
+        assert preset_of("vllm", "vLLM (version not stated)", day) == name
 
     def test_settings_that_the_notes_tell(self, tmp_path: Path) -> None:
         notes = "max_num_seqs 128; max_num_batched_tokens 2048; gpu_mem_util 0.95"

@@ -1,11 +1,10 @@
 """Services of several pools: from the keys of a scenario to the tables of a run."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_scenarios import ONE_CASE
+from small_scenarios import ONE_CASE, silent
 
 from sim.catalog import open_catalog
 from sim.errors import InfeasibleError, InputError
@@ -232,7 +231,7 @@ def test_each_pool_explains_the_step_that_it_runs(tmp_path: Path) -> None:
 def tables(tmp_path_factory: pytest.TempPathFactory) -> RunTables:
     settings = {"workload.requests": "120", "workload.rate_requests_per_s": "12"}
     found = scenario(tmp_path_factory.mktemp("split"), settings=settings)
-    return forecast(found, CATALOG, watch, manifest={})
+    return forecast(found, CATALOG, silent, manifest={})
 
 
 class TestRun:
@@ -297,7 +296,3 @@ class TestRun:
         rows = tables.tenants
         np.testing.assert_allclose(rows["usd_per_hour"], tables.summary["usd_per_hour"])
         np.testing.assert_allclose(rows["ttft_s_p99"], tables.summary["ttft_s_p99"])
-
-
-def watch(_: str) -> Callable[[int, int], None]:
-    return lambda _done, _total: None

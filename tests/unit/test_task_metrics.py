@@ -12,11 +12,10 @@ import pytest
 from hand_made_run import NAN, pool, service, table
 from hypothesis import given
 from hypothesis import strategies as st
+from small_scenarios import forecast_of, write
 
-from sim.catalog import open_catalog
 from sim.engine.records import CALL_COLUMNS, LOSS_COLUMNS, PROGRAM_COLUMNS
 from sim.errors import InputError
-from sim.forecast import forecast
 from sim.metrics.baselines import against_baseline, with_baselines
 from sim.metrics.programs import (
     Rates,
@@ -428,15 +427,9 @@ cases:
 """
 
 
-def _ignore(done: int, total: int) -> None:
-    del done, total
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunTables:
-    path = tmp_path_factory.mktemp("tasks") / "sums.yaml"
-    path.write_text(SCENARIO, encoding="utf-8")
-    return forecast(load_scenario(path), open_catalog(), lambda _: _ignore, manifest={})
+    return forecast_of(write(tmp_path_factory.mktemp("tasks"), SCENARIO))
 
 
 @pytest.mark.parametrize("case", ["one", "two"])

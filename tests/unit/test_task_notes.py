@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
+from small_scenarios import forecast_of, write
 
-from sim.catalog import open_catalog
 from sim.errors import InputError
-from sim.forecast import forecast
 from sim.report.data import RunTables
 from sim.scenario import load_scenario
 
@@ -39,13 +38,7 @@ cases:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunTables:
-    path = tmp_path_factory.mktemp("notes") / "notes.yaml"
-    path.write_text(SCENARIO, encoding="utf-8")
-    return forecast(load_scenario(path), open_catalog(), lambda _: _ignore, manifest={})
-
-
-def _ignore(done: int, total: int) -> None:
-    del done, total
+    return forecast_of(write(tmp_path_factory.mktemp("notes"), SCENARIO))
 
 
 def test_tails_of_tasks_rest_on_tasks_and_not_on_calls(run: RunTables) -> None:
@@ -98,9 +91,7 @@ def test_claims_are_put_beside_the_forecast(run: RunTables) -> None:
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, old: str, new: str, words: str) -> None:
-    path = tmp_path / "notes.yaml"
-    assert old in SCENARIO
-    path.write_text(SCENARIO.replace(old, new), encoding="utf-8")
+    path = write(tmp_path, SCENARIO, (old, new), name="notes.yaml")
     with pytest.raises(InputError, match=words):
         load_scenario(path)
 
@@ -118,7 +109,6 @@ workload:
   arrivals: {kind: poisson, rate_requests_per_s: 5}
   requests: 20
 slo:"""
-    path = tmp_path / "none.yaml"
-    path.write_text(f"{head}{open_loop}{tail}{given}\n", encoding="utf-8")
+    path = write(tmp_path, f"{head}{open_loop}{tail}{given}\n")
     with pytest.raises(InputError, match=f"{given.partition(':')[0]} is for tasks"):
         load_scenario(path)

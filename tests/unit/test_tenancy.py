@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pytest
-from small_scenarios import ONE_CASE, write
+from small_scenarios import ONE_CASE, forecast_of, write
 
 from sim.catalog import open_catalog
 from sim.checks import resolve
 from sim.engine.requests import Request
 from sim.engine.waiting import FairLine, FcfsLine, PriorityLine
 from sim.errors import InputError
-from sim.forecast import forecast
 from sim.report.data import RunTables
 from sim.routing_policy import Backoff
 from sim.scenario import Case, load_scenario
@@ -44,8 +43,7 @@ def case_of(folder: Path, text: str) -> Case:
 
 
 def run(folder: Path, text: str, *settings: tuple[str, str]) -> RunTables:
-    scenario = load_scenario(write(folder, text), settings)
-    return forecast(scenario, CATALOG, lambda _: lambda _done, _total: None, manifest={})
+    return forecast_of(write(folder, text), settings)
 
 
 class TestTenancy:

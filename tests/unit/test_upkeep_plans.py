@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_scenarios import ONE_CASE, write
+from small_scenarios import ONE_CASE, forecast_of, write
 
 from sim.catalog import open_catalog
 from sim.checks import resolve
@@ -12,7 +12,6 @@ from sim.deployment import IMBALANCE_PERIOD_STEPS
 from sim.engine.stretch import Stretch
 from sim.engine.ticks import Pace
 from sim.errors import InfeasibleError, InputError
-from sim.forecast import forecast
 from sim.report.data import RunTables
 from sim.scenario import load_scenario
 from sim.service import Service, service_of
@@ -33,9 +32,7 @@ def plans(folder: Path, text: str) -> UpkeepPlans:
 
 
 def run(folder: Path, text: str, *, every_step: bool = False) -> RunTables:
-    scenario = load_scenario(write(folder, text))
-    silent = lambda _: lambda _done, _total: None  # noqa: E731
-    return forecast(scenario, CATALOG, silent, manifest={}, every_step=every_step)
+    return forecast_of(write(folder, text), every_step=every_step)
 
 
 class TestReplicas:

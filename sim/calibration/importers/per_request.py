@@ -16,12 +16,14 @@ import pandas as pd
 import pyarrow as pa
 
 from sim.calibration.importers.clock import UNIT_S, Window
-from sim.calibration.importers.draft import FROM_FILE, Draft, Format
+from sim.calibration.importers.draft import Draft, Format
 from sim.calibration.importers.result_file import Record, ResultFile
 from sim.errors import InputError
 from sim.units import GIGA
 
 TITLE = "log of single requests"
+LEAST_CLOCK_S = GIGA
+"""Times after this one, of September 2001, are of a clock; others count from the run's start."""
 
 _TIMES: Mapping[str, tuple[str, ...]] = {
     "arrival": ("arrival", "arrival_time", "start", "start_time", "request_start", "sent"),
@@ -90,13 +92,12 @@ def _sum_up(draft: Draft, requests: pd.DataFrame) -> None:
         )
     total = len(requests)
     output = float(requests["output_tokens"].sum())
-    spread = FROM_FILE
-    draft.put("isl", float(requests["input_tokens"].mean()), spread)
-    draft.put("osl", output / total, spread)
-    draft.put("output_tokens_per_s", output / duration_s, spread)
+    draft.put("isl", float(requests["input_tokens"].mean()))
+    draft.put("osl", output / total)
+    draft.put("output_tokens_per_s", output / duration_s)
     tokens = output + float(requests["input_tokens"].sum())
-    draft.put("total_tokens_per_s", tokens / duration_s, spread)
-    draft.put("requests_per_s", total / duration_s, spread)
+    draft.put("total_tokens_per_s", tokens / duration_s)
+    draft.put("requests_per_s", total / duration_s)
     _put_load(draft, requests, duration_s)
     several = requests[requests["output_tokens"] > 1]
     tpot = (several["done"] - several["first_token"]) / (several["output_tokens"] - 1)
@@ -105,11 +106,11 @@ def _sum_up(draft: Draft, requests: pd.DataFrame) -> None:
         ("tpot", tpot),
     ):
         if len(seconds):
-            draft.put_seconds(f"{quantity}_p50_ms", float(seconds.median()), spread)
-            draft.put_seconds(f"{quantity}_p99_ms", float(seconds.quantile(0.99)), spread)
-            draft.put_seconds(f"{quantity}_mean_ms", float(seconds.mean()), spread)
-    draft.put_seconds("e2e_mean_ms", float((requests["done"] - requests["arrival"]).mean()), spread)
-    if start_s > GIGA:  # since 1970, and not since the start of the run
+            draft.put_seconds(f"{quantity}_p50_ms", float(seconds.median()))
+            draft.put_seconds(f"{quantity}_p99_ms", float(seconds.quantile(0.99)))
+            draft.put_seconds(f"{quantity}_mean_ms", float(seconds.mean()))
+    draft.put_seconds("e2e_mean_ms", float((requests["done"] - requests["arrival"]).mean()))
+    if start_s > LEAST_CLOCK_S:
         draft.window = Window(float(start_s), float(end_s))
     draft.remarks.append(f"{total} requests in {duration_s:.4g} s")
 

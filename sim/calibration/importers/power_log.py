@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -96,7 +97,7 @@ class PowerLog:
 
 def is_power_log(header: tuple[str, ...]) -> bool:
     """Tell a log of power by the names of its columns."""
-    return any(_TIME.match(each) for each in header) and _drawn(header) is not None
+    return _places(header) is not None
 
 
 def read_power_log(path: Path) -> PowerLog:
@@ -109,13 +110,14 @@ def read_power_log(path: Path) -> PowerLog:
     """
     file = open_result(path)
     header = file.header
-    if not is_power_log(header):
+    places = _places(header)
+    if places is None:
         raise InputError(
             f"{path}:1: needs a line of names with a time and a power, such as 'timestamp, index, "
             "power.draw [W]' of nvidia-smi --query-gpu=timestamp,index,power.draw --format=csv -l 1"
         )
     readings: dict[str, list[tuple[float, float]]] = {}
-    for device, time_s, watts in _rows(path, file.text, header):
+    for device, time_s, watts in _rows(path, file.text, header, places):
         readings.setdefault(device, []).append((time_s, watts))
     if not readings:
         raise InputError(f"{path}: has no reading of power below its names; sample it again")
@@ -128,13 +130,29 @@ def read_power_log(path: Path) -> PowerLog:
     return PowerLog(path, readings)
 
 
-def _rows(path: Path, text: str, header: tuple[str, ...]) -> Iterator[tuple[str, float, float]]:
+class _Places(NamedTuple):
+    """Where in a line what stands."""
+
+    time: int
+    power: int
+    device: tuple[int, ...]
+    """What an accelerator is named by."""
+
+
+def _places(header: tuple[str, ...]) -> _Places | None:
+    """Find the columns of a log of power by their names; none: it is no such log."""
+    time_at, power_at = _first(header, _TIME), _drawn(header)
+    if time_at is None or power_at is None:
+        return None
+    named = (_first(header, _HOST), _first(header, _DEVICE))
+    return _Places(time_at, power_at, tuple(n for n in named if n is not None))
+
+
+def _rows(
+    path: Path, text: str, header: tuple[str, ...], places: _Places
+) -> Iterator[tuple[str, float, float]]:
     """Yield device, time and watts of each line that has a reading."""
-    time_at = next(n for n, name in enumerate(header) if _TIME.match(name))
-    power_at = _drawn(header)
-    assert power_at is not None  # noqa: S101 - is_power_log has seen it
-    named = [_first(header, _HOST), _first(header, _DEVICE)]
-    device_at = [n for n in named if n is not None]
+    time_at, power_at, device_at = places
     scale = _scale(header[power_at])
     lines = csv.reader(io.StringIO(text), skipinitialspace=True)
     for number, cells in enumerate(lines, start=1):

@@ -49,10 +49,8 @@ class Record:
         value = self.find(path)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(
-                f"{self.where}: {path}: {_short(value)} is not a number; correct it in the file"
-            )
+        if not _is_number(value):
+            raise self._is_not(path, "a number")
         try:
             number = float(value)
         except OverflowError:
@@ -86,9 +84,7 @@ class Record:
         if value is None or value == "":
             return None
         if not isinstance(value, str):
-            raise InputError(
-                f"{self.where}: {path}: {_short(value)} is not text; correct it in the file"
-            )
+            raise self._is_not(path, "text")
         return value
 
     def numbers(self, path: str) -> list[float]:
@@ -102,11 +98,14 @@ class Record:
         value = self.find(path)
         if value is None:
             return []
-        if not isinstance(value, list) or not all(
-            isinstance(each, int | float) and not isinstance(each, bool) for each in value
-        ):
+        if not isinstance(value, list) or not all(map(_is_number, value)):
             raise InputError(f"{self.where}: {path} is not a list of numbers; {AGAIN}")
         return [float(each) for each in value]
+
+    def _is_not(self, path: str, kind: str) -> InputError:
+        """Say that what stands at a path is of another kind than it should be."""
+        found = _short(self.find(path))
+        return InputError(f"{self.where}: {path}: {found} is not {kind}; correct it in the file")
 
     @cached_property
     def identity(self) -> str:
@@ -227,6 +226,11 @@ def open_result(path: Path) -> ResultFile:
     if not data.strip():
         raise InputError(f"{path}: is empty: the benchmark wrote no result; run it again")
     return ResultFile(path, data)
+
+
+def _is_number(value: object) -> bool:
+    """Tell a number of JSON; to Python true and false are numbers too."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _reason(error: ValueError) -> str:

@@ -1,6 +1,6 @@
 """What tasks of test-time compute cost: on average, for each solved one, and in the tail."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +64,7 @@ def task_cost_chart(tables: RunTables) -> Drawing:
         tick=_tick_usd,
         none="none solved",
     )
-    return rows_chart(tables, cases, rows)
+    return _of_tasks(tables, rows)
 
 
 def task_time_chart(tables: RunTables) -> Drawing:
@@ -76,9 +76,9 @@ def task_time_chart(tables: RunTables) -> Drawing:
         axis="Seconds",
         marks=marks,
         write=duration,
-        tick=lambda value: f"{plain(round(value, 9))} s",
+        tick=_tick(" s"),
     )
-    return rows_chart(tables, tasks_of(tables.summary), rows)
+    return _of_tasks(tables, rows)
 
 
 def task_energy_chart(tables: RunTables) -> Drawing:
@@ -89,9 +89,9 @@ def task_energy_chart(tables: RunTables) -> Drawing:
         axis="Joules per task",
         marks=(Mark("energy_j_per_task", "J per task"),),
         write=lambda value: f"{figure(value)} J",
-        tick=lambda value: f"{plain(round(value, 9))} J",
+        tick=_tick(" J"),
     )
-    return rows_chart(tables, tasks_of(tables.summary), rows)
+    return _of_tasks(tables, rows)
 
 
 def compute_multiples_chart(tables: RunTables) -> Drawing:
@@ -106,9 +106,9 @@ def compute_multiples_chart(tables: RunTables) -> Drawing:
             Mark("compute_multiplier_chip_s", "chip-seconds"),
         ),
         write=_multiple,
-        tick=lambda value: f"{plain(round(value, 9))}\N{MULTIPLICATION SIGN}",
+        tick=_tick("\N{MULTIPLICATION SIGN}"),
     )
-    return rows_chart(tables, tasks_of(tables.summary), rows)
+    return _of_tasks(tables, rows)
 
 
 def compute_efficiency_chart(tables: RunTables) -> Drawing:
@@ -123,7 +123,16 @@ def compute_efficiency_chart(tables: RunTables) -> Drawing:
         tick=lambda value: plain(round(POINTS * value, 6)),
         none="spends no more",
     )
+    return _of_tasks(tables, rows)
+
+
+def _of_tasks(tables: RunTables, rows: Rows) -> Drawing:
     return rows_chart(tables, tasks_of(tables.summary), rows)
+
+
+def _tick(unit: str) -> Callable[[float], str]:
+    """Write ticks of an axis with a unit behind each."""
+    return lambda value: f"{plain(round(value, 9))}{unit}"
 
 
 def _baselines(tables: RunTables) -> str:
@@ -213,7 +222,7 @@ def _tail_rows(tables: RunTables) -> Drawing:
         write=usd_of_task,
         tick=_tick_usd,
     )
-    return rows_chart(tables, tasks_of(tables.summary), rows)
+    return _of_tasks(tables, rows)
 
 
 TAIL_TITLE = "How dear a task can get"
