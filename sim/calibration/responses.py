@@ -19,7 +19,7 @@ from sim.calibration.runs import MeasuredRun, Quantity
 from sim.catalog import Catalog
 from sim.cost.timer import StepTimer
 from sim.cost.work import StepShape
-from sim.deployment import Deployment, deploy
+from sim.deployment import deploy
 from sim.errors import InfeasibleError, InputError
 from sim.measured import Statistic
 from sim.overhead import NO_OVERHEAD, EngineOverhead
@@ -174,11 +174,3 @@ def responses(
     finally:
         _RUNS.clear()
         _CATALOG.clear()
-
-
-def measured_chip(deployment: Deployment) -> bool:
-    """Tell whether the kernels of a chip were measured.
-
-    Elsewhere an overhead would only mend the errors of the prior.
-    """
-    return deployment.calibration is not None
