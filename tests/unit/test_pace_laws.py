@@ -174,7 +174,8 @@ def test_a_compiled_step_takes_what_the_timer_says(timer: StepTimer, stretch: St
     assert holds is None or holds >= 1
     # each of some look-ups is rounded to a tick, slopes of contexts too: 1e-15 s per key
     rounding = 1e-14 + 2e-15 * (float(shape.decode_context_tokens) + float(shape.prefill_pairs))
-    assert (start + growth) / TICKS_PER_S == pytest.approx(said, rel=1e-9, abs=rounding)
+    # and what padding makes a fraction of a token is looked up on a straight line: 1e-8 of experts
+    assert (start + growth) / TICKS_PER_S == pytest.approx(said, rel=1e-8, abs=rounding)
     serial_s = 0.0 if table.host_overlapped else timer.host_s(shape)
     found = float(table.fixed(shape) + table.attended(shape)) - serial_s
     found = max(found, timer.launch_s(shape)) + serial_s
