@@ -37,6 +37,7 @@ import pandas as pd
 import typer
 import yaml
 
+from sim.calibration.overhead_fit import UNFIT
 from sim.calibration.regression import Array
 from sim.calibration.runs import MeasuredRun
 from sim.catalog import Catalog
@@ -152,6 +153,8 @@ def prepared(table: pd.DataFrame) -> pd.DataFrame:
         raise InputError(f"the table of forecasts lacks the columns {', '.join(missing)}")
     rows = table[table["scheme"] != IN_SAMPLE].copy()
     _only(rows, "scheme", tuple(HELD_OUT))
+    if "source" not in rows:
+        rows["source"] = ""
     if "kernel_spread_fraction" not in rows:
         rows["kernel_spread_fraction"] = 0.0
     if "ground" not in rows:
@@ -360,12 +363,15 @@ def fit(table: pd.DataFrame, source: str) -> tuple[Residuals, pd.DataFrame]:
     -------
     residuals : Residuals
     rows : DataFrame
-        Each row with the interval of its log ratio that was made without it, and ``inside``; those
-        on chips whose kernels were not measured are of scheme ``prior``, and no part of the fit.
+        Each row with the interval of its log ratio that was made without it, and ``inside``. No
+        part of the fit are those on chips whose kernels were not measured, of scheme ``prior``,
+        and those that overheads are not fitted to either (`sim.calibration.overhead_fit.UNFIT`),
+        of scheme ``unfit``.
     """
     everything = prepared(table)
     prior = everything["kernel_spread_fraction"].fillna(0.0) > 0
-    rows = everything[~prior]
+    unfit = everything["source"].isin(UNFIT) & ~prior
+    rows = everything[~prior & ~unfit]
     checked: dict[Quantity, Checked] = {
         quantity: check(rows[rows["quantity"] == quantity])
         for quantity in QUANTITIES
@@ -383,13 +389,18 @@ def fit(table: pd.DataFrame, source: str) -> tuple[Residuals, pd.DataFrame]:
         correlation=correlation(rows),
     )
     seen = pd.concat([each.rows for each in checked.values()])
-    return residuals, pd.concat([seen, strangers(everything[prior], residuals)])
+    strange = (
+        strangers(everything[left_out], residuals, scheme)
+        for scheme, left_out in (("prior", prior), ("unfit", unfit))
+    )
+    return residuals, pd.concat([seen, *strange])
 
 
-def strangers(rows: pd.DataFrame, residuals: Residuals) -> pd.DataFrame:
-    """See how intervals do on chips whose kernels were not measured; no row of them was fitted.
+def strangers(rows: pd.DataFrame, residuals: Residuals, scheme: str) -> pd.DataFrame:
+    """See how intervals do on rows that were no part of the fit.
 
-    Their error is that of borrowed ground, and that of the prior of their family on top.
+    On chips whose kernels were not measured, the error is that of borrowed ground, and that of the
+    prior of their family on top.
     """
     known = rows[rows["quantity"].isin(residuals.quantities)]
     found = [
@@ -407,7 +418,7 @@ def strangers(rows: pd.DataFrame, residuals: Residuals) -> pd.DataFrame:
         for row in known.to_dict("records")
     ]
     ends = known.assign(
-        low=[each.low for each in found], high=[each.high for each in found], scheme="prior"
+        low=[each.low for each in found], high=[each.high for each in found], scheme=scheme
     )
     return ends.assign(inside=ends["log_ratio"].between(ends["low"], ends["high"]))
 
@@ -415,8 +426,10 @@ def strangers(rows: pd.DataFrame, residuals: Residuals) -> pd.DataFrame:
 def report(seen: pd.DataFrame) -> str:
     """Lay out for people how many figures lie inside intervals made without them."""
     lines = []
+    held_out = seen[seen["scheme"].isin(HELD_OUT)]
     for columns in (["quantity"], ["quantity", "scheme"], ["quantity", "system"]):
-        found = seen.groupby(columns).agg(
+        rows = seen if "scheme" in columns else held_out
+        found = rows.groupby(columns).agg(
             figures=("inside", "size"),
             inside=("inside", "mean"),
             low=("low", "median"),

@@ -19,10 +19,12 @@ import typer
 
 from sim.calibration import noise
 from sim.calibration.holdouts import SCHEMES, held_out_forecasts, summary
+from sim.calibration.overhead_fit import UNFIT
 from sim.calibration.overheads import every, usable
 from sim.calibration.report import markdown_table
 from sim.calibration.responses import responses
 from sim.calibration.runs import MeasuredRun, Skipped, read_runs
+from sim.calibration.scatter import HELD_OUT
 from sim.calibration.scatter import fit as fit_scatter
 from sim.catalog import Catalog, open_catalog
 from sim.errors import exit_on_error
@@ -161,9 +163,20 @@ def _by(table: pd.DataFrame, column: str) -> str:
 
 def _interval_rows(seen: pd.DataFrame) -> Iterator[Sequence[object]]:
     for quantity, part in seen.groupby("quantity"):
-        yield quantity, "all", len(part), _percent(float(part["inside"].mean()))
-        for system, mine in part.groupby("system"):
+        fitted = part[part["scheme"].isin(HELD_OUT)]
+        yield quantity, "all", len(fitted), _percent(float(fitted["inside"].mean()))
+        for system, mine in fitted.groupby("system"):
             yield quantity, system, len(mine), _percent(float(mine["inside"].mean()))
+        unfit = part[part["scheme"] == "unfit"]
+        if len(unfit):
+            inside = _percent(float(unfit["inside"].mean()))
+            yield quantity, "sources that nothing is fitted to", len(unfit), inside
+
+
+def _unfit() -> Iterator[str]:
+    """Say which sources are no part of any fit, and why."""
+    for source, reason in UNFIT.items():
+        yield f"Nothing is fitted to runs of {source}: {reason}. The errors above count them."
 
 
 def text_of(table: pd.DataFrame, seen: pd.DataFrame, source: str, told: Described) -> str:
@@ -217,6 +230,7 @@ def text_of(table: pd.DataFrame, seen: pd.DataFrame, source: str, told: Describe
         "## 80 % intervals",
         "Each interval was made without the figure's group, model or system; 80 % should lie "
         "inside.",
+        *_unfit(),
         markdown_table(["figure", "system", "figures", "inside"], _interval_rows(seen)),
         "![Calibration of the intervals](validation_intervals.png)",
         "## Beside peers",
@@ -247,7 +261,7 @@ def main(
     summary(table, ["system", "preset", "model"]).to_csv(
         out / "validation.csv", index=False, float_format="%.4f"
     )
-    for name, image in draw(table, seen).items():
+    for name, image in draw(table, seen[seen["scheme"].isin(HELD_OUT)]).items():
         (out / f"{name}.png").write_bytes(image)
     typer.echo(str(out / "validation.md"))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sim.calibration.overhead_fit import UNFIT
 from sim.calibration.scatter import (
     correlation,
     fit,
@@ -148,6 +149,19 @@ def test_chips_under_a_prior_are_checked_and_no_part_of_the_fit() -> None:
     of_prior = seen[seen["scheme"] == "prior"]
     assert len(of_prior) == len(strange)
     assert of_prior["inside"].mean() > 0.9  # errors of known chips in intervals of a prior
+
+
+def test_sources_that_nothing_is_fitted_to_are_no_part_of_this_fit_either() -> None:
+    rows = table(rows=20)
+    (source, *_) = UNFIT
+    strange = rows[rows["system"] == "box 0"].assign(source=source, row_id="odd")
+    strange["measured"] *= 5
+    alone, _ = fit(rows, "made up")
+    residuals, seen = fit(pd.concat([rows, strange]), "made up")
+    assert residuals.quantities == alone.quantities
+    unfit = seen[seen["scheme"] == "unfit"]
+    assert len(unfit) == len(strange)
+    assert not unfit["inside"].any()  # far off, and said so
 
 
 def test_the_file_is_one_of_the_catalogue(
