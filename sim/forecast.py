@@ -306,8 +306,8 @@ def _notes(results: Sequence[CaseTables]) -> tuple[str, ...]:
         *_steady(results),
         "All figures are of one seed: with another one, means move by some percent, tails by more, "
         "near saturation by much more.",
-        "Time to first token is fitted to runs with free arrivals; published closed loops on "
-        "Blackwell, and with SGLang, show two to four times as much, which is not explained yet.",
+        "Time to first token is less certain than time per token: measured runs that no fit had "
+        "seen are off by a fifth in the median, those of SGLang by more.",
     )
     notes = dict.fromkeys(note for result in results for note in result.notes)
     return (*general, *notes)

@@ -49,6 +49,10 @@ WEIGHTS_FRACTION = 0.6
 """Share of the memory that weights take at most where tp is chosen: the rest is for sequences."""
 
 
+LENGTHS = "lengths"
+"""What is assumed of a run that does not tell how long its prompts and answers were."""
+
+
 class Completed(NamedTuple):
     """A row without the gaps that a rule fills, and what was filled."""
 
@@ -87,7 +91,7 @@ def completed(row: Row, model_id: str, benchmark: Benchmark, catalog: Catalog) -
         cells["tp"] = _tp(cells, model, benchmark, catalog)
         assumed += ["tp"] if cells["tp"] else []
     if benchmark.own_lengths:
-        assumed.append("lengths")
+        assumed.append(LENGTHS)
     if any(engine in row["engine"].lower() for engine in LIKE_VLLM):
         assumed.append("engine")
     return Completed(cells, tuple(assumed))

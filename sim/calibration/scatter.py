@@ -37,6 +37,7 @@ import pandas as pd
 import typer
 import yaml
 
+from sim.calibration.completion import LENGTHS
 from sim.calibration.overhead_fit import UNFIT
 from sim.calibration.regression import Array
 from sim.calibration.runs import MeasuredRun
@@ -75,9 +76,9 @@ NEW = "new"
 LEVELS = ("arrivals", "ground", "load", "place")
 """Columns of the path of a regime, see `sim.uncertainty.Regime.path`; the place is the system,
 unless no run of it was seen."""
-PULL = 1.0
+PULL = 8.0
 """Groups that the more general regime counts as."""
-AIM = 0.82
+AIM = 0.84
 """Share of the figures that the factors put inside: a little more than asked for, as a factor found
 on some groups holds somewhat less on another one. Both are chosen so that coverage of held-out
 figures lies near four fifths, overall and by system."""
@@ -153,8 +154,9 @@ def prepared(table: pd.DataFrame) -> pd.DataFrame:
         raise InputError(f"the table of forecasts lacks the columns {', '.join(missing)}")
     rows = table[table["scheme"] != IN_SAMPLE].copy()
     _only(rows, "scheme", tuple(HELD_OUT))
-    if "source" not in rows:
-        rows["source"] = ""
+    for column in ("source", "assumed"):
+        if column not in rows:
+            rows[column] = ""
     if "kernel_spread_fraction" not in rows:
         rows["kernel_spread_fraction"] = 0.0
     if "ground" not in rows:
@@ -365,12 +367,14 @@ def fit(table: pd.DataFrame, source: str) -> tuple[Residuals, pd.DataFrame]:
     rows : DataFrame
         Each row with the interval of its log ratio that was made without it, and ``inside``. No
         part of the fit are those on chips whose kernels were not measured, of scheme ``prior``,
-        and those that overheads are not fitted to either (`sim.calibration.overhead_fit.UNFIT`),
-        of scheme ``unfit``.
+        and, of scheme ``unfit``, those that overheads are not fitted to either
+        (`sim.calibration.overhead_fit.UNFIT`) and those whose lengths are assumed: near a system's
+        capacity a few percent of them decide, and a scenario states its own.
     """
     everything = prepared(table)
     prior = everything["kernel_spread_fraction"].fillna(0.0) > 0
-    unfit = everything["source"].isin(UNFIT) & ~prior
+    unknown = everything["assumed"].str.contains(LENGTHS)
+    unfit = (everything["source"].isin(UNFIT) | unknown) & ~prior
     rows = everything[~prior & ~unfit]
     checked: dict[Quantity, Checked] = {
         quantity: check(rows[rows["quantity"] == quantity])

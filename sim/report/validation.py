@@ -170,13 +170,17 @@ def _interval_rows(seen: pd.DataFrame) -> Iterator[Sequence[object]]:
         unfit = part[part["scheme"] == "unfit"]
         if len(unfit):
             inside = _percent(float(unfit["inside"].mean()))
-            yield quantity, "sources that nothing is fitted to", len(unfit), inside
+            yield quantity, "runs no interval is fitted to", len(unfit), inside
 
 
 def _unfit() -> Iterator[str]:
-    """Say which sources are no part of any fit, and why."""
+    """Say which runs are no part of the fit of intervals, and why."""
     for source, reason in UNFIT.items():
         yield f"Nothing is fitted to runs of {source}: {reason}. The errors above count them."
+    yield (
+        "Nor are intervals fitted to runs whose lengths had to be assumed, as those of MLPerf: "
+        "near a system's capacity a few percent of them decide, and a scenario states its own."
+    )
 
 
 def text_of(table: pd.DataFrame, seen: pd.DataFrame, source: str, told: Described) -> str:
