@@ -22,6 +22,10 @@ _LEVELS = np.linspace(0.1, 0.95, 18)
 Draw = Callable[[Figure, pd.DataFrame, pd.DataFrame], None]
 
 
+_FEW = 30
+"""Figures of a system of which a share says little."""
+
+
 def draw(table: pd.DataFrame, seen: pd.DataFrame) -> dict[str, bytes]:
     """Draw all charts.
 
@@ -130,7 +134,10 @@ def _regimes(figure: Figure, table: pd.DataFrame, _seen: pd.DataFrame) -> None:
         axes.set_xlim(0.0, 1.0)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     panels[0].set_yticks(range(len(systems)), systems, fontsize=LABEL_PT)
-    panels[1].legend(fontsize=LABEL_PT, frameon=False, loc="lower right")
+    handles, labels = panels[1].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, fontsize=LABEL_PT, frameon=False, loc="outside lower center", ncols=3
+    )
     figure.suptitle(
         "Error by system: median (mark) to 90th percentile (end of the line)",
         fontsize=LABEL_PT + 2,
@@ -157,17 +164,27 @@ def _intervals(figure: Figure, _table: pd.DataFrame, seen: pd.DataFrame) -> None
         look, needed = case_style(index), _needed(part)
         shares = [float((needed <= width).mean()) for width in _widths()]
         panels[0].plot(_LEVELS, shares, color=look.colour, label=label.split(",")[0])
-        inside = part.groupby("system")["inside"].mean()
-        heights = [systems.index(system) + 0.2 * (1 - index) for system in inside.index]
-        panels[1].plot(inside, heights, look.marker, color=look.colour, markersize=5)
+        for system, inside in part.groupby("system")["inside"]:
+            panels[1].plot(
+                inside.mean(),
+                systems.index(str(system)) + 0.2 * (1 - index),
+                look.marker,
+                color=look.colour,
+                fillstyle="full" if len(inside) >= _FEW else "none",
+                markersize=5,
+                clip_on=False,
+            )
     panels[1].set_yticks(range(len(systems)), systems, fontsize=LABEL_PT)
     panels[0].plot([0, 1], [0, 1], color=colour("ink"), linewidth=0.8)
     panels[0].set_xlabel("nominal share", fontsize=LABEL_PT)
     panels[0].set_ylabel("figures inside", fontsize=LABEL_PT)
     panels[0].legend(fontsize=LABEL_PT, frameon=False)
     panels[1].axvspan(0.75, 0.88, color=colour("muted"), alpha=0.18, linewidth=0)
-    panels[1].set_xlim(0.4, 1.0)
-    panels[1].set_xlabel("inside 80 % intervals, by system (wanted: band)", fontsize=LABEL_PT)
+    panels[1].set_xlim(0.0, 1.0)
+    panels[1].set_xlabel(
+        f"inside 80 % intervals (band: wanted; hollow: below {_FEW} figures)",
+        fontsize=LABEL_PT,
+    )
     figure.suptitle("How intervals hold on figures that they had not seen", fontsize=LABEL_PT + 2)
 
 
