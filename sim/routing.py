@@ -43,15 +43,6 @@ POWER_LAW_TOKENS = 1024
 POWER_LAW_SPAN = 0.8 * POWER_LAW_TOKENS
 """Largest over smallest load of the power law: loads are drawn from 1 to 0.8 times the tokens."""
 
-TYPICAL_SKEW = 0.7
-"""`Routing.skew` of models that say nothing of theirs.
-
-Fitted, 2026-11-21, one figure for all models: with engines' overheads fitted anew for each value,
-386 serving runs are met best with it (cost of the fit 790 with even experts and no luck, 789 with
-the luck of the draw, 781, 778 and 780 with 0.5, 0.7 and 0.8 besides). Models held out gain the
-most: the median error of their TPOT falls from 14 to 11 %. Tokens of a batch are more alike than
-those of a corpus, so this is steeper than long-run popularities are said to be."""
-
 _PLACEMENTS = 200
 """Random placements of experts on ranks from which a typical one is taken."""
 
@@ -64,15 +55,14 @@ class Routing(StrictModel):
     a bound, for its statistics are yesterday's).
     """
 
-    skew: Annotated[float, Ge(0)] | None = None
-    """Exponent ``s`` of the popularity ``i^-s`` of the i-th expert, 0: all are equally popular;
-    `TYPICAL_SKEW` unless this or ``power_law`` is given."""
+    skew: Annotated[float, Ge(0)] = 0.0
+    """Exponent ``s`` of the popularity ``i^-s`` of the i-th expert; 0: all are equally popular."""
     power_law: Annotated[float, Gt(1)] | None = None
     """Exponent ``alpha`` of the density ``x^-alpha`` of the experts' loads, in place of ``skew``:
     `POWER_LAW_DEEPSEEK`, `POWER_LAW_QWEN3_235B`."""
     redundant_experts: NonNegativeInt = 0
     """Replicas per layer, on all ranks together."""
-    sampling_noise: bool = True
+    sampling_noise: bool = False
     """Whether the slowest rank also has the bad luck of the draw: with few tokens even a uniform
     router loads the ranks unevenly."""
 
@@ -89,12 +79,7 @@ class Routing(StrictModel):
     @property
     def uniform(self) -> bool:
         """Whether all experts are equally popular."""
-        return self.exponent == 0.0 and self.power_law is None
-
-    @property
-    def exponent(self) -> float:
-        """Exponent of the experts' popularity, where it is not a ``power_law``."""
-        return TYPICAL_SKEW if self.skew is None else self.skew
+        return self.skew == 0.0 and self.power_law is None
 
     def inclusion(self, experts: int, experts_per_token: int) -> Array:
         """Probability that a token picks each expert, most popular first; they add up to k.
@@ -105,7 +90,7 @@ class Routing(StrictModel):
         """
         if self.power_law is not None:
             return power_law_inclusion(experts, experts_per_token, self.power_law)
-        weights = np.arange(1, experts + 1, dtype=float) ** -self.exponent
+        weights = np.arange(1, experts + 1, dtype=float) ** -self.skew
         return inclusion_probabilities(weights, experts_per_token)
 
     def slots(self, experts: int, ranks: int) -> int:
@@ -286,7 +271,7 @@ def fullest_loads(cv: float, layout: ExpertLayout, routing: Routing) -> Array:
     return np.maximum(hottest / expected, 1.0)
 
 
-BALANCED = Routing(skew=0.0, sampling_noise=False)
+BALANCED = Routing()
 """Every expert is equally popular, as DeepSeek's published kernel profiles assume."""
 
 

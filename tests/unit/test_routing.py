@@ -14,7 +14,6 @@ from sim.routing import (
     LOAD_UNIT,
     POWER_LAW_DEEPSEEK,
     POWER_LAW_QWEN3_235B,
-    TYPICAL_SKEW,
     ExpertLayout,
     Imbalance,
     Routing,
@@ -239,14 +238,6 @@ class TestSamplingNoise:
 
     def test_one_rank_has_no_luck(self) -> None:
         assert sampling_imbalance(3, 8, 2, 1) == 1.0
-
-
-def test_a_model_that_says_nothing_has_the_typical_skew() -> None:
-    said, unsaid = Routing(skew=TYPICAL_SKEW), Routing()
-    assert unsaid.touched(16, 128, 4, 8) == said.touched(16, 128, 4, 8)
-    assert not unsaid.uniform
-    # a power law stands for itself
-    assert Routing(power_law=1.2).inclusion(64, 4) != pytest.approx(said.inclusion(64, 4))
 
 
 def test_two_laws_are_one_too_many() -> None:
