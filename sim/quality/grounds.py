@@ -45,6 +45,7 @@ class Told:
     def __init__(self) -> None:
         self._notes: set[str] = set()
         self._choices: set[Choice] = set()
+        self._answered: set[str] = set()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -60,6 +61,34 @@ class Told:
         if choice.samples > 1 and choice not in self._choices:
             self._choices.add(choice)
             self._notes.update(notes_of_choice(benchmark, choice))
+
+    def answer(self, benchmark: "Benchmark") -> None:
+        """Take down what there is to say of a single answer."""
+        if benchmark.title not in self._answered:
+            self._answered.add(benchmark.title)
+            self._notes.update(notes_of_answer(benchmark))
+
+
+def notes_of_answer(benchmark: "Benchmark") -> Iterator[str]:
+    """Say where the accuracy of one answer was never measured.
+
+    Points of one answer tell it, and those of longer and shorter answers; points of many answers
+    alone do not.
+    """
+    fit = benchmark.laws.difficulty.fit
+    points = [point for point in benchmark.points if point.fitted]
+    told = any(
+        point.strategy in ("answer", "effort", "below")
+        or (point.strategy in ("coverage", "vote") and point.x == 1)
+        for point in points
+    )
+    if fit is None or told or not points:
+        return
+    assumed = "; ".join(_assumed("difficulty", fit))
+    yield (
+        f"one answer on {benchmark.title} was never measured: it follows from laws that were "
+        f"fitted to {_listed(points)}" + (f"; assumed: {assumed}" if assumed else "")
+    )
 
 
 def notes_of_choice(benchmark: "Benchmark", choice: Choice) -> Iterator[str]:

@@ -282,7 +282,8 @@ def _cost(summary: pd.DataFrame) -> Iterator[str]:
         return
     row = summary.loc[summary["case"] == ranking.best].iloc[0]
     bounds = interval(row, COST.column)
-    within = f" (interval {usd(bounds[0])} to {usd(bounds[1])})" if bounds else ""
+    ends = [usd(bound) for bound in bounds or ()]
+    within = f" (interval {' to '.join(ends)})" if len(set(ends)) > 1 else ""
     yield _lead(ranking, COST, f"{_usd_per_mtok(ranking.best_value)}{within}") + "."
 
 

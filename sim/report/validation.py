@@ -207,8 +207,8 @@ def text_of(table: pd.DataFrame, seen: pd.DataFrame, source: str, told: Describe
         "measured - 1|; the kernels were fitted to kernel measurements alone and are the same in "
         "every row of the table. What is fitted to serving runs, seven numbers per engine and chip "
         "family, is fitted anew each time without what is held out, and the forecast follows to "
-        "first order; runs were simulated in full at the fitted laws of all runs. What the client of "
-        "InferenceX adds was fitted once for all engines and chips, and not anew.",
+        "first order; runs were simulated in full at the fitted laws of all runs. What the client "
+        "of InferenceX adds was fitted once for all engines and chips, and not anew.",
         told.covered,
         markdown_table(scheme_heading, _scheme_rows(table)),
         "![Forecast against measured](validation_forecasts.png)",

@@ -41,21 +41,27 @@ class Agent(Answering):
         answer_tokens = int(self.output_tokens(task, task.rng, 1)[0])
 
         prompt = self.prompt(task)
-        used, wait_s = 0, 0.0
+        wait_s = 0.0
         for tokens, result_tokens, tool_s in zip(called, results, waits_s, strict=True):
             if not self._fits(tokens_of(prompt) + tokens + result_tokens):
                 break
             call: Call = yield task.call("act", prompt, tokens, model=self.model, wait_s=wait_s)
-            used, wait_s = used + tokens, tool_s
+            wait_s = tool_s
             prompt = call.transcript + task.text(result_tokens)
         yield task.call("answer", prompt, answer_tokens, model=self.model, wait_s=wait_s)
-        effort = (used + answer_tokens) / task.answer_tokens.mean_tokens
+        called_tokens = self._mean_tool_calls * self.tool_call_tokens.mean_tokens
+        effort = self.effort(task) + called_tokens / task.answer_tokens.mean_tokens
         return self.answer_class(task, effort)
 
     def _tool_calls(self, rng: np.random.Generator) -> int:
         """Draw how many tool calls come before the model wants to answer."""
         stops = rng.random(self.max_tool_calls) < self.stop_fraction
         return int(stops.argmax()) if stops.any() else self.max_tool_calls
+
+    @property
+    def _mean_tool_calls(self) -> float:
+        """Expected tool calls: the n-th comes if the model did not stop before it."""
+        return float(np.sum((1.0 - self.stop_fraction) ** np.arange(1, self.max_tool_calls + 1)))
 
     def _fits(self, tokens: int) -> bool:
         return self.max_context_tokens is None or tokens <= self.max_context_tokens

@@ -45,6 +45,10 @@ class _Draws:
     scores: Floats | None
 
 
+MOST_SAMPLES = 100_000
+"""Ten times what anybody has published; a task of more would fill the memory."""
+
+
 class Samples(Answering):
     """Independent samples of one prompt, side by side, and one of them as the answer.
 
@@ -59,7 +63,7 @@ class Samples(Answering):
     """
 
     kind: Literal["samples"] = "samples"
-    samples: PositiveInt
+    samples: Annotated[int, Field(gt=0, le=MOST_SAMPLES)]
     """Most samples."""
     steps: PositiveInt = 1
     """Length of the chain of thought of each, in direct answers."""
