@@ -6,12 +6,14 @@ Expected numbers are those of the points in the files of `workloads/quality`.
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from sim.catalog import open_catalog
 from sim.quality import Benchmark
-from sim.quality.grounds import Choice, Selection, Told, notes_of_choice
+from sim.quality.grounds import Choice, Selection, Told, notes_of_answer, notes_of_choice
 from sim.workload.kinds import ProgramsWorkload
 from sim.workload.programs import answered_at_once
+from sim.workload.strategies.samples import MOST_SAMPLES, Samples
 from sim.workload.tasks import benchmark_of, programs
 
 CATALOG = open_catalog()
@@ -120,3 +122,24 @@ def test_a_choice_is_told_once() -> None:
         told.choose(benchmark, Choice("vote", 500))
     told.choose(benchmark, Choice("vote", 1))
     assert len(told.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("math_llama_3_8b", "coverage by 100 to 10,000"), ("math500_gpt4_lightman", "votes of 1,860")],
+)
+def test_one_answer_where_only_many_were_measured(name: str, known: str) -> None:
+    (note,) = (each for each in notes_of(name, samples=1) if each.startswith("one answer"))
+    assert "was never measured" in note
+    assert known in note
+
+
+@pytest.mark.parametrize("name", ["gsm8k_qwen2_5_7b", "math500_s1_32b", "game_of_24_gpt4_cot"])
+def test_one_answer_that_was_measured_or_follows_from_lengths(name: str) -> None:
+    assert not list(notes_of_answer(benchmark_of(name, CATALOG)))
+
+
+def test_more_samples_than_anybody_takes_are_refused() -> None:
+    assert Samples(samples=MOST_SAMPLES).samples == MOST_SAMPLES
+    with pytest.raises(ValidationError, match="less than or equal to 100000"):
+        Samples(samples=MOST_SAMPLES + 1)

@@ -103,6 +103,17 @@ def test_effort_is_all_that_is_written() -> None:
     assert {call.model for call in ledger.calls} == {"small"}
 
 
+def test_effort_is_expected_and_not_drawn() -> None:
+    """A third of the calls answer: 2/3 + 4/9 + 8/27 tool calls of 10, and an answer of 20."""
+    question = FakeQuestion()
+    strategy = agent(
+        stop_fraction=1 / 3, tool_call_tokens=UniformTokens(min_tokens=5, max_tokens=15)
+    )
+    answered_at_once(strategy.control(task_of(question)))
+    ((_, effort, _),) = question.asked
+    assert effort == pytest.approx(1 + (2 / 3 + 4 / 9 + 8 / 27) * 10 / 20)
+
+
 def test_coding_agent_has_the_published_calls_tokens_and_waits() -> None:
     # github.com/nilenso/swe-bench-pro-cost-token-time-analysis, docs/report.txt, GPT-5: 64 calls,
     # 42,200 tokens a call, 7,100 visible output tokens and 296 s of tools per task on average.
