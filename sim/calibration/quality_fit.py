@@ -80,13 +80,36 @@ def fitted_laws(benchmark: Benchmark) -> Laws:
         "verifiers": _verifiers(benchmark, laws, assumed),
         "revision": _revision(_points(benchmark, "revision"), laws.difficulty, assumed),
         "search": _search(_points(benchmark, "search"), laws.difficulty),
+        "models": _models(benchmark, laws),
     }
     laws = laws.model_copy(update=found)
     return laws.model_copy(update={"gate": fitted_gate(benchmark, laws, assumed)})
 
 
 def _points(benchmark: Benchmark, *strategies: AccuracyStrategy) -> list[Point]:
-    return [one for one in benchmark.points if one.fitted and one.strategy in strategies]
+    return [
+        one
+        for one in benchmark.points
+        if one.fitted and one.model is None and one.strategy in strategies
+    ]
+
+
+def _models(benchmark: Benchmark, laws: Laws) -> dict[str, Difficulty]:
+    """Fit the difficulty for other models: their mean, spread over questions as for one's own."""
+    found = {}
+    own, wrong = laws.difficulty, laws.wrong_answers
+    for point in benchmark.points:
+        if point.model is None or not point.fitted:
+            continue
+        strength = own.a + own.b
+        law = Difficulty(
+            a=round(strength * point.accuracy, 4), b=round(strength * (1 - point.accuracy), 4)
+        )
+        text = "not from points: strength of the Beta law, which is that of the main model"
+        told = Laws(difficulty=own, wrong_answers=wrong, models={point.model: law})
+        fit = _fit([point], partial(predicted, told), 1, text)
+        found[point.model] = law.model_copy(update={"fit": fit})
+    return found
 
 
 def _solved(

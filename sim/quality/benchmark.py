@@ -80,6 +80,8 @@ class Point(StrictModel):
     confidence: Confidence
     verifier: str | None = None
     """Who chose, of ``best_of``."""
+    model: str | None = None
+    """Which other model of a case answered, by its name there; the benchmark's own unless given."""
     fitted: bool = True
     """Whether laws are fitted to it; others are kept to test against, or for the record."""
     note: str | None = None
@@ -90,6 +92,8 @@ class Point(StrictModel):
             raise ValueError(f"x of {self.strategy} is in {_UNITS[self.strategy]}")
         if (self.strategy == "best_of") != (self.verifier is not None):
             raise ValueError("best_of needs a verifier, and nothing else has one")
+        if self.model is not None and self.strategy != "answer":
+            raise ValueError("of other models single answers are known, so strategy is answer")
         return self
 
 

@@ -107,7 +107,7 @@ def predicted(laws: Laws, point: Point) -> float:
 def _of_samples(laws: Laws, point: Point) -> float | None:
     difficulty, verifier = laws.difficulty, laws.verifiers.get(point.verifier or "")
     if point.strategy == "answer":
-        return difficulty.mean
+        return difficulty.mean if point.model is None else laws.models[point.model].mean
     if point.strategy == "coverage":
         return difficulty.coverage(point.x)
     if point.strategy == "below":

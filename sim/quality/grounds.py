@@ -76,7 +76,7 @@ def notes_of_answer(benchmark: "Benchmark") -> Iterator[str]:
     alone do not.
     """
     fit = benchmark.laws.difficulty.fit
-    points = [point for point in benchmark.points if point.fitted]
+    points = [point for point in benchmark.points if point.fitted and point.model is None]
     told = any(
         point.strategy in ("answer", "effort", "below")
         or (point.strategy in ("coverage", "vote") and point.x == 1)
@@ -117,6 +117,8 @@ def notes_of_choice(benchmark: "Benchmark", choice: Choice) -> Iterator[str]:
 
 def _tells(point: "Point", choice: Choice) -> bool:
     """Tell whether a point is one to which the laws of a choice are fitted."""
+    if point.model is not None:
+        return False
     if point.strategy == "best_of":
         return choice.by == "best_of" and point.verifier == choice.verifier
     return point.strategy in ("answer", "coverage", "below", "vote")
