@@ -177,6 +177,14 @@ class Benchmark(StrictModel):
     assumed: Assumed | None = None
     laws: Laws
 
+    @model_validator(mode="after")
+    def _other_models_have_one_accuracy(self) -> Self:
+        others = [point.model for point in self.points if point.model is not None and point.fitted]
+        twice = sorted({name for name in others if others.count(name) > 1})
+        if twice:
+            raise ValueError(f"model {twice[0]!r} has {others.count(twice[0])} points to fit: one")
+        return self
+
     @property
     def title(self) -> str:
         """Benchmark and model, as messages name them.

@@ -97,8 +97,12 @@ def predicted(laws: Laws, point: Point) -> float:
     InputError
         There is no law of its strategy, or only simulation tells.
     """
-    found = _of_samples(laws, point)
-    found = _of_work_on_one(laws, point) if found is None else found
+    if point.model is not None:
+        other = laws.models.get(point.model)
+        found = None if other is None else other.mean
+    else:
+        found = _of_samples(laws, point)
+        found = _of_work_on_one(laws, point) if found is None else found
     if found is None:
         raise InputError(f"no closed form for {point.strategy} at {point.x:g} {point.x_unit}")
     return found
@@ -107,7 +111,7 @@ def predicted(laws: Laws, point: Point) -> float:
 def _of_samples(laws: Laws, point: Point) -> float | None:
     difficulty, verifier = laws.difficulty, laws.verifiers.get(point.verifier or "")
     if point.strategy == "answer":
-        return difficulty.mean if point.model is None else laws.models[point.model].mean
+        return difficulty.mean
     if point.strategy == "coverage":
         return difficulty.coverage(point.x)
     if point.strategy == "below":

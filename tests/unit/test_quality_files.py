@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from scipy import stats
 
 from sim.calibration.quality_fit import (
@@ -379,3 +380,14 @@ def test_strategies_achieve_the_claimed_rows(choice: Any, accuracy: float) -> No
         right.append(answered_at_once(strategy.control(task)).answer == RIGHT)
     assert float(np.mean(right)) == pytest.approx(accuracy, abs=4 * 0.5 / math.sqrt(2_000))
     assert not questions.notes
+
+
+def test_other_models_have_one_accuracy_each() -> None:
+    whole = shipped("aime24_r1_distill_qwen_32b")
+    (small,) = [point for point in whole.points if point.model == "small"]
+    assert predicted(whole.laws, small) == pytest.approx(small.accuracy)
+    with pytest.raises(ValidationError, match="model 'small' has 2 points to fit"):
+        Benchmark.model_validate(whole.model_dump() | {"points": (*whole.points, small)})
+    unknown = whole.laws.model_copy(update={"models": {}})
+    with pytest.raises(InputError, match="no closed form"):
+        predicted(unknown, small)
