@@ -61,6 +61,9 @@ class GroupedQueryAttention(StrictModel):
     reuses_kv: bool = False
     """Whether the layers read the cache of an earlier layer: they project no keys and values and
     store none (Gemma 4 E2B)."""
+    norms_over_all_heads: bool = False
+    """Whether queries and keys are normalised over all heads together (MiniMax-M2), so that tensor
+    ranks have to add up their squares; else each head is by itself, or not at all."""
     indexer: SparseIndexer | None = None
     """Picks the keys of sparse attention; none: every key counts."""
 

@@ -9,12 +9,13 @@ from scipy.optimize import least_squares
 from sim.calibration.responses import PARAMETERS, Array, Response
 from sim.calibration.runs import Quantity
 
-ROBUST_SCALE = 0.1
-"""Relative error beyond which a figure pulls less."""
+ROBUST_SCALE = 0.05
+"""Relative error beyond which a figure pulls less: about the median error of what is fitted well,
+so that runs which no law explains do not pull the others along."""
 PRIOR_WEIGHT = 0.3
-"""A pull of one spread weighs as much as one figure that is 30 % off would with no robust loss:
+"""A pull of one spread weighs as much as one figure that is off by this share of the robust scale:
 enough to settle what the runs do not tell apart, and nothing against a dozen runs."""
-WEIGHTS: Mapping[Quantity, float] = {"tpot": 1.0, "ttft": 0.5, "throughput": 1.0}
+WEIGHTS: Mapping[Quantity, float] = {"tpot": 1.0, "ttft": 0.7, "throughput": 1.0}
 """Times to first token scatter more, and saturate."""
 SATURATED_S = 2.0
 """Longer times to first token tell of queues and not of the engine."""

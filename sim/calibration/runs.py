@@ -206,7 +206,7 @@ def _read_row(row: Row, model_id: str | None, catalog: Catalog) -> MeasuredRun |
         measured=measured,
         statistic=statistic,
         assumed=assumed,
-        client_s=benchmark_of(row).client_s,
+        client_s=benchmark_of(full).client_s(full),
     )
 
 

@@ -2,7 +2,12 @@
 
 from sim.cost.operators import Collective, CollectiveOperation, Operator
 from sim.cost.stage import Stage
+from sim.model import GroupedQueryAttention
 from sim.parallelism import Axis
+from sim.units import DTYPE_BYTES
+
+_SQUARES_BYTES = 2 * DTYPE_BYTES["fp32"]
+"""Of a token: one mean of squares of its queries and one of its keys."""
 
 
 def collective_operators(stage: Stage) -> list[Operator]:
@@ -10,7 +15,34 @@ def collective_operators(stage: Stage) -> list[Operator]:
 
     Those of context parallelism stand with the attention that needs them.
     """
-    return [*_tensor(stage), *_data(stage), *_pipeline(stage)]
+    return [*_norms(stage), *_tensor(stage), *_data(stage), *_pipeline(stage)]
+
+
+def _norms(stage: Stage) -> list[Collective]:
+    """Add up the squares of queries and of keys that tensor ranks have of each token.
+
+    As vLLM does it for MiniMax-M2: one all-reduce per layer for both (``minimax_m2.py``,
+    ``MiniMaxText01RMSNormTP.forward_qk``).
+
+    >>> from sim.catalog import open_catalog
+    >>> from sim.parallelism import Parallelism
+    >>> from sim.precision import Precision
+    >>> model = open_catalog().model("minimax_m2_5")
+    >>> for tp in (1, 4):
+    ...     stage = Stage(model, Parallelism(tp=tp), Precision(weights="fp8", kv_cache="fp8"))
+    ...     print([(op.name, op.calls, op.bytes_per_token) for op in _norms(stage)])
+    []
+    [('norm_all_reduce', 62, 8.0)]
+    """
+    layers = sum(
+        group.layers
+        for group in stage.model.attention
+        if isinstance(group, GroupedQueryAttention) and group.norms_over_all_heads
+    )
+    if stage.parallelism.tp == 1 or not layers:
+        return []
+    group = stage.parallelism.group("tp")
+    return [Collective("norm_all_reduce", stage.calls(layers), "all_reduce", group, _SQUARES_BYTES)]
 
 
 def _vector(

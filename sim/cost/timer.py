@@ -19,6 +19,7 @@ import numpy.typing as npt
 from sim.cost.comms import Network
 from sim.cost.execution import PLAIN, Execution, decoding, padded
 from sim.cost.kernels import KernelShelf
+from sim.cost.launches import launches
 from sim.cost.memory import NO_DETOUR, Detour
 from sim.cost.operators import (
     Collective,
@@ -180,7 +181,7 @@ class StepTimer:
         self._dealt_layers = sum(
             op.calls for op in self.operators if isinstance(op, ExpertGemm) and op.ranks > 1
         )
-        self._kernels = sum(op.calls for op in self.operators)
+        self._kernels = sum(op.calls * launches(op) for op in self.operators)
 
     def with_overhead(self, overhead: EngineOverhead) -> "StepTimer":
         """Return the same timer with another overhead."""

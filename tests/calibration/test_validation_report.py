@@ -103,6 +103,24 @@ def test_the_report_says_what_the_forecasts_are_off_by(made: Made) -> None:
     assert "## What measurements differ by among themselves" in text
 
 
+def test_what_no_fit_can_know_is_counted_and_told_apart(made: Made) -> None:
+    """The second table leaves out engines of one system where that system is left out."""
+    text = (made.report / "validation.md").read_text(encoding="utf-8")
+    table = pd.read_parquet(made.forecasts)
+    figures = table[table["quantity"] == "throughput"]
+    systems = figures.groupby("overheads")["system"].nunique()
+    alone = set(table.groupby("overheads")["system"].nunique().loc[lambda n: n == 1].index)
+    assert "vllm_0_6" in alone and len(systems) > len(alone)
+    out = figures[figures["scheme"] == "leave_system_out"]
+    counts = [
+        int(line.split("|")[3])
+        for line in text.splitlines()
+        if line.startswith("| one system at a time | throughput")
+    ]
+    assert counts == [len(out), int((~out["overheads"].isin(alone)).sum())]
+    assert counts[1] < counts[0]
+
+
 def test_every_chart_of_the_report_is_there(made: Made) -> None:
     text = (made.report / "validation.md").read_text(encoding="utf-8")
     shown = {line.split("(")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")}

@@ -131,7 +131,7 @@ class TestHost:
 
 
 class TestLaunches:
-    """Ten products and one of the head: eleven kernels of 10 us are launched in 110 us."""
+    """Ten products and the head's, with inputs quantised: 22 kernels of 10 us take 220 us."""
 
     LAW = NO_OVERHEAD.model_copy(update={"launch_s": 1e-5})
     EAGER = Execution(eager_prompts=True)
@@ -139,15 +139,15 @@ class TestLaunches:
 
     def test_a_short_step_with_prompts_takes_as_long_as_its_launches(self) -> None:
         eager = timer(GEMM, HEAD, execution=self.EAGER, overhead=self.LAW)
-        assert timer(GEMM, HEAD).seconds(self.PROMPT) < 110e-6
-        assert eager.seconds(self.PROMPT) == pytest.approx(110e-6)
+        assert timer(GEMM, HEAD).seconds(self.PROMPT) < 220e-6
+        assert eager.seconds(self.PROMPT) == pytest.approx(220e-6)
         waiting = {row.name: row.seconds for row in eager.explain(self.PROMPT)}["launches"]
-        assert waiting == pytest.approx(110e-6 - timer(GEMM, HEAD).seconds(self.PROMPT))
+        assert waiting == pytest.approx(220e-6 - timer(GEMM, HEAD).seconds(self.PROMPT))
 
     def test_a_long_one_hides_them(self) -> None:
         long = StepShape(prefill_sequences=1, prefill_tokens=20_000)
         eager = timer(GEMM, HEAD, execution=self.EAGER, overhead=self.LAW)
-        assert timer(GEMM, HEAD).seconds(long) > 110e-6
+        assert timer(GEMM, HEAD).seconds(long) > 220e-6
         assert eager.seconds(long) == timer(GEMM, HEAD).seconds(long)
 
     def test_graphs_hold_steps_that_decode_and_all_steps_of_compiled_code(self) -> None:

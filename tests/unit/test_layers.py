@@ -429,6 +429,16 @@ class TestCollectives:
         listed = operators(MODELS["deepseek_r1"], ONE, FP8)
         assert not [op for op in listed if isinstance(op, Collective | ExpertExchange)]
 
+    def test_norms_over_all_heads_add_up_squares_of_tensor_ranks(self) -> None:
+        """Two figures of 32 bits per token and layer; nothing where ranks have all heads."""
+        model, name = MODELS["minimax_m2_5"], "norm_all_reduce"
+        op = called(operators(model, Parallelism(tp=4), FP8), name)
+        assert isinstance(op, Collective)
+        assert (op.calls, op.ranks, op.payload_bytes(StepShape(decode_sequences=5))) == (62, 4, 40)
+        ranks = operators(model, Parallelism(tp=1, attention_dp=4, ep=4), FP8)
+        by_head = operators(MODELS["qwen3_235b_a22b"], Parallelism(tp=4), FP8)
+        assert name not in {each.name for each in (*ranks, *by_head)}
+
     def test_attention_ranks_gather_tokens_and_scatter_results(self) -> None:
         split = Parallelism(tp=2, attention_dp=4, ep=8)
         listed = operators(MODELS["deepseek_r1"], split, FP8)

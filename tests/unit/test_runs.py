@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sim.calibration.benchmarks.inferencex import RANDOM_LOW_FRACTION, InferenceX
+from sim.calibration.benchmarks.inferencex import DRAWN, RANDOM_LOW_FRACTION, InferenceX
 from sim.calibration.benchmarks.plain import MAX_NUM_SEQS, ROUNDS
 from sim.calibration.coverage import intervals
 from sim.calibration.machines import UNSTATED_KV, preset_of
@@ -244,6 +244,26 @@ class TestFigures:
     def test_those_of_inferencex_are_means_in_whatever_column(self, tmp_path: Path) -> None:
         run = read_one(tmp_path, notes="origin IX; agg", ttft_p50_ms="300")
         assert run.statistic == {"tpot": "tpot_s_mean", "ttft": "ttft_s_mean"}
+
+    def test_the_client_of_inferencex_starts_one_request_after_another(
+        self, tmp_path: Path
+    ) -> None:
+        """A tenth of the requests start together and wait, in the mean, for half of the others."""
+        alone, twenty_one = (
+            read_one(tmp_path, notes="origin IX; agg", concurrency=clients).client_s
+            for clients in ("1", "21")
+        )
+        assert twenty_one / alone == pytest.approx(1 + 0.1 * 20 / 2)
+        longer = read_one(tmp_path, notes="origin IX; agg", concurrency="1", isl="8192").client_s
+        assert longer > 2 * alone
+        assert read_one(tmp_path, notes="agg").client_s == 0.0
+
+    def test_its_median_request_finds_the_client_idle(self, tmp_path: Path) -> None:
+        notes = f'"{DRAWN}"'
+        one, many = (
+            read_one(tmp_path, notes=notes, concurrency=clients).client_s for clients in ("1", "64")
+        )
+        assert one == many > 0.0
 
     @pytest.mark.parametrize(
         ("change", "message"),

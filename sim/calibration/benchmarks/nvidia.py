@@ -24,6 +24,11 @@ class NvidiaInternal(Benchmark):
     0.93, 0.43 and 0.26 ms per token with 8, 16 and 32 clients, at 7.5 to 8.2 ms per token).
     """
 
+    rounds = 10
+    """As the client's rule of thumb has it; their runs of one H100 show the tenth of the requests
+    that wait for the prompts of all: times to first token of 45 runs are met within 13 % in the
+    median, within 30 % with 5 and 23 % without a common start."""
+
     def made(self, row: Row) -> bool:
         """Tell them by the notes."""
         return _ORIGIN in row.get("notes", "") and load_of(row) == "closed"

@@ -42,8 +42,6 @@ class Benchmark:
 
     means = False
     """Whether its published times are means, in whatever column they stand."""
-    client_s = 0.0
-    """What its client adds to the time to first token: sending, and reading many streams."""
     rounds = ROUNDS
     """Requests per client of a closed loop."""
     unstated_tp: UnstatedTp | None = None
@@ -54,6 +52,10 @@ class Benchmark:
     def made(self, _row: Row) -> bool:
         """Tell whether a run is of this benchmark."""
         return False
+
+    def client_s(self, _row: Row) -> float:
+        """Tell what its client adds to the published time to first token, seconds."""
+        return 0.0
 
     def is_divided(self, _row: Row) -> bool:
         """Tell whether replicas work apart, each on an equal share.
