@@ -141,10 +141,11 @@ def _scheme_rows(table: pd.DataFrame) -> Iterator[Sequence[object]]:
         )
 
 
-def _learnable(table: pd.DataFrame) -> pd.DataFrame:
-    """Leave out what no fit can know of: runs it does not see, and engines met on one system only.
+def _well_told(table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out what tells little of a forecaster that knows its case.
 
-    Where that system is left out, its engine takes the law of other releases.
+    Runs of a source that nothing is fitted to, runs whose lengths are guesses, and engines met on
+    one system only where that system is left out: they then take the law of other releases.
     """
     unseen = table["source"].isin(UNFIT) | table["assumed"].str.contains("lengths")
     systems = table.groupby("overheads")["system"].transform("nunique")
@@ -187,7 +188,10 @@ def _interval_rows(seen: pd.DataFrame) -> Iterator[Sequence[object]]:
 def _unfit() -> Iterator[str]:
     """Say which runs are no part of the fit of intervals, and why."""
     for source, reason in UNFIT.items():
-        yield f"Nothing is fitted to runs of {source}: {reason}. The errors above count them."
+        yield (
+            f"Nothing is fitted to runs of {source}: {reason}. The first table counts them, the "
+            "second does not."
+        )
     yield (
         "Nor are intervals fitted to runs whose lengths had to be assumed, as those of MLPerf: "
         "near a system's capacity a few percent of them decide, and a scenario states its own."
@@ -222,11 +226,12 @@ def text_of(table: pd.DataFrame, seen: pd.DataFrame, source: str, told: Describe
         "of InferenceX adds was fitted once for all engines and chips, and not anew.",
         told.covered,
         markdown_table(scheme_heading, _scheme_rows(table)),
-        "The same without runs that no fit has seen (the source and the runs named under *80 % "
-        "intervals*), and with one system at a time left out also without engines that were "
-        "measured on that system only, such as vLLM of 2024: no run elsewhere tells how fast they "
-        "are, and releases differ as the section on measurements says.",
-        markdown_table(scheme_heading, _scheme_rows(_learnable(table))),
+        "The same without the source that nothing is fitted to and without runs whose lengths are "
+        "guesses (both are named under *80 % intervals*); with one system at a time left out also "
+        "without engines that were measured on that system only, such as vLLM of 2024: no run "
+        "elsewhere tells how fast they are, and releases differ as the section on measurements "
+        "says.",
+        markdown_table(scheme_heading, _scheme_rows(_well_told(table))),
         "![Forecast against measured](validation_forecasts.png)",
         "## By system, random fifths held out",
         "Median, 90th percentile and number of figures.",
