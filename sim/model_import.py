@@ -175,6 +175,7 @@ class _Family:
     windowed: bool = False
     """Whether a window that is stated holds in every layer."""
     output_gate: bool = False
+    norms_over_all_heads: bool = False
     gated_mlp: bool = True
     mlp_multiple: int | None = None
     """Inner width of the MLP in hidden widths, where the config may leave it out."""
@@ -235,7 +236,7 @@ _FAMILIES: Mapping[str, _Family] = MappingProxyType(
         "gemma": _GEMMA,
         "gemma2": _Family(full_every=2, tied=True),
         "gemma3": _Family(full_every=6, tied=True),
-        "minimax_m2": _Family(mlp_is_expert=True),
+        "minimax_m2": _Family(mlp_is_expert=True, norms_over_all_heads=True),
         "ernie4_5_moe": _Family(tied=True),
         "cohere": _Family(tied=True),
         "cohere2": _Family(full_every=4, tied=True),
@@ -448,16 +449,18 @@ def _grouped(config: _Config, family: _Family, hidden: int) -> dict[str, Any]:
     heads = _heads(config, family)
     stated = family.kv_heads(config, heads) if family.kv_heads else config.whole("kv_heads")
     config.read.update(_NAMES["kv_heads"])
-    group = {
+    group: dict[str, Any] = {
         "kind": "gqa",
         "heads": heads,
         "kv_heads": stated or heads,
         "head_dim": config.whole("head_dim") or hidden // heads,
     }
     gate = config.raw("attn_output_gate")
-    return (
-        group | {"output_gate": True} if (family.output_gate if gate is None else gate) else group
-    )
+    if family.output_gate if gate is None else gate:
+        group["output_gate"] = True
+    if family.norms_over_all_heads:
+        group["norms_over_all_heads"] = True
+    return group
 
 
 def _heads(config: _Config, family: _Family) -> int:

@@ -8,7 +8,7 @@ import pandas as pd
 from sim.economics import Terms
 from sim.engine.cluster import RunRecord
 from sim.metrics.accounts import Accounts, Inventory, accounts, inventories
-from sim.metrics.intervals import interval_columns, loop_of
+from sim.metrics.intervals import Seen, interval_columns, loop_of
 from sim.metrics.programs import asked_in, measured_tasks, tasks_in
 from sim.metrics.regimes import Outlook
 from sim.metrics.requests import Window, measured_window, request_table
@@ -73,4 +73,9 @@ def intervals(run: CaseRun, measured: Measured, outlook: Outlook | None) -> dict
     tasks = measured.tasks is not None  # the pilot run then counted tasks, and not requests
     capacity_per_s = None if tasks else run.capacity_requests_per_s
     loop = loop_of(service, requests, window, run.clients, capacity_per_s)
-    return interval_columns(outlook, service, requests, window, measured.summary, loop)
+    task_s = None
+    if measured.tasks is not None:
+        asked = tasks_in(measured.tasks, window).sort_values("arrival_s", kind="stable")
+        task_s = asked.loc[asked["outcome"] == "completed", "task_s"].to_numpy(float)
+    seen = Seen(requests, window, measured.summary, loop, task_s)
+    return interval_columns(outlook, service, seen)

@@ -12,7 +12,7 @@ from sim.calibration.runs import Quantity
 ROBUST_SCALE = 0.05
 """Relative error beyond which a figure pulls less: about the median error of what is fitted well,
 so that runs which no law explains do not pull the others along."""
-PRIOR_WEIGHT = 0.3
+PRIOR_WEIGHT = 0.6
 """A pull of one spread weighs as much as one figure that is off by this share of the robust scale:
 enough to settle what the runs do not tell apart, and nothing against a dozen runs."""
 WEIGHTS: Mapping[Quantity, float] = {"tpot": 1.0, "ttft": 0.7, "throughput": 1.0}

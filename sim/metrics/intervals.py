@@ -39,6 +39,13 @@ _PER_TOKEN = (
     "usd_per_mtok_total",
 )
 _ENERGY = "energy_j_per_output_token"
+_STATISTICS = ("mean", "p50", "p95", "p99")
+_PER_TASK = (
+    *("usd_per_task", "usd_per_task_p50", "usd_per_task_p95", "usd_per_task_p99"),
+    *("usd_per_task_cvar95", "usd_per_solved_task"),
+)
+_TASK_ENERGY = "energy_j_per_task"
+_TASK_CHIPS = "chip_s_per_task"
 REGIME_COLUMN = "forecast_ground"
 OUTSIDE_COLUMN = "outside_calibration"
 CHANCE_COLUMN = "slo_probability"
@@ -159,26 +166,33 @@ def _headroom(
     return max(capacity_per_s / offered, 1.0)
 
 
-def interval_columns(
-    outlook: Outlook,
-    service: Service,
-    requests: pd.DataFrame,
-    window: Window,
-    summary: Mapping[str, object],
-    loop: Loop,
-) -> dict[str, object]:
+@dataclass(frozen=True)
+class Seen:
+    """What a simulated case came to."""
+
+    requests: pd.DataFrame
+    """Of the whole run."""
+    window: Window
+    summary: Mapping[str, object]
+    """The numbers of the case."""
+    loop: Loop
+    task_s: Floats | None = None
+    """How long each completed task took, by arrival; none where nobody asked a question."""
+
+    def piles_s(self, errors: Errors) -> float:
+        """Time that the last request waits more if the server is as slow as its interval allows."""
+        slow, duration_s = math.exp(errors.tpot.inverse().low), self.window.duration_s
+        return self.loop.waiting_s(slow, duration_s) - self.loop.waiting_s(1.0, duration_s)
+
+
+def interval_columns(outlook: Outlook, service: Service, seen: Seen) -> dict[str, object]:
     """Give the columns that say how sure the numbers of a summary are.
 
     Parameters
     ----------
     outlook : Outlook
     service : Service
-    requests : DataFrame
-        Of the whole run.
-    window : Window
-    summary : mapping
-        The numbers of the case.
-    loop : Loop
+    seen : Seen
 
     Returns
     -------
@@ -186,7 +200,8 @@ def interval_columns(
         ``X_lo`` and ``X_hi`` for each number ``X`` with an interval; the chance that the SLO is
         met; what the forecast rests on; empty where no request was completed.
     """
-    counted = counted_requests(requests, window)
+    loop, summary = seen.loop, seen.summary
+    counted = counted_requests(seen.requests, seen.window)
     completed = counted[counted["outcome"] == "completed"]
     if completed.empty:
         return {CHANCE_COLUMN: 0.0 if len(counted) else math.nan}
@@ -198,8 +213,9 @@ def interval_columns(
     speed = _speed(loop, errors, completed)
     wanted = len(counted) - int((counted["outcome"] == "cancelled").sum())
     return {
-        **_latencies(errors, completed, summary, loop, window),
+        **_latencies(errors, completed, seen),
         **_rates(speed, summary, loop),
+        **_tasks(errors, speed, completed, seen),
         CHANCE_COLUMN: slo_probability(completed, wanted, service.case.slo, errors, loop),
         REGIME_COLUMN: regime.words,
         OUTSIDE_COLUMN: ", ".join(regime.outside),
@@ -244,25 +260,18 @@ def _speed(loop: Loop, errors: Errors, completed: pd.DataFrame) -> LogSpread:
     return errors.e2e(share if decoded else 1.0).inverse()
 
 
-def _latencies(
-    errors: Errors,
-    completed: pd.DataFrame,
-    summary: Mapping[str, object],
-    loop: Loop,
-    window: Window,
-) -> dict[str, float]:
+def _latencies(errors: Errors, completed: pd.DataFrame, seen: Seen) -> dict[str, float]:
     """Give the intervals of the times, with what the choice of requests adds.
 
     Where the server may turn out too slow for what it is asked, work piles up through the window
     and the later requests wait for it.
     """
     found: dict[str, float] = {}
-    slow = math.exp(errors.tpot.inverse().low)
-    piles_s = loop.waiting_s(slow, window.duration_s) - loop.waiting_s(1.0, window.duration_s)
+    piles_s, summary = seen.piles_s(errors), seen.summary
     arrived = completed.sort_values("arrival_s", kind="stable")
     for name in _LATENCIES:
         values = arrived[name].dropna().to_numpy(float)
-        for statistic in ("mean", "p50", "p95", "p99"):
+        for statistic in _STATISTICS:
             column = f"{name}_{statistic}"
             value = number(summary.get(column))
             if not math.isfinite(value) or value <= 0:
@@ -279,15 +288,54 @@ def _latencies(
     return found
 
 
+def _tasks(errors: Errors, speed: LogSpread, calls: pd.DataFrame, seen: Seen) -> dict[str, float]:
+    """Give the intervals of what tasks take and cost.
+
+    A task waits for its calls, so its time moves as the times of all calls together do. It costs
+    as its tokens do, and its chips are busy for longer if the server is slower than forecast.
+    """
+    task_s, summary, loop = seen.task_s, seen.summary, seen.loop
+    if task_s is None or not task_s.size:
+        return {}
+    found: dict[str, float] = {}
+    first = float(calls["ttft_s"].sum()) / max(float(calls["e2e_s"].sum()), 1e-12)
+    piles_s = seen.piles_s(errors) * number(summary["critical_calls_per_task"])
+    for statistic in _STATISTICS:
+        value = number(summary[f"task_s_{statistic}"])
+        low, high = errors.e2e(first).widened(*sampling_reach(task_s, statistic)).interval(value)
+        high += piles_s * (0.5 if statistic == "mean" else float(statistic[1:]) / 100)
+        found |= {f"task_s_{statistic}_lo": low, f"task_s_{statistic}_hi": high}
+    cheap, dear = _bill(speed, loop)
+    for column in _PER_TASK:
+        found |= _scaled(summary, column, cheap, dear)
+    if cheap < dear:
+        found |= _scaled(summary, _TASK_ENERGY, cheap, dear)
+    return found | _scaled(summary, _TASK_CHIPS, math.exp(-speed.high), math.exp(-speed.low))
+
+
+def _delivered(speed: LogSpread, loop: Loop) -> tuple[float, float]:
+    """Give the ends of a rate, over what it is forecast to be."""
+    low, high = math.exp(speed.low), math.exp(speed.high)
+    if not loop.is_given:
+        return low, high
+    now = loop.delivered(1.0)
+    return loop.delivered(low) / now, loop.delivered(high) / now
+
+
+def _bill(speed: LogSpread, loop: Loop) -> tuple[float, float]:
+    """Give the ends of what a token costs, over what it is forecast to cost.
+
+    Where the fleet grows with what is asked, it does so by what a server can do.
+    """
+    free = loop.is_given and loop.elastic
+    low, high = (math.exp(speed.low), math.exp(speed.high)) if free else _delivered(speed, loop)
+    return 1.0 / high, 1.0 / low
+
+
 def _rates(speed: LogSpread, summary: Mapping[str, object], loop: Loop) -> dict[str, float]:
     """Give the intervals of rates, and of what tokens cost in dollars and joules."""
-    low, high = math.exp(speed.low), math.exp(speed.high)
-    dear, cheap = 1.0 / low, 1.0 / high
-    if loop.is_given:
-        now = loop.delivered(1.0)
-        low, high = loop.delivered(low) / now, loop.delivered(high) / now
-        if not loop.elastic:  # where it is, the fleet grows with what is asked
-            dear, cheap = 1.0 / low, 1.0 / high
+    low, high = _delivered(speed, loop)
+    cheap, dear = _bill(speed, loop)
     found: dict[str, float] = {}
     for column in _RATES:
         found |= _scaled(summary, column, low, high)

@@ -93,7 +93,7 @@ def test_the_report_says_what_the_forecasts_are_off_by(made: Made) -> None:
     table = pd.read_parquet(made.forecasts)
     ours = table[(table["scheme"] == "leave_model_out") & (table["quantity"] == "tpot")]
     median = float((ours["forecast"] / ours["measured"] - 1).abs().median())
-    (line,) = (
+    line = next(
         each for each in text.splitlines() if each.startswith("| one model at a time | tpot")
     )
     cells = [cell.strip() for cell in line.split("|")]

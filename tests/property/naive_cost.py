@@ -202,6 +202,10 @@ class Calculator:
             for _ in range(1 if group.one_projection_for_kv else 2):
                 self.product(hidden, kv_heads * width, tokens)
         self.product(heads * width, hidden, tokens)
+        if group.norms_over_all_heads:  # a sum of squares of queries, and one of keys, in 32 bits
+            ranks = self.split.tp
+            sent = 2 * SIZES["fp32"] * tokens * 2 * (ranks - 1) / ranks
+            self.cost.wire_bytes["norms"] += self.weight * sent
         picked = group.indexer.top_k_tokens if group.indexer else group.window_tokens
         self.attend(picked, heads, 2 * width, 2 * width, 2 * kv_heads * width)
         if not group.window_tokens and not group.reuses_kv:

@@ -57,7 +57,14 @@ def shape_of(sequences: tuple[Sequence, ...], cp: int, window: int | None) -> St
     )
 
 
-AXES = {"tensor": "tp", "context": "cp", "pipeline": "pp", "expert": "attention_dp"}
+AXES = {
+    "tensor": "tp",
+    "norm": "norms",
+    "context": "cp",
+    "pipeline": "pp",
+    "expert": "attention_dp",
+}
+WIRES = (*AXES.values(), "experts")
 KINDS = {
     DenseGemm: "products",
     ExpertGemm: "experts",
@@ -212,7 +219,7 @@ def test_a_chip_stores_does_and_says_what_textbooks_say(data: st.DataObject, kin
     assert found.streamed_bytes == pytest.approx(naive.streamed_bytes, rel=1e-9)
     assert found.kv_read_bytes == pytest.approx(naive.kv_read_bytes, rel=1e-9)
     assert found.index_read_bytes == pytest.approx(naive.index_read_bytes, rel=1e-9)
-    for axis in ("tp", "cp", "pp", "attention_dp", "experts"):
+    for axis in WIRES:
         assert found.wire_bytes[axis] == pytest.approx(naive.wire_bytes[axis], rel=1e-9), axis
     stored = weight_bytes_per_chip(drawn.model, drawn.split, drawn.precision)
     assert stored == pytest.approx(naive.stored_bytes, rel=1e-9)
@@ -231,7 +238,7 @@ def test_drafts_are_tokens_to_all_but_attention(data: st.DataObject, queries: in
     for done in ("products", "experts"):
         assert found.flop[done] == pytest.approx(naive.flop[done], rel=1e-9), done
     assert found.streamed_bytes == pytest.approx(naive.streamed_bytes, rel=1e-9)
-    for axis in ("tp", "cp", "pp", "attention_dp", "experts"):
+    for axis in WIRES:
         assert found.wire_bytes[axis] == pytest.approx(naive.wire_bytes[axis], rel=1e-9), axis
     # The naive way lets each query see the drafts before it, and read all keys for itself.
     assert found.flop["decode"] <= naive.flop["decode"] * (1 + 1e-9)

@@ -192,6 +192,61 @@ class TestColumns:
         assert any("outside the calibrated region" in note for note in tables.notes)
 
 
+TASKS = """\
+name: tasks
+question: How long do tasks take?
+model: llama_3_1_8b
+parallelism: {tp: 1}
+precision: {weights: fp8, kv_cache: fp8}
+system: h100_sxm_x8
+engine: {name: vllm, prefix_caching: false}
+workload:
+  kind: programs
+  strategy: {kind: samples, samples: 2}
+  question_tokens: {kind: constant, tokens: 100}
+  answer_tokens: {kind: constant, tokens: 200}
+  arrivals: {kind: poisson, rate_requests_per_s: 1}
+  tasks: 30
+slo: {ttft_s: 1 s, tpot_s: 50 ms}
+prices: {book: us_2026_11}
+cases:
+  - name: at a given rate
+  - name: share of capacity
+    workload: {load_fraction: 0.3}
+"""
+
+
+@pytest.fixture(scope="module")
+def task_rows(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    found = run(TASKS, catalog, tmp_path_factory.mktemp("tasks"))
+    return {row["case"]: row for row in found.summary.to_dict("records")}
+
+
+class TestTasks:
+    def test_a_task_takes_as_much_longer_as_its_calls(self, task_rows: Rows) -> None:
+        """Nearly all of the time is decoding, so the error is little more than that of a token."""
+        for row in task_rows.values():
+            low, high = ends(row, "task_s_mean")
+            assert 1 / TTFT < low < 1 / TPOT * 1.1
+            assert TPOT * 0.9 < high < TTFT
+            assert row["task_s_p99_hi"] > row["task_s_p50_hi"] > row["task_s_p50"]
+
+    def test_at_a_given_rate_the_bill_is_known(self, task_rows: Rows) -> None:
+        row = task_rows["at a given rate"]
+        for column in ("usd_per_task", "usd_per_task_p99", "usd_per_task_cvar95"):
+            assert ends(row, column) == pytest.approx((1.0, 1.0))
+        assert math.isnan(row["energy_j_per_task_lo"])
+        assert ends(row, "chip_s_per_task") == pytest.approx((1 / TPOT, TPOT))
+
+    def test_at_a_share_of_capacity_it_is_dearer_on_a_slower_server(self, task_rows: Rows) -> None:
+        row = task_rows["share of capacity"]
+        for column in ("usd_per_task", "energy_j_per_task", "chip_s_per_task"):
+            assert ends(row, column) == pytest.approx((1 / TPOT, TPOT))
+
+    def test_requests_have_none(self, tables: RunTables) -> None:
+        assert not [name for name in tables.summary.columns if "task" in str(name)]
+
+
 def test_cases_of_one_system_model_and_engine_share_errors(rows: Rows) -> None:
     groups = {name: row["error_group"] for name, row in rows.items()}
     assert groups["plain"] == groups["closed"] == "h100_sxm_x8/llama_3_1_70b/vllm"
