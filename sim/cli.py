@@ -355,10 +355,15 @@ def import_runs(
 
 @app.command()
 def calibrate(
-    runs: Annotated[list[Path], typer.Argument(help="Measured serving runs (CSV).")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="Measured serving runs (CSV).")] = None,
     system: Annotated[
         str | None, typer.Option(help="Id of a system: only its runs are fitted.")
     ] = None,
+    kernels: Annotated[
+        Path | None,
+        typer.Option(help="Folder with comms.csv and kernels/: fit the laws of a chip first."),
+    ] = None,
+    accelerator: Annotated[str | None, typer.Option(help="Id of that chip.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of your catalogue to write to.")] = Path(
         "my-catalogue"
     ),
@@ -367,10 +372,26 @@ def calibrate(
     *,
     quiet: Quiet = False,
 ) -> None:
-    """Refit engine overheads to your own runs, and say how well runs held out are met."""
-    from sim.calibration.refit import own_runs, refit, report  # noqa: PLC0415
+    """Refit kernels, collectives and engine overheads to your own measurements.
 
+    Kernels and collectives first, if a folder of them is given; then overheads, if runs are.
+    """
+    from rich.console import Console  # noqa: PLC0415
+
+    from sim.calibration.fit import residual_table  # noqa: PLC0415
+    from sim.calibration.refit import own_runs, refit, refit_kernels, report  # noqa: PLC0415
+
+    if not runs and kernels is None:
+        raise InputError("calibrate needs measured runs (CSV), --kernels FOLDER, or both")
     known = _catalog(catalog)
+    if kernels is not None:
+        path, calibration = refit_kernels(kernels, accelerator, known, out)
+        if not quiet:
+            Console(stderr=True).print(residual_table(calibration))
+        typer.echo(f"wrote {path}")
+        known = _catalog([*(catalog or []), out])
+    if not runs:
+        return
     chosen = own_runs(runs, known, system)
     with _watching(quiet=quiet) as watch:
         paths, errors = refit(chosen, known, out, jobs, watch("simulations"))

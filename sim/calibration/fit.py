@@ -34,7 +34,7 @@ from sim.calibration.subjects import (
     shipped_subjects,
     study_of,
 )
-from sim.catalog import open_catalog
+from sim.catalog import Catalog, open_catalog
 from sim.efficiency import (
     Calibration,
     Collective,
@@ -253,6 +253,35 @@ def residual_table(calibration: Calibration) -> Table:
     return table
 
 
+def fit_file(
+    data_dir: Path, accelerator: str, catalog: Catalog, table: Subjects, out: Path
+) -> tuple[Path, Calibration]:
+    """Fit one accelerator and write its file.
+
+    Parameters
+    ----------
+    data_dir, accelerator, table
+        As for `fit_accelerator`.
+    catalog
+        Knows the accelerator and those that it borrows from.
+    out
+        Folder for ``<accelerator>.yaml``.
+    """
+    subject = table.of(accelerator)
+    needed = {accelerator, subject.power or accelerator}
+    peaks = {name: catalogue_peaks(name, catalog) for name in sorted(needed)}
+    power = lent_power(subject, catalog)
+    calibration = fit_accelerator(data_dir, accelerator, peaks, table, power)
+    command = (
+        f"python -m sim.calibration.fit DATA_DIR --accelerator {accelerator} "
+        "--out hardware/calibrations"
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{accelerator}.yaml"
+    path.write_text(to_yaml(calibration, command), encoding="utf-8")
+    return path, calibration
+
+
 def main(
     data_dir: Annotated[Path, typer.Argument(help="Folder with comms.csv and kernels/.")],
     accelerator: Annotated[str, typer.Option(help="Id in hardware/accelerators.")],
@@ -266,17 +295,7 @@ def main(
 ) -> None:
     """Fit the laws of one accelerator to measured kernels."""
     table = shipped_subjects() if subjects is None else read_subjects(subjects)
-    entries = open_catalog(catalog or ())
-    subject = table.of(accelerator)
-    needed = {accelerator, subject.power or accelerator}
-    peaks = {name: catalogue_peaks(name, entries) for name in sorted(needed)}
-    power = lent_power(subject, entries)
-    calibration = fit_accelerator(data_dir, accelerator, peaks, table, power)
-    command = (
-        f"python -m sim.calibration.fit DATA_DIR --accelerator {accelerator} "
-        "--out hardware/calibrations"
-    )
-    (out / f"{accelerator}.yaml").write_text(to_yaml(calibration, command), encoding="utf-8")
+    _, calibration = fit_file(data_dir, accelerator, open_catalog(catalog or ()), table, out)
     Console(stderr=True).print(residual_table(calibration))
 
 

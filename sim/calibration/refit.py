@@ -1,20 +1,58 @@
-"""``rackcast calibrate``: refit engine overheads to one's own runs, and say what that is worth."""
+"""``rackcast calibrate``: refit kernels and engine overheads to one's own measurements."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from sim.calibration.fit import fit_file
 from sim.calibration.holdouts import held_out_forecasts, summary
 from sim.calibration.overheads import calibrated, known_laws, usable, write_overheads
 from sim.calibration.responses import responses
 from sim.calibration.runs import MeasuredRun, read_runs
+from sim.calibration.subjects import read_subjects, shipped_subjects
 from sim.catalog import Catalog
+from sim.efficiency import Calibration
 from sim.errors import InputError
 from sim.simulate import Progress
 
 FEWEST = 5
 """Fewer runs leave nothing to hold out."""
+
+
+SUBJECTS = "subjects.yaml"
+"""What ``rackcast measure`` says of the chip that it measured, beside the rows."""
+
+
+def refit_kernels(
+    data_dir: Path, accelerator: str | None, catalog: Catalog, out: Path
+) -> tuple[Path, Calibration]:
+    """Fit the laws of a chip's kernels and collectives, and write them to a catalogue.
+
+    Parameters
+    ----------
+    data_dir : Path
+        Folder with ``comms.csv`` and ``kernels/*.csv``; the ``subjects.yaml`` that it may have says
+        what the chip is called in them, else the shipped table does.
+    accelerator : str, optional
+        Id of the chip.
+    catalog : Catalog
+    out : Path
+        Folder of a catalogue.
+
+    Raises
+    ------
+    InputError
+        No chip is named, or it has no measurements there.
+    """
+    own = data_dir / SUBJECTS
+    table = read_subjects(own) if own.exists() else shipped_subjects()
+    if accelerator is None:
+        raise InputError(
+            f"--kernels {data_dir}: which chip was measured? Say --accelerator ID: "
+            f"{', '.join(sorted(table.subjects))}"
+        )
+    return fit_file(data_dir, accelerator, catalog, table, out / "hardware" / "calibrations")
 
 
 def own_runs(files: Sequence[Path], catalog: Catalog, system: str | None) -> list[MeasuredRun]:

@@ -75,8 +75,8 @@ class Report:
             lines.append(f"{len(done.skipped)} skipped:")
             lines += [f"  {reason}" for reason in done.skipped]
         lines.append(
-            f"fit: python -m sim.calibration.fit {out} --accelerator {self.accelerator} --subjects "
-            f"{out / 'subjects.yaml'} --catalog FOLDER --out FOLDER/hardware/calibrations"
+            f"fit: rackcast calibrate --kernels {out} --accelerator {self.accelerator} "
+            "--catalog FOLDER --out FOLDER"
         )
         return "\n".join(lines)
 

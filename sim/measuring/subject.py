@@ -29,7 +29,7 @@ def identifier(name: str) -> str:
 
 
 def subjects_text(device: Device, accelerator: str, version: str, *, powered: bool) -> str:
-    """Write the table that ``python -m sim.calibration.fit --subjects`` reads.
+    """Write the table that ``rackcast calibrate --kernels`` reads.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def subjects_text(device: Device, accelerator: str, version: str, *, powered: bo
         "subjects": {accelerator: subject},
     }
     header = (
-        "# Written by rackcast measure, for python -m sim.calibration.fit --subjects. The kernels\n"
+        "# Written by rackcast measure, for rackcast calibrate --kernels. The kernels\n"
         f"# of PyTorch are filed as engine {FRAMEWORK}; they stand in for those of every engine.\n"
     )
     return header + yaml.safe_dump(table, sort_keys=False, width=100)

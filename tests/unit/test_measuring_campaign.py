@@ -15,12 +15,14 @@ from measuring_fakes import (
     FakeDevice,
     fake_bench,
 )
+from typer.testing import CliRunner
 
 from sim.calibration.fit import fit_accelerator, to_yaml
 from sim.calibration.kernel_laws import Study, fit_kernels
 from sim.calibration.kernels import Peaks
 from sim.calibration.subjects import lent_power, read_subjects
 from sim.catalog import open_catalog
+from sim.cli import app
 from sim.errors import InputError
 from sim.measuring import families
 from sim.measuring.bench import Point, Written
@@ -118,6 +120,32 @@ def test_rows_become_a_calibration(tmp_path, catalog):
     assert found.kernels["native"].gemm["bf16"].fit.median_ape < 0.01
     written = yaml.safe_load(to_yaml(found, "a command"))
     assert written["kernels"]["native"]["gemm"]["bf16"]["fit"]["rows"] >= 10
+
+
+def test_the_command_makes_a_catalogue_of_them(tmp_path):
+    """By what ``rackcast measure`` wrote beside the rows; serving runs may follow another day."""
+    device, out = FakeDevice(), tmp_path / "ours"
+    measured_on(tmp_path, device)
+    subjects = tmp_path / "subjects.yaml"
+    subjects.write_text(subjects_text(device, "h100_sxm", "torch 0.0", powered=False))
+    command = ["calibrate", "--kernels", str(tmp_path), "--out", str(out)]
+    result = CliRunner().invoke(app, [*command, "--accelerator", "h100_sxm"])
+    path = out / "hardware" / "calibrations" / "h100_sxm.yaml"
+    assert (result.exit_code, result.stdout) == (0, f"wrote {path}\n")
+    assert "bf16" in result.stderr
+    found = open_catalog([out]).calibration("h100_sxm")
+    assert found is not None
+    assert list(found.kernels) == ["native"]
+
+
+def test_a_fit_needs_measurements_and_the_name_of_their_chip(tmp_path):
+    nothing, unnamed = (
+        CliRunner().invoke(app, ["calibrate", *options])
+        for options in ([], ["--kernels", str(tmp_path)])
+    )
+    assert nothing.exit_code != 0 != unnamed.exit_code
+    assert "needs measured runs (CSV), --kernels FOLDER, or both" in str(nothing.exception)
+    assert "which chip was measured? Say --accelerator ID: a100_sxm" in str(unnamed.exception)
 
 
 def test_the_power_of_the_machine_is_found_again(tmp_path):
