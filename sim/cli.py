@@ -383,6 +383,10 @@ def calibrate(
 
     if not runs and kernels is None:
         raise InputError("calibrate needs measured runs (CSV), --kernels FOLDER, or both")
+    if kernels is None and accelerator is not None:
+        raise InputError(f"--accelerator {accelerator} is of no use without --kernels FOLDER")
+    if not runs and system is not None:
+        raise InputError(f"--system {system} is of no use without measured runs (CSV)")
     known = _catalog(catalog)
     if kernels is not None:
         path, calibration = refit_kernels(kernels, accelerator, known, out)

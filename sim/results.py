@@ -73,9 +73,9 @@ def intervals(run: CaseRun, measured: Measured, outlook: Outlook | None) -> dict
     tasks = measured.tasks is not None  # the pilot run then counted tasks, and not requests
     capacity_per_s = None if tasks else run.capacity_requests_per_s
     loop = loop_of(service, requests, window, run.clients, capacity_per_s)
-    task_s = None
+    answered = None
     if measured.tasks is not None:
         asked = tasks_in(measured.tasks, window).sort_values("arrival_s", kind="stable")
-        task_s = asked.loc[asked["outcome"] == "completed", "task_s"].to_numpy(float)
-    seen = Seen(requests, window, measured.summary, loop, task_s)
+        answered = asked[asked["outcome"] == "completed"]
+    seen = Seen(requests, window, measured.summary, loop, answered)
     return interval_columns(outlook, service, seen)

@@ -46,6 +46,8 @@ _PER_TASK = (
 )
 _TASK_ENERGY = "energy_j_per_task"
 _TASK_CHIPS = "chip_s_per_task"
+_SURE = LogSpread(0.0, 0.0, 0.0)
+"""Of times that are given."""
 REGIME_COLUMN = "forecast_ground"
 OUTSIDE_COLUMN = "outside_calibration"
 CHANCE_COLUMN = "slo_probability"
@@ -176,8 +178,9 @@ class Seen:
     summary: Mapping[str, object]
     """The numbers of the case."""
     loop: Loop
-    task_s: Floats | None = None
-    """How long each completed task took, by arrival; none where nobody asked a question."""
+    tasks: pd.DataFrame | None = None
+    """Those that were completed, by arrival: how long they took (``task_s``) and waited for tools
+    (``tool_s``). None where nobody asked a question."""
 
     def piles_s(self, errors: Errors) -> float:
         """Time that the last request waits more if the server is as slow as its interval allows."""
@@ -291,18 +294,22 @@ def _latencies(errors: Errors, completed: pd.DataFrame, seen: Seen) -> dict[str,
 def _tasks(errors: Errors, speed: LogSpread, calls: pd.DataFrame, seen: Seen) -> dict[str, float]:
     """Give the intervals of what tasks take and cost.
 
-    A task waits for its calls, so its time moves as the times of all calls together do. It costs
-    as its tokens do, and its chips are busy for longer if the server is slower than forecast.
+    A task waits for its calls, whose times are off as those of all calls together, and for tools,
+    whose times are given. It costs as its tokens do, and its chips are busy for longer if the
+    server is slower than forecast.
     """
-    task_s, summary, loop = seen.task_s, seen.summary, seen.loop
-    if task_s is None or not task_s.size:
+    tasks, summary, loop = seen.tasks, seen.summary, seen.loop
+    if tasks is None or tasks.empty:
         return {}
     found: dict[str, float] = {}
+    task_s = tasks["task_s"].to_numpy(float)
     first = float(calls["ttft_s"].sum()) / max(float(calls["e2e_s"].sum()), 1e-12)
+    tools = float(tasks["tool_s"].sum()) / max(float(task_s.sum()), 1e-12)
+    spread = combined(tools, _SURE, errors.e2e(first))
     piles_s = seen.piles_s(errors) * number(summary["critical_calls_per_task"])
     for statistic in _STATISTICS:
         value = number(summary[f"task_s_{statistic}"])
-        low, high = errors.e2e(first).widened(*sampling_reach(task_s, statistic)).interval(value)
+        low, high = spread.widened(*sampling_reach(task_s, statistic)).interval(value)
         high += piles_s * (0.5 if statistic == "mean" else float(statistic[1:]) / 100)
         found |= {f"task_s_{statistic}_lo": low, f"task_s_{statistic}_hi": high}
     cheap, dear = _bill(speed, loop)

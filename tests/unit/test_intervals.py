@@ -243,6 +243,17 @@ class TestTasks:
         for column in ("usd_per_task", "energy_j_per_task", "chip_s_per_task"):
             assert ends(row, column) == pytest.approx((1 / TPOT, TPOT))
 
+    def test_the_time_of_tools_is_given(self, catalog: Catalog, tmp_path: Path) -> None:
+        """Of a time of which a server takes one part in twenty or less, a twentieth is unsure."""
+        agent = """{kind: agent, max_tool_calls: 1, tool_wait: {kind: constant, duration_s: 60},
+             tool_call_tokens: {kind: constant, tokens: 50},
+             tool_result_tokens: {kind: constant, tokens: 50}}"""
+        text = TASKS.replace("{kind: samples, samples: 2}", agent)
+        row = run(text, catalog, tmp_path).summary.to_dict("records")[0]
+        assert row["task_s_mean"] > 60
+        low, high = ends(row, "task_s_mean")
+        assert TTFT ** (-1 / 20) < low < 1.0 < high < TTFT ** (1 / 20)
+
     def test_requests_have_none(self, tables: RunTables) -> None:
         assert not [name for name in tables.summary.columns if "task" in str(name)]
 

@@ -139,13 +139,16 @@ def test_the_command_makes_a_catalogue_of_them(tmp_path):
 
 
 def test_a_fit_needs_measurements_and_the_name_of_their_chip(tmp_path):
-    nothing, unnamed = (
-        CliRunner().invoke(app, ["calibrate", *options])
-        for options in ([], ["--kernels", str(tmp_path)])
-    )
-    assert nothing.exit_code != 0 != unnamed.exit_code
-    assert "needs measured runs (CSV), --kernels FOLDER, or both" in str(nothing.exception)
-    assert "which chip was measured? Say --accelerator ID: a100_sxm" in str(unnamed.exception)
+    kernels = ["--kernels", str(tmp_path)]
+    for options, said in (
+        ([], "needs measured runs (CSV), --kernels FOLDER, or both"),
+        (kernels, "which chip was measured? Say --accelerator ID: a100_sxm"),
+        (["runs.csv", "--accelerator", "h100_sxm"], "of no use without --kernels"),
+        ([*kernels, "--system", "h100_sxm_x8"], "of no use without measured runs"),
+    ):
+        result = CliRunner().invoke(app, ["calibrate", *options])
+        assert result.exit_code != 0
+        assert said in str(result.exception)
 
 
 def test_the_power_of_the_machine_is_found_again(tmp_path):

@@ -16,7 +16,7 @@ from sim.calibration.benchmarks.inferencex_launches import (
 )
 from sim.calibration.benchmarks.plain import Benchmark
 from sim.calibration.machines import engine_of, split_of
-from sim.calibration.rows import Row, count
+from sim.calibration.rows import Row, clients, count, load_of
 from sim.efficiency import Engine
 from sim.parallelism import Parallelism
 from sim.units import Dtype
@@ -54,9 +54,9 @@ class InferenceX(Benchmark):
     def client_s(self, row: Row) -> float:
         """Tell what its client adds: a request, and of those sent at the start all before it."""
         each_s = _CLIENT_REQUEST_S + _CLIENT_TOKEN_S * count(row, "isl")
-        if not self.means:  # of which half come when nobody else does
+        if not self.means or load_of(row) != "closed":  # the median request finds it idle
             return each_s
-        before = (count(row, "concurrency") - 1) / 2
+        before = (clients(row) - 1) / 2
         return each_s * (1 + before / self.rounds)
 
     def settings(self, row: Row, engine: Engine, replicas: int) -> dict[str, object]:
