@@ -280,26 +280,36 @@ def schema(
 def validate(
     runs: Annotated[Path, typer.Argument(help="Measured serving runs, CSV.", metavar="RUNS.csv")],
     by: Annotated[
-        list[str] | None, typer.Option(help="Also by this column: hardware, engine, model, tp...")
+        list[str] | None,
+        typer.Option(help="By this column, not by source, system, model, engine and load."),
     ] = None,
     select: Annotated[
         list[str] | None,
-        typer.Option(help="Only such runs: model=llama_3_1_70b.", metavar="COLUMN=VALUE"),
+        typer.Option(help="Only such runs: engine=vllm, quality=A,B.", metavar="COLUMN=VALUE"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the simulated traffic.", min=0)] = 1,
+    jobs: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
     catalog: CatalogFolders = None,
     *,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Forecast measured serving runs and print how far the forecasts are off."""
-    from sim.calibration.runs import read_runs, selected  # noqa: PLC0415
+    from sim.calibration.runs import (  # noqa: PLC0415
+        check_keys,
+        read_runs,
+        selected,
+        unread_columns,
+    )
     from sim.calibration.validate import document, error_table, validate_runs  # noqa: PLC0415
 
+    check_keys(by or [])
     known = _catalog(catalog)
     chosen = selected(read_runs(runs, known), [_split(setting) for setting in select or []])
+    for note in () if quiet else unread_columns(runs):
+        typer.echo(f"note: {note}", err=True)
     with _watching(quiet=quiet) as watch:
-        found = validate_runs(chosen, known, seed, watch("runs"))
+        found = validate_runs(chosen, known, seed, watch("runs"), jobs)
     if as_json:
         typer.echo(json.dumps(document(found, by or []), indent=2))
         return
@@ -378,28 +388,29 @@ def calibrate(
     """
     from rich.console import Console  # noqa: PLC0415
 
+    from sim.calibration import refit  # noqa: PLC0415
     from sim.calibration.fit import residual_table  # noqa: PLC0415
-    from sim.calibration.refit import own_runs, refit, refit_kernels, report  # noqa: PLC0415
 
-    if not runs and kernels is None:
-        raise InputError("calibrate needs measured runs (CSV), --kernels FOLDER, or both")
-    if kernels is None and accelerator is not None:
-        raise InputError(f"--accelerator {accelerator} is of no use without --kernels FOLDER")
-    if not runs and system is not None:
-        raise InputError(f"--system {system} is of no use without measured runs (CSV)")
+    refit.refuse_idle(runs or [], kernels, accelerator, system)
+    _refuse_a_file(out)
     known = _catalog(catalog)
+    refit.check_options(out, system, known)
     if kernels is not None:
-        path, calibration = refit_kernels(kernels, accelerator, known, out)
+        path, calibration = refit.refit_kernels(kernels, accelerator, known, out)
         if not quiet:
             Console(stderr=True).print(residual_table(calibration))
         typer.echo(f"wrote {path}")
         known = _catalog([*(catalog or []), out])
     if not runs:
         return
-    chosen = own_runs(runs, known, system)
+    own = refit.own_runs(runs, known, system)
+    for note in () if quiet else own.notes:
+        typer.echo(f"note: {note}", err=True)
     with _watching(quiet=quiet) as watch:
-        paths, errors = refit(chosen, known, out, jobs, watch("simulations"))
-    typer.echo(report(paths, errors, len(chosen)))
+        found = refit.refit(own, known, out, jobs, watch("simulations"))
+    typer.echo(refit.report(own, found, out, catalog or []))
+    for doubt in refit.doubts(found.errors):
+        typer.echo(f"warning: {doubt}", err=True)
 
 
 @app.command()

@@ -282,7 +282,7 @@ class Deployment:
         self, quantity: Quantity, *, overhead_per_s: float, extent: Extent = "elapsed"
     ) -> StepTable:
         return StepTable.compile(
-            self.timer,
+            self.timer if extent == "elapsed" else self.timer.of_mean_chip(),
             quantity,
             lambda seconds: overhead_per_s * seconds,
             self.case.engine.max_num_seqs,
@@ -363,7 +363,7 @@ def deploy(
         max_model_len=_max_model_len(case, model, memory),
         notes=(
             *_notes(case, model, accelerator, calibration, timer),
-            *overhead.limits(case.name, case.model, engine.max_num_seqs),
+            *overhead.limits(case.name, case.model),
             *_better_engine(case, accelerator, catalog),
             *_engine_notes(case, memory, drafter),
             *_encoder_notes(case, work),

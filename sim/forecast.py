@@ -16,7 +16,7 @@ from sim.checks import resolve
 from sim.economics import Terms, purchase, rental
 from sim.input_files import hashes
 from sim.metrics.baselines import against_baseline, claim_table, with_baselines
-from sim.metrics.intervals import CHANCE_COLUMN, notes_of
+from sim.metrics.intervals import CHANCE_COLUMN, curve_notes, notes_of
 from sim.metrics.programs import models_of, tasks_in
 from sim.metrics.regimes import Outlook, outlook_of
 from sim.metrics.summary import pool_rows, tenant_rows
@@ -153,6 +153,7 @@ def case_tables(
     ways : mapping
         Ways to pay by their names; the first one is what the case asks for.
     curve : DataFrame, optional
+        All columns of its points.
     grounds : sequence of mappings
         What it rests on beside its machines and prices.
     outlook : Outlook, optional
@@ -181,13 +182,14 @@ def case_tables(
         tenants=_named(pd.DataFrame(tenants), case),
         tasks=None if measured.tasks is None else _named(measured.tasks, case),
         calls=None if measured.calls is None else _named(measured.calls, case),
-        curve=curve,
+        curve=None if curve is None else _of_curve(curve),
         provenance=_named(pd.DataFrame([*provenance(service, books), *grounds]), case),
         notes=(
             *service.notes,
             *run.notes,
             *case_notes(run, measured, ways),
             *notes_of(case.name, measured.summary | sure),
+            *(() if curve is None else curve_notes(case.name, sure, curve)),
         ),
         always_up=tuple(pool.case.name for pool in service.pools if not pool.case.changes),
     )
@@ -238,7 +240,11 @@ def _curve(
         sure = intervals(point, measured, outlook)
         rows.append({"concurrency": clients, **_tasks_per_s(measured), **measured.summary, **sure})
         progress(index + 1, len(points))
-    table = pd.DataFrame(rows)
+    return pd.DataFrame(rows)
+
+
+def _of_curve(table: pd.DataFrame) -> pd.DataFrame:
+    """Take the columns of the table of curves."""
     columns = [*CURVE_COLUMNS, *(name for name in CURVE_TASK_COLUMNS if name in table)]
     bounds = (f"{name}{suffix}" for name in columns for suffix in INTERVAL_SUFFIXES)
     return table[[*columns, *(name for name in bounds if name in table)]]

@@ -15,7 +15,8 @@ Statistic = Literal[
     "output_tokens_per_s_per_chip",
     "total_tokens_per_s_per_chip",
 ]
-"""What benchmarks publish of a run; of closed loops, the rates of the steady part."""
+"""What benchmarks publish of a run; of closed loops that do not tell how many
+requests they sent, the rates of the steady part."""
 
 
 class PublishedFigure(StrictModel):

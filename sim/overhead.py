@@ -153,8 +153,8 @@ class ChosenOverhead:
     models: frozenset[str]
     """Models of those runs; none where the overhead is assumed."""
 
-    def limits(self, case: str, model: str, max_num_seqs: int) -> Iterator[str]:
-        """Say aloud where a case leaves the range of the fit, or may do so."""
+    def limits(self, case: str, model: str) -> Iterator[str]:
+        """Say aloud what the fit does not know; how many sequences ran, a run tells."""
         if not self.models:
             yield f"{case}: the engine's overhead is assumed; no serving run was fitted."
             return
@@ -163,11 +163,6 @@ class ChosenOverhead:
             yield (
                 f"{case}: the engine's overhead was fitted to {known}, not to {model}; measured "
                 "runs of other models, mixtures of experts above all, are met clearly worse."
-            )
-        if max_num_seqs > self.max_sequences:
-            yield (
-                f"{case}: the engine's overhead was fitted at up to {self.max_sequences:.0f} "
-                "sequences per replica, and more may run here: beyond, it is extrapolated."
             )
 
 

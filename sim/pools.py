@@ -13,7 +13,7 @@ from pydantic import model_validator
 from sim.parallelism import Parallelism
 from sim.precision import Precision
 from sim.reliability import Autoscaling, Boot, Faults, Maintenance
-from sim.routing import BALANCED, Routing
+from sim.routing import Routing
 from sim.routing_policy import LEAST_OUTSTANDING, RouterPolicy
 from sim.schema import KeyPath, Located, StrictModel, merge
 from sim.serving import ServingEngine
@@ -37,7 +37,7 @@ class Pool(StrictModel):
     """Id of a file in ``workloads/models``."""
     parallelism: Parallelism
     precision: Precision
-    routing: Routing = BALANCED
+    routing: Routing = Routing()
     """How evenly the router of a mixture loads its experts."""
     replicas: PositiveInt | None = None
     """Engine instances; as many as the chips allow unless given."""

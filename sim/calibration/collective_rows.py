@@ -6,13 +6,16 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from sim.errors import InputError
+from sim.calibration.measured_tables import Table, read_table
 from sim.units import MICROSECOND_S
 
 ALIASES: Mapping[str, str] = MappingProxyType(
     {"A100-SXM (DGX)": "A100-SXM", "H100-SXM (DGX)": "H100-SXM"}
 )
 """Names in the data of hosts with the network of another name."""
+
+WITHOUT_PAYLOAD = ("moe_alltoall_prepare",)
+"""Operations that only plan an exchange: their bytes may be empty."""
 
 HOST_RANKS = 8
 """Chips of a host where the data do not say."""
@@ -37,13 +40,10 @@ def read_rows(data_dir: Path) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If the file is not there.
+        The file is not there, a column of it is missing or a cell is wrong.
     """
     path = data_dir / "comms.csv"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; it has the measured collectives")
-    frame = pd.read_csv(path)
-    frame = frame[frame["time_us"] > 0.0]
+    frame = _timed(read_table(path, "rows of collectives, none where there is one chip only"))
     notes = frame["notes"].astype(str)
     swept = notes.str.extract(r"tokens/rank=(\d+)")[0].astype(float)
     tokens = swept.fillna(notes.str.extract(r"^(\d+) tokens/rank")[0].astype(float))
@@ -68,3 +68,17 @@ def read_rows(data_dir: Path) -> pd.DataFrame:
             "source": path.name,
         }
     )
+
+
+def _timed(table: Table) -> pd.DataFrame:
+    """Take the rows that were timed: where 0 stands for the time, none was."""
+    table = table.checked(
+        texts=("op", "hardware", "implementation"), amounts=("n_chips",), counts=("time_us",)
+    )
+    table.need("bytes", "dtype", "notes")
+    chips = table.frame["n_chips"]
+    table.refuse("n_chips", (chips < 2) | (chips % 1 != 0), "must be whole, 2 or more")
+    timed = table.where(table.frame["time_us"] > 0.0)
+    moving = ~(timed.frame["op"].isin(WITHOUT_PAYLOAD) & timed.frame["bytes"].isna())
+    size = timed.where(moving).checked(amounts=("bytes",)).frame["bytes"]
+    return timed.frame.assign(bytes=size.reindex(timed.frame.index))

@@ -134,8 +134,9 @@ def fit_collectives(
         if fabric.startswith("GB"):
             for library, by_chips in list(laws.items()):
                 if 4 in by_chips and 8 not in by_chips:
-                    wider = _widened(by_chips[4], fit_series(sister, libraries[library]))
-                    laws[library] = {**by_chips, **wider}
+                    wider = fit_series(sister, libraries[library])
+                    if {4, 8} <= wider.keys():
+                        laws[library] = {**by_chips, **_widened(by_chips[4], wider)}
         measured = {library: by_chips for library, by_chips in laws.items() if by_chips}
         if measured:
             found[operation] = measured
@@ -206,7 +207,8 @@ def more_hosts(laws: Mapping[int, Collective], rdma: pd.DataFrame) -> dict[int, 
     """
     widest = max(laws)
     seconds = {int(n): float(s) for n, s in zip(rdma["chips"], rdma["time_s"], strict=True)}
-    slower = {n: seconds[n] / seconds[widest] for n in seconds if n > widest}
+    wider = [n for n in seconds if n > widest and widest in seconds]
+    slower = {n: seconds[n] / seconds[widest] for n in wider}
     base = laws[widest]
     return {
         chips: base.model_copy(
@@ -279,8 +281,8 @@ def _loads(rows: pd.DataFrame, message_bytes: float) -> Array:
 def _fit_rows(rows: pd.DataFrame) -> tuple[CollectiveLaw, float]:
     """Fit lines, and the cost of a message where rows have messages of different sizes."""
     size, time_s = rows["bytes"].to_numpy(dtype=float), times(rows)
-    message = (rows["bytes"] / rows["picks"]).dropna()
-    if message.empty or message.max() < 2.0 * message.min():
+    message = rows["bytes"] / rows["picks"]
+    if message.isna().any() or message.max() < 2.0 * message.min():
         return fit_lines(size, time_s), 0.0
     return _fit_best(size, time_s, rows["picks"].to_numpy(dtype=float))
 
@@ -456,7 +458,7 @@ def with_prepare(frame: pd.DataFrame) -> pd.DataFrame:
     """Add the time of ``moe_alltoall_prepare`` to the dispatch of as many tokens.
 
     TensorRT-LLM's two-sided kernels count and plan an exchange in a call of its own, once per
-    layer; the one-sided ones have no such call.
+    layer; the one-sided ones have no such call. A dispatch whose plan was not timed is left out.
     """
     prepare = frame[frame["op"] == "moe_alltoall_prepare"]
     planned = prepare.groupby(["library", "chips", "tokens"])["time_s"].median()
@@ -465,7 +467,7 @@ def with_prepare(frame: pd.DataFrame) -> pd.DataFrame:
     keys = pd.MultiIndex.from_frame(frame.loc[dispatch, ["library", "chips", "tokens"]])
     whole = frame.copy()
     whole.loc[dispatch, "time_s"] += planned.reindex(keys).to_numpy()
-    return whole
+    return whole[whole["time_s"].notna()]
 
 
 def note(collective: Collective, text: str) -> Collective:

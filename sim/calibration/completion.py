@@ -13,6 +13,7 @@ from sim.calibration.machines import DTYPES, LIKE_VLLM, SYSTEMS
 from sim.calibration.rows import Row, count
 from sim.catalog import Catalog
 from sim.model import Model
+from sim.schema import did_you_mean
 from sim.units import DTYPE_BYTES, Dtype
 
 UNSTATED_FORM: Mapping[str, str] = {"H100-80GB (form factor not stated)": "H100-SXM-80GB"}
@@ -128,6 +129,15 @@ def system_of(hardware: str, chips: int, catalog: Catalog) -> str | None:
     if enough:
         return min(enough, key=lambda name: sizes[name])
     return max(sizes, key=lambda name: sizes[name], default=None)
+
+
+def why_no_system(hardware: str, catalog: Catalog) -> str:
+    """Say that no system stands for a machine, and which names are near."""
+    if not hardware:
+        return "hardware is not given"
+    stated = (*SYSTEMS, *UNSTATED_FORM, *UNSTATED_MEMORY)
+    known = (*stated, *catalog.names("accelerators"), *catalog.names("systems"))
+    return f"no system for {hardware}{did_you_mean(hardware, known, most=3)}"
 
 
 def _weights(name: str, model_id: str) -> Dtype:

@@ -69,7 +69,7 @@ class Errors:
     def table(self, columns: Sequence[str]) -> str:
         """Lay the errors out for people.
 
-        ``bias`` is the mean of forecast / measured - 1, ``within`` the share of the runs that are
+        ``bias`` is the median of forecast / measured - 1, ``within`` the share of the runs that are
         within their tolerance, of those that are judged.
         """
         tables: dict[str, list[dict[str, object]]] = {}
@@ -99,7 +99,7 @@ def _figures(rows: pd.DataFrame) -> dict[str, str | int]:
         "runs": len(rows),
         "median": f"{rows['ape'].median():.1%}",
         "p90": f"{rows['ape'].quantile(0.9):.1%}",
-        "bias": f"{rows['error'].mean():+.1%}",
+        "bias": f"{rows['error'].median():+.1%}",
         "within": "not judged" if judged.empty else f"{judged.astype(float).mean():.0%}",
     }
 

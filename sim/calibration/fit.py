@@ -22,8 +22,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from sim.calibration import collectives, kernels
-from sim.calibration.kernel_laws import KernelLaws, fit_kernels
+from sim.calibration import collectives, kernels, sources
+from sim.calibration.collective_rows import read_rows
+from sim.calibration.kernel_laws import FEWEST_ROWS, KernelLaws, fit_kernels
 from sim.calibration.kernels import Peaks
 from sim.calibration.regression import Array, Knob, columns, regress, residual_report
 from sim.calibration.subjects import (
@@ -43,7 +44,8 @@ from sim.efficiency import (
     PowerFit,
     PowerLaw,
 )
-from sim.errors import InputError, exit_on_error
+from sim.errors import InputError, InternalError, exit_on_error
+from sim.schema import did_you_mean, load_yaml, validate
 from sim.units import Dtype
 
 METHOD = (
@@ -51,6 +53,11 @@ METHOD = (
     "does better on rows held out; residuals are of the rounded law on the rows it was fitted to, "
     "none held out"
 )
+
+COMMAND = (
+    "python -m sim.calibration.fit DATA_DIR --accelerator {accelerator} --out hardware/calibrations"
+)
+"""What makes a shipped file again."""
 
 
 def fit_accelerator(
@@ -83,11 +90,13 @@ def fit_accelerator(
     Raises
     ------
     InputError
-        If the accelerator has no measurements or a file is missing.
+        If the accelerator has no measured kernels, a file is missing or a cell of one is wrong.
     """
     subject = table.of(accelerator)
     own = peaks[accelerator]
     found = fit_kernels(study_of(data_dir, subject, own))
+    if not found.engines:
+        raise InputError(_nothing_found(data_dir, subject.chip, found.excluded))
     eager = {"all_reduce *_eager": "launch-bound: timed with its launch from Python"}
     found_collectives = collectives.fit_collectives(data_dir, subject.chip)
     return Calibration(
@@ -105,6 +114,37 @@ def fit_accelerator(
         power=power or _fit_power(data_dir, accelerator, table, peaks),
         excluded=(eager if found_collectives else {}) | dict(found.excluded),
     )
+
+
+def _nothing_found(data_dir: Path, chip: str, excluded: Mapping[str, str]) -> str:
+    """Say why no kernel got a law: of which chips there are rows, or what is wrong with these."""
+    folder = data_dir / "kernels"
+    seen = sources.chips_seen(folder)
+    if chip in seen:
+        families = EngineKernels.model_fields  # of these there are no rows at all
+        reasons = (f"{name}: {why}" for name, why in excluded.items() if name not in families)
+        return (
+            f"{folder}: what was measured on {chip!r} gives no law: "
+            f"{'; '.join(reasons) or 'none of it is in a number format that is fitted'}; a law "
+            f"needs {FEWEST_ROWS} rows of an engine and a format such as bfloat16 or fp8"
+        )
+    others = ", ".join(map(repr, seen))
+    found = f"there are rows of {others}{did_you_mean(chip, seen)}" if seen else "there are no rows"
+    return (
+        f"{folder}: nothing that was measured on {chip!r} was found; {found}"
+        f"{_collectives_of(data_dir, chip)}. Give files as rackcast measure writes them "
+        f"(measured_gemm.csv...) with {chip!r} in the column hardware, or say with chip in "
+        "subjects.yaml what that column calls it"
+    )
+
+
+def _collectives_of(data_dir: Path, chip: str) -> str:
+    """Point out that collectives alone are no calibration."""
+    path = data_dir / "comms.csv"
+    if not path.is_file():
+        return ""
+    count = int((read_rows(data_dir)["fabric"] == chip).sum())
+    return f"; {path.name} has {count} rows of it, which alone are no calibration" if count else ""
 
 
 def _computed(found: KernelLaws) -> list[Dtype]:
@@ -141,6 +181,12 @@ def _fit_power(
         )
     rows = kernels.power(data_dir, table.of(measured).chip, peaks[measured])
     rows = _steady(rows[rows["memory_utilization"] <= 1.0])
+    if rows.empty:
+        raise InputError(
+            f"{sources.power_file(data_dir / 'kernels')}: no product on {measured} is in a number "
+            "format that is fitted, such as bfloat16 or fp8, and no faster than memory can be. "
+            f"{kernels.POWER_INSTEAD}"
+        )
     rows = rows.assign(time_s=rows["load_fraction"])
     knobs = {
         "active_fraction": Knob(0.2, 0.01, 0.9),
@@ -254,7 +300,12 @@ def residual_table(calibration: Calibration) -> Table:
 
 
 def fit_file(
-    data_dir: Path, accelerator: str, catalog: Catalog, table: Subjects, out: Path
+    data_dir: Path,
+    accelerator: str,
+    catalog: Catalog,
+    table: Subjects,
+    out: Path,
+    command: str = COMMAND,
 ) -> tuple[Path, Calibration]:
     """Fit one accelerator and write its file.
 
@@ -266,20 +317,37 @@ def fit_file(
         Knows the accelerator and those that it borrows from.
     out
         Folder for ``<accelerator>.yaml``.
+    command
+        What makes the file again, for its header; ``{accelerator}`` in it becomes the id.
+
+    Raises
+    ------
+    InputError
+        As for `fit_accelerator`. No file is written then.
     """
+    if not data_dir.is_dir():
+        raise InputError(f"{data_dir}: no such folder; it has comms.csv and kernels/*.csv")
     subject = table.of(accelerator)
     needed = {accelerator, subject.power or accelerator}
     peaks = {name: catalogue_peaks(name, catalog) for name in sorted(needed)}
     power = lent_power(subject, catalog)
     calibration = fit_accelerator(data_dir, accelerator, peaks, table, power)
-    command = (
-        f"python -m sim.calibration.fit DATA_DIR --accelerator {accelerator} "
-        "--out hardware/calibrations"
-    )
-    out.mkdir(parents=True, exist_ok=True)
     path = out / f"{accelerator}.yaml"
-    path.write_text(to_yaml(calibration, command), encoding="utf-8")
+    text = to_yaml(calibration, command.format(accelerator=accelerator))
+    _check(text, path)
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
     return path, calibration
+
+
+def _check(text: str, path: Path) -> None:
+    """Make sure that a catalogue can read what is about to be written."""
+    try:
+        validate(Calibration, load_yaml(text, str(path)))
+    except InputError as error:
+        raise InternalError(
+            f"what was fitted is no calibration, so {error} (not written)"
+        ) from error
 
 
 def main(

@@ -4,8 +4,8 @@ Three ways to hold out: random fifths of the rows, one model at a time, one syst
 time all overheads are fitted anew to the other rows, and the rows held out are forecast with them:
 to first order of their answers to the overheads (`sim.calibration.responses`), so that a fit takes
 seconds and not hours. Kernels are measured one by one and do not know of serving runs, so they
-stay. A chip family, or an engine's version, of which nothing is left takes what the others have,
-as the catalogue does.
+stay. A chip family of which nothing is left takes what the engine has on the others, as the
+catalogue does; an old release of which nothing is left takes what other engines' old releases have.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from sim.calibration.overhead_fit import PRIOR, Fitted, Priors
-from sim.calibration.overheads import fit_overheads, grouped
+from sim.calibration.overheads import OF_2024, fit_overheads, grouped
 from sim.calibration.responses import Array, Response
 from sim.calibration.scatter import features
 from sim.catalog import Catalog
@@ -99,7 +99,7 @@ def _forecasts(
 ) -> Iterator[dict[str, object]]:
     for name, families in grouped(out, catalog).items():
         for family, responses in families.items():
-            scaled = _stand_in(laws, name, family)
+            scaled = stand_in(laws, name, family)
             for response in responses:
                 about = {"overheads": name, "family": family, "scheme": scheme}
                 for quantity, measured in response.run.measured.items():
@@ -115,14 +115,25 @@ def _described(response: Response, catalog: Catalog) -> dict[str, object]:
     return {"row_id": run.row_id, **run.keys, **features(run, catalog, ttft_s)}
 
 
-def _stand_in(laws: Mapping[str, Mapping[str, Fitted]], name: str, family: str) -> Array:
-    """Give the law of an engine on a chip family, or the mean of what is known."""
+def stand_in(laws: Mapping[str, Mapping[str, Fitted]], name: str, family: str) -> Array:
+    """Give the law of an engine on a chip family, or the mean of the nearest that is known.
+
+    Nearest are the same engine on other families; of a release of 2024 then other engines' releases
+    of that year, whose host code is as old, and only then the engine as it is today.
+    """
     engine = name.split("_", maxsplit=1)[0]
-    for families in (laws.get(name, {}), laws.get(engine, {})):
-        if family in families:
-            return families[family].scaled
-        if families:
-            mean: Array = np.mean([each.scaled for each in families.values()], axis=0)
+    if family in laws.get(name, {}):
+        return laws[name][family].scaled
+    same = list(laws.get(name, {}).values())
+    as_old = [law for other in sorted(OF_2024) for law in laws.get(other, {}).values()]
+    today = laws.get(engine, {})
+    for nearest in (
+        same,
+        as_old if name in OF_2024 else [],
+        [today[family]] if family in today else list(today.values()),
+    ):
+        if nearest:
+            mean: Array = np.mean([each.scaled for each in nearest], axis=0)
             return mean
     return PRIOR
 

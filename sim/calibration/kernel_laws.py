@@ -450,7 +450,9 @@ def _prefill_attention(study: Study) -> Iterator[Group[PrefillAttentionLaw]]:
     frame = kernels.prefill_attention(study.data_dir, study.chip, study.peaks)
     frame = frame.assign(windowed=frame["window_size"] > 0)
     note = None
+    ranges: tuple[str, ...] = ("batch_size", "isl", "num_heads", "kv_heads")
     if "prefix" in frame:
+        ranges += ("prefix",)
         frame = frame[(frame["prefix"] == 0) | (frame["isl"] >= QUERY_TILE)]
         note = f"chunks of fewer than {QUERY_TILE} tokens over a prefix left out: they pay a tile"
     keys = ["attention_dtype", "head_dim", "windowed", "kv_dtype"]
@@ -470,7 +472,7 @@ def _prefill_attention(study: Study) -> Iterator[Group[PrefillAttentionLaw]]:
             f"{attention}/kv {dtype} d={dim}{window}",
             _in(study.peaks, rows, computed),
             PREFILL,
-            ("batch_size", "isl", "num_heads", "kv_heads"),
+            ranges,
             size if windowed else note,
             {
                 "attention_dtype": attention,

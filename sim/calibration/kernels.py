@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from sim.calibration import sources
+from sim.calibration.measured_tables import Table, read_table
 from sim.errors import InputError
 from sim.precision import FORMATS, Format, GemmFormat, compute_dtype
 from sim.units import DTYPE_BYTES, MICROSECOND_S, Dtype
@@ -126,7 +127,7 @@ def _skewed_touched(frame: pd.DataFrame) -> "pd.Series[float]":
 
     ``power_law_a`` picks the expert of rank ``i`` with a chance in proportion to ``i**-a``.
     """
-    exponents = frame["distribution"].str.extract(r"power_law_([\d.]+)$")[0].astype(float)
+    exponents = frame["distribution"].str.extract(sources.SKEWED)[0].astype(float)
     touched = np.full(len(frame), np.inf)
     routers = frame[["num_experts", "topk"]].assign(exponent=exponents).reset_index(drop=True)
     for router, same in routers.groupby([*routers.columns]):
@@ -223,10 +224,14 @@ def power(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     ``load_fraction`` (power over the board limit), ``compute_utilization``,
     ``memory_utilization``.
     """
-    path = sources.power_file(data_dir / "kernels")
-    frame = sources.read_csv(path)
-    frame = frame[(frame["hardware"] == chip) & (frame["op"] == "gemm")].copy()
-    shape = frame["shape"].str.extract(r"m=(?P<m>\d+) n=(?P<n>\d+) k=(?P<k>\d+)").astype(float)
+    table = _power_table(sources.power_file(data_dir / "kernels"))
+    frame = table.frame[table.frame["hardware"] == chip].copy()
+    if frame.empty:
+        raise InputError(
+            f"{table.path}: no power of a dense product on {chip}; there is power of "
+            f"{', '.join(sources.chips_in(table)) or 'no chip'}. {POWER_INSTEAD}"
+        )
+    shape = frame["shape"].str.extract(_PRODUCT).astype(float)
     frame["format"] = frame["dtype"].map(_FORMAT_NAMES)
     weight_bytes, activation_bytes = _format_bytes(frame["format"], peaks)
     m, n, k = shape["m"], shape["n"], shape["k"]
@@ -237,7 +242,31 @@ def power(data_dir: Path, chip: str, peaks: Peaks) -> pd.DataFrame:
     frame["compute_utilization"] = work_s / time_s
     frame["memory_utilization"] = moved / peaks.bandwidth_bytes_per_s / time_s
     frame["weight_bytes"] = n * k * weight_bytes
-    return _signed(frame, path)
+    return _signed(frame, table.path)
+
+
+_PRODUCT = r"m=(?P<m>[1-9]\d*) n=(?P<n>[1-9]\d*) k=(?P<k>[1-9]\d*)"
+POWER_INSTEAD = (
+    "To take the law of a chip in the catalogue, give the folder a subjects.yaml whose subject "
+    "says 'power_lent_by: h200_sxm' instead of power"
+)
+"""What to do where no power was measured."""
+
+
+def _power_table(path: Path) -> Table:
+    """Read the dense products of a file of power; where the sensor told nothing, none."""
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file; it has the power that was measured. {POWER_INSTEAD}"
+        )
+    every = read_table(path, "rows of power")
+    every = every.checked(texts=("hardware", "framework", "version", "op", "dtype", "shape"))
+    every.need("power_w", "power_limit_w")
+    told = every.frame[["power_w", "power_limit_w"]].notna().all(axis="columns")
+    table = every.where(told & (every.frame["op"] == "gemm"))
+    shapeless = ~table.frame["shape"].str.fullmatch(_PRODUCT)
+    table.refuse("shape", shapeless, "is no product such as m=16 n=2048 k=4096")
+    return table.checked(amounts=("latency_us", "power_w", "power_limit_w"))
 
 
 def _read(data_dir: Path, operation: sources.Operation, chip: str) -> pd.DataFrame:

@@ -6,7 +6,9 @@ from math import isqrt
 
 from sim.calibration.rows import Row, count
 from sim.efficiency import Engine
+from sim.errors import InputError
 from sim.parallelism import Parallelism
+from sim.schema import did_you_mean
 from sim.units import DTYPE_BYTES, Dtype
 
 SYSTEMS: Mapping[str, str] = {
@@ -38,6 +40,8 @@ _ATTENTION_DP = re.compile(r"attention DP=(\d+)")
 """How the notes of InferenceX runs tell of data-parallel attention."""
 _NATIVE = ("neuron", "jetstream", "vllm tpu", "sambaflow")
 """Engines of chips that are not GPUs."""
+_PLAINLY_NAMED: tuple[Engine, ...] = ("vllm", "sglang")
+"""Engines that are called by one name."""
 LIKE_VLLM = ("deepspeed-mii",)
 """Engines without kernels of their own in the catalogue, for which vLLM's stand in."""
 DTYPES: Mapping[str, Dtype] = {
@@ -90,8 +94,40 @@ def engine_of(row: Row) -> Engine | None:
         return "native"
     if any(engine in name for engine in LIKE_VLLM):
         return "vllm"
-    others: tuple[Engine, ...] = ("vllm", "sglang")
-    return next((engine for engine in others if engine in name), None)
+    return next((engine for engine in _PLAINLY_NAMED if engine in name), None)
+
+
+def why_no_engine(name: str) -> str:
+    """Say that no engine is called so, and what engines are called."""
+    if not name:
+        return "engine is not given"
+    words = (*_PLAINLY_NAMED, "tensorrt", "trtllm", *_NATIVE, *LIKE_VLLM)
+    return f"no engine for {name}; known are {', '.join(words)}"
+
+
+def why_no_weights(name: str) -> str:
+    """Say that weights are in no known format, and which are known."""
+    if not name:
+        return "format of the weights is not given"
+    hint = did_you_mean(name, DTYPES) or f"; known are {', '.join(DTYPES)}"
+    return f"weights in {name}{hint}"
+
+
+def check_cache(row: Row) -> None:
+    """Refuse a format of the cache that is not known: another would be taken without a word.
+
+    Raises
+    ------
+    InputError
+        The message names the format and those that are known.
+    """
+    name = row.get("kv_dtype", "")
+    if name and name not in DTYPES:
+        hint = did_you_mean(name, DTYPES)
+        raise InputError(
+            f"kv_dtype: {name!r} is no known number format{hint}; use {', '.join(DTYPES)}, or "
+            "leave it empty"
+        )
 
 
 def preset_of(kernels: Engine, engine: str, day: str = "") -> str:

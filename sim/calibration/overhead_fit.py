@@ -50,6 +50,18 @@ def figures(found: Sequence[Response]) -> list[tuple[Response, Quantity]]:
     ]
 
 
+def fitted_count(found: Sequence[Response]) -> int:
+    """Count the runs that have a figure which tells of the engine."""
+    return len({id(response) for response, _ in figures(found)})
+
+
+def unanswered(found: Sequence[Response]) -> set[str]:
+    """Name the parameters that no figure of some runs answers to."""
+    slopes = [np.abs(response.slopes[quantity]) for response, quantity in figures(found)]
+    most = np.max(slopes, axis=0) if slopes else np.zeros(len(PARAMETERS))
+    return {each.field for each, slope in zip(PARAMETERS, most, strict=True) if slope == 0.0}
+
+
 def _saturated(response: Response, quantity: Quantity) -> bool:
     if quantity != "ttft":
         return False

@@ -16,7 +16,7 @@ import yaml
 
 from sim.calibration.overhead_fit import Fitted, Priors, figures, fit_families
 from sim.calibration.responses import PARAMETERS, SCALES, Response, law_of, responses, vector
-from sim.calibration.runs import MeasuredRun, Quantity
+from sim.calibration.runs import MeasuredRun, Quantity, Skipped
 from sim.catalog import Catalog
 from sim.deployment import deploy
 from sim.efficiency import Engine, Fit
@@ -27,8 +27,11 @@ from sim.simulate import Progress
 ROUNDS = 2
 """Times that all runs are simulated anew with what was fitted: first-order answers of a forecast
 hold near the law at which it was made."""
-OWN_FILE = frozenset({"vllm_0_6", "trtllm_0_14"})
-"""Versions whose host code has little in common with that of today's."""
+OF_2024 = frozenset({"vllm_0_6", "trtllm_0_14"})
+"""Releases whose host code has little in common with that of today's: they have files of their
+own."""
+FITTED_QUALITIES = ("A", "B")
+CANNOT_RUN = "cannot be simulated as described; `rackcast validate` says why"
 _ENGINES: Mapping[str, Engine] = {name: name for name in get_args(Engine)}
 _NAMES: Mapping[Quantity, str] = {"tpot": "TPOT", "ttft": "TTFT", "throughput": "throughput"}
 
@@ -36,20 +39,28 @@ Groups = dict[str, dict[str, list[Response]]]
 """Responses by file of ``hardware/overheads`` and by chip family."""
 
 
-def usable(runs: Iterable[object], catalog: Catalog) -> list[MeasuredRun]:
-    """Keep audited or fully described runs on chips whose kernels were measured.
-
-    Elsewhere an overhead would only mend the errors of the prior.
-    """
+def usable(runs: Iterable[MeasuredRun | Skipped], catalog: Catalog) -> list[MeasuredRun]:
+    """Keep the runs that overheads can be fitted to, see `why_unusable`."""
     return [
-        run
-        for run in runs
-        if isinstance(run, MeasuredRun)
-        and run.quality in ("A", "B")
-        and run.measured
-        and run.case.engine.kernels != "native"
-        and _on_measured_chips(run, catalog)
+        run for run in runs if isinstance(run, MeasuredRun) and why_unusable(run, catalog) is None
     ]
+
+
+def why_unusable(run: MeasuredRun | Skipped, catalog: Catalog) -> str | None:
+    """Say why overheads cannot be fitted to a run; none: they can.
+
+    Wanted are audited or fully described runs on chips whose kernels were measured: elsewhere an
+    overhead would only mend the errors of the prior.
+    """
+    if isinstance(run, Skipped):
+        return run.reason
+    if run.quality not in FITTED_QUALITIES:
+        return f"quality {run.quality or 'not given'}, and A or B is needed"
+    if not run.measured:
+        return "nothing measured: neither TPOT nor TTFT nor throughput"
+    if run.case.engine.kernels == "native":
+        return "the vendor's own engine, whose overhead is assumed"
+    return _why_not_on_measured_chips(run, catalog)
 
 
 def every(runs: Sequence[MeasuredRun], stride: int) -> list[MeasuredRun]:
@@ -70,11 +81,14 @@ def every(runs: Sequence[MeasuredRun], stride: int) -> list[MeasuredRun]:
     return sorted(runs, key=place)[::stride]
 
 
-def _on_measured_chips(run: MeasuredRun, catalog: Catalog) -> bool:
+def _why_not_on_measured_chips(run: MeasuredRun, catalog: Catalog) -> str | None:
     try:
-        return deploy(run.case, catalog).calibration is not None
+        calibration = deploy(run.case, catalog).calibration
     except (InputError, InfeasibleError):
-        return False
+        return CANNOT_RUN
+    if calibration is not None:
+        return None
+    return f"kernels of {catalog.system(run.case.system).accelerator} were never measured"
 
 
 def grouped(found: Iterable[Response], catalog: Catalog) -> Groups:
@@ -82,7 +96,7 @@ def grouped(found: Iterable[Response], catalog: Catalog) -> Groups:
     groups: Groups = {}
     for response in found:
         case = response.run.case
-        name = case.engine.name if case.engine.name in OWN_FILE else case.engine.kernels
+        name = case.engine.name if case.engine.name in OF_2024 else case.engine.kernels
         family = catalog.accelerator(catalog.system(case.system).accelerator).family
         groups.setdefault(name, {}).setdefault(family, []).append(response)
     return groups
@@ -153,7 +167,9 @@ def _family(fitted: Fitted, found: Sequence[Response]) -> FamilyOverhead:
         models=tuple(sorted({response.run.case.model for response in found})),
         fit=quality(found, ("tpot", "throughput")),
         frontend_fit=quality(found, ("ttft",)),
-        assumed=None if _rows(found, ("tpot", "throughput")) else "a law on trial",
+        assumed=None
+        if _rows(found, ("tpot", "throughput"))
+        else "of its runs none tells the time per token",
     )
 
 
@@ -164,7 +180,6 @@ def quality(found: Sequence[Response], wanted: tuple[Quantity, ...]) -> Fit | No
         return None
     ratio = np.array([each.forecasts[q] / each.run.measured[q] for each, q in rows])
     ape = np.abs(ratio - 1)
-    sequences = [each.sequences for each, _ in rows]
     sources = sorted({each.run.source for each, _ in rows})
     names = sorted({_NAMES[q] for _, q in rows})
     return Fit(
@@ -172,9 +187,26 @@ def quality(found: Sequence[Response], wanted: tuple[Quantity, ...]) -> Fit | No
         median_ape=round(float(np.median(ape)), 4),
         p90_ape=round(float(np.quantile(ape, 0.9)), 4),
         bias=round(float(np.mean(ratio)) - 1, 4),
-        ranges={"sequences_per_replica": (round(min(sequences), 1), round(max(sequences), 1))},
+        ranges=_ranges([each for each, _ in rows]),
         source=f"{' and '.join(names)} of {', '.join(sources)}",
     )
+
+
+def _ranges(found: Sequence[Response]) -> dict[str, tuple[float, float]]:
+    """Give the smallest and largest value of what runs differ by; lengths are means of a run."""
+    lengths = [getattr(each.run.case.workload, "lengths", None) for each in found]
+    means = [each.mean_tokens for each in lengths if each is not None]
+    columns = {
+        "sequences_per_replica": [each.sequences for each in found],
+        "input_tokens": [each.input_tokens for each in means],
+        "output_tokens": [each.output_tokens for each in means],
+        "tp": [each.run.case.parallelism.tp for each in found],
+    }
+    return {
+        name: (round(min(values), 1), round(max(values), 1))
+        for name, values in columns.items()
+        if values
+    }
 
 
 def _rows(
@@ -230,8 +262,8 @@ def calibrated(
         found = list(responses(runs, trial, jobs, progress))
         if not found:
             raise InputError(
-                "no run to fit to: wanted are runs of quality A or B with a chip and an engine of "
-                "the catalogue; `rackcast validate` says why others are left out"
+                f"no run to fit to: of {len(runs)} none can be simulated as described; "
+                "`rackcast validate` says why"
             )
         if done == rounds:
             break
@@ -245,16 +277,64 @@ def calibrated(
     return files, found
 
 
-def write_overheads(name: str, overheads: EngineOverheads, out: Path) -> Path:
-    """Write the file of one engine, or of one of its versions."""
+def with_kept_families(
+    refitted: EngineOverheads, known: EngineOverheads, runs: str
+) -> EngineOverheads:
+    """Keep the laws of the chip families that no run tells of, and say which ones they are.
+
+    Parameters
+    ----------
+    refitted : EngineOverheads
+    known : EngineOverheads
+        What the catalogue has.
+    runs : str
+        What was fitted to, for people.
+    """
+    own = {family: law for family, law in refitted.families.items() if is_fitted(law)}
+    kept = {family: law for family, law in known.families.items() if family not in own}
+    about = f"{refitted.about} Refitted to {runs}: {', '.join(sorted(own))}."
+    if kept:
+        about += f" Kept as they were in the file of {known.date}: {', '.join(sorted(kept))}."
+    families = dict(sorted({**kept, **own}.items()))
+    return refitted.model_copy(update={"about": about, "families": families})
+
+
+def is_fitted(family: FamilyOverhead) -> bool:
+    """Tell whether any figure was fitted."""
+    return family.fit is not None or family.frontend_fit is not None
+
+
+def write_overheads(name: str, overheads: EngineOverheads, out: Path, made_by: str) -> Path:
+    """Write the file of one engine, or of one of its versions.
+
+    Parameters
+    ----------
+    name : str
+        Its id in the catalogue.
+    overheads : EngineOverheads
+    out : Path
+        Folder.
+    made_by : str
+        The command and the count of runs, for the first line of the file.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
     header = (
-        f"# Overheads of {name}. Made by: rackcast calibrate RUNS.csv\n"
+        f"# Overheads of {name}. Made by: {made_by}\n"
         "# Do not edit by hand: change the data or the fit and make it again.\n"
     )
     body = yaml.safe_dump(
         overheads.model_dump(mode="json", exclude_none=True), sort_keys=False, width=100
     )
-    out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.yaml"
-    path.write_text(header + body, encoding="utf-8")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(header + body, encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written: {error.strerror or error}; name another --out"
+        ) from None
     return path

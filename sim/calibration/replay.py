@@ -1,11 +1,12 @@
 """Do in simulation what a benchmark did, and count what it counted."""
 
+import numpy as np
 import pandas as pd
 
 from sim.catalog import Catalog
 from sim.errors import InfeasibleError
 from sim.measured import Statistic
-from sim.metrics.requests import request_table
+from sim.metrics.requests import Window, answers_inside, request_table
 from sim.scenario import Case
 from sim.service import service_of
 from sim.simulate import simulate
@@ -38,9 +39,9 @@ def replay(case: Case, catalog: Catalog, seed: int) -> dict[Statistic, float]:
     completed = requests[requests["outcome"] == "completed"]
     if completed.empty:
         raise InfeasibleError(NO_REQUEST_FITS)
-    counted = _counted(case, completed)
-    output_tokens_per_s = float(counted["output_tokens"].sum()) / counted.attrs["span_s"]
-    input_tokens_per_s = float(counted["input_tokens"].sum()) / counted.attrs["span_s"]
+    output_tokens_per_s, input_tokens_per_s = _rates_tokens_per_s(
+        completed, _window(case, completed)
+    )
     total_tokens_per_s = output_tokens_per_s + input_tokens_per_s
     return {
         "tpot_s_p50": float(completed["tpot_s"].median()),
@@ -55,10 +56,14 @@ def replay(case: Case, catalog: Catalog, seed: int) -> dict[Statistic, float]:
 
 
 def _is_steady(case: Case) -> bool:
-    """Tell whether start and end of the run are no part of what a benchmark counts."""
+    """Tell whether start and end of the run are no part of what a benchmark counts.
+
+    Of a closed loop they are one where the case leaves nothing out, as those do that tell how many
+    requests were sent (`sim.calibration.benchmarks.plain.Benchmark.measure`).
+    """
     workload = case.workload
     if not isinstance(workload, OpenLoopWorkload):
-        return workload.kind == "closed_loop"
+        return workload.kind == "closed_loop" and case.measure.warmup_fraction > 0
     return not _in_process(case) and (workload.requests or 0) >= LONG_RUN_REQUESTS
 
 
@@ -68,20 +73,27 @@ def _in_process(case: Case) -> bool:
     return isinstance(workload, OpenLoopWorkload) and isinstance(workload.arrivals, BurstArrivals)
 
 
-def _counted(case: Case, completed: pd.DataFrame) -> pd.DataFrame:
-    """Keep the requests that a benchmark's throughput counts, with the ``span_s`` they took.
+def _window(case: Case, completed: pd.DataFrame) -> Window:
+    """Find the part of a run that a benchmark's throughput counts.
 
-    A closed loop and a long run count their steady part, if they have one; short runs and batches
-    everything from the first arrival to the last completion, as their benchmarks do.
+    Of a closed loop and a long run that is their steady part, if they have one; of short runs and
+    batches everything from the first arrival to the last completion, as their benchmarks do.
     """
-    ordered = completed.sort_values("done_s")
-    done = ordered["done_s"].to_numpy()
-    counted = ordered
-    span_s = float(done[-1] - ordered["arrival_s"].min())
+    done_s = np.sort(completed["done_s"].to_numpy())
     if _is_steady(case):
-        first, last = (int(share * (len(ordered) - 1)) for share in STEADY)
-        steady_s = float(done[last] - done[first])
-        if steady_s > 0:
-            counted, span_s = ordered.iloc[first + 1 : last + 1], steady_s
-    counted.attrs["span_s"] = span_s
-    return counted
+        first, last = (int(share * (len(done_s) - 1)) for share in STEADY)
+        if done_s[last] > done_s[first]:
+            return Window(float(done_s[first]), float(done_s[last]))
+    return Window(float(completed["arrival_s"].min()), float(done_s[-1]))
+
+
+def _rates_tokens_per_s(completed: pd.DataFrame, window: Window) -> tuple[float, float]:
+    """Give the rates of output and input tokens inside a window.
+
+    A request counts with the share of its answer that falls into it: counted whole, when they end,
+    requests that end together would count or not by the place of the window's edge.
+    """
+    outputs = answers_inside(completed, window)
+    shares = outputs / completed["output_tokens"].to_numpy()
+    inputs = completed["input_tokens"].to_numpy() * shares
+    return float(outputs.sum()) / window.duration_s, float(inputs.sum()) / window.duration_s

@@ -6,7 +6,6 @@ is known from the timer, in proportion to what slower steps did to each figure; 
 the engine is simply added to the first token.
 """
 
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sim.calibration.forked import over_runs
 from sim.calibration.replay import replay
 from sim.calibration.runs import MeasuredRun, Quantity
 from sim.catalog import Catalog
@@ -137,15 +137,6 @@ def _step_slopes(timer: StepTimer, sequences: float) -> tuple[Array, float]:
     return np.array([*per_unit, floors_s]), timer.seconds(shape)
 
 
-_RUNS: list[MeasuredRun] = []
-_CATALOG: list[Catalog] = []
-"""What forked processes see of their parent: catalogues are not sent, they are inherited."""
-
-
-def _respond_to(index: int) -> Response | None:
-    return respond(_RUNS[index], _CATALOG[0])
-
-
 def responses(
     runs: Sequence[MeasuredRun],
     catalog: Catalog,
@@ -163,14 +154,5 @@ def responses(
     progress : callable, optional
         Called after each run with how many are done.
     """
-    _RUNS[:], _CATALOG[:] = runs, [catalog]
-    try:
-        with multiprocessing.get_context("fork").Pool(jobs) as pool:
-            for done, found in enumerate(pool.imap(_respond_to, range(len(runs)), 4), start=1):
-                if progress is not None:
-                    progress(done, len(runs))
-                if found is not None:
-                    yield found
-    finally:
-        _RUNS.clear()
-        _CATALOG.clear()
+    found = over_runs(respond, runs, catalog, jobs, progress)
+    return (each for each in found if each is not None)

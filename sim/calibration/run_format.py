@@ -5,7 +5,9 @@ A file of measured runs is a CSV with these columns. ``rackcast validate`` reads
 empty was not told; no figure is ever 0 for want of a better one.
 """
 
-from collections.abc import Iterator, Mapping
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from types import MappingProxyType
@@ -191,3 +193,61 @@ def column(name: str) -> Column:
         hint = did_you_mean(name, tuple(COLUMNS))
         raise InputError(f"measured runs have no column {name!r}{hint}; see 'Measured runs'")
     return COLUMNS[name]
+
+
+_NONE_AS_0 = frozenset({"ep", "dp"})
+"""Columns in which 0 says that there is no such cut, as an empty cell does."""
+_NEAR = 0.75
+"""How alike the name of an unknown column and that of a known one are at least, of 1, so that one
+may have been meant by the other."""
+
+
+def checked(cells: Mapping[str, str]) -> dict[str, str]:
+    """Check the names and counts of a row, and return all cells without the blanks around them.
+
+    Figures are checked where they are used.
+
+    Raises
+    ------
+    InputError
+        A cell holds what its column cannot; the message names both and what it may hold.
+
+    >>> checked({"tp": " 8", "ep": "0", "remarks": "ours"})
+    {'tp': '8', 'ep': '0', 'remarks': 'ours'}
+    >>> checked({"quality": "Z"})
+    Traceback (most recent call last):
+    sim.errors.InputError: quality: 'Z'; use A, B, C, D
+    """
+    return {name: _checked(name, text.strip()) for name, text in cells.items()}
+
+
+def _checked(name: str, value: str) -> str:
+    known = COLUMNS.get(name)
+    if known is None or known.kind not in ("name", "count"):
+        return value
+    is_none = not value or (value == "0" and name in _NONE_AS_0)
+    return value if is_none else known.read(value)
+
+
+def near_misses(header: Iterable[str]) -> dict[str, str]:
+    """Give the columns that nothing is read from but whose names look like a known one's.
+
+    No name is taken for that of a 99th percentile, which no forecast is compared with.
+
+    >>> near_misses(["row_id", "tpot_ms", "operator"])
+    {'tpot_ms': 'tpot_p50_ms'}
+    """
+    names = [name.strip() for name in header]
+    left = [name for name in COLUMNS if name not in names and "p99" not in name]
+    found: dict[str, str] = {}
+    for name in names:
+        nearest = max(left, key=lambda known: _likeness(name, known), default="")
+        if name not in COLUMNS and _likeness(name, nearest) >= _NEAR:
+            found[name] = nearest
+    return found
+
+
+def _likeness(name: str, known: str) -> float:
+    """Compare names of columns by their letters alone: 1 if they are the same."""
+    first, second = (re.sub(r"[^a-z0-9]", "", each.lower()) for each in (name, known))
+    return difflib.SequenceMatcher(None, first, second).ratio() if first and second else 0.0

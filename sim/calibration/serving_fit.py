@@ -16,6 +16,7 @@ import typer
 
 from sim.calibration import scatter
 from sim.calibration.holdouts import held_out_forecasts, summary
+from sim.calibration.overhead_fit import fitted_count
 from sim.calibration.overheads import ROUNDS, calibrated, every, usable, write_overheads
 from sim.calibration.runs import read_runs
 from sim.catalog import open_catalog
@@ -41,8 +42,12 @@ def main(
     catalog = open_catalog()
     runs = every(usable(read_runs(runs_csv, catalog), catalog), stride)
     files, found = calibrated(runs, catalog, jobs, _told, rounds, from_scratch=True)
+    made_by = (
+        f"python -m sim.calibration.serving_fit {runs_csv.name} --every {stride}, "
+        f"{fitted_count(found)} runs"
+    )
     for name, overheads in files.items():
-        typer.echo(str(write_overheads(name, overheads, out / "overheads")))
+        typer.echo(str(write_overheads(name, overheads, out / "overheads", made_by)))
     table = held_out_forecasts(found, catalog)
     table.to_parquet(forecasts)
     typer.echo(summary(table).to_string())

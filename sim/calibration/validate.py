@@ -1,18 +1,23 @@
 """Forecast measured serving runs and say how far the forecasts are off."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from sim.calibration.coverage import intervals
+from sim.calibration.forked import over_runs
 from sim.calibration.replay import NO_REQUEST_FITS, replay
-from sim.calibration.runs import QUANTITIES, MeasuredRun, Quantity, Skipped
+from sim.calibration.runs import QUANTITIES, MeasuredRun, Quantity, Skipped, check_keys
 from sim.catalog import Catalog
 from sim.errors import InfeasibleError, InputError
-from sim.schema import did_you_mean
 from sim.simulate import Progress
+
+USUAL_GROUPS = ("source", "system", "model", "engine", "load")
+"""Columns that errors are told by where nobody says otherwise."""
+_ABSOLUTE = ["median_ape", "mean_ape", "p90_ape"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class Validation:
     fraction, the last two are the ends of the 80 % interval."""
     skipped: pd.Series
     """Number of runs by the reason why they were left out."""
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Row ids of those, by the same reasons."""
 
     def coverage(self) -> float | None:
         """Give the share of measured figures inside their 80 % intervals; None: there are none.
@@ -43,14 +50,24 @@ class Validation:
         InputError
             There is no such column.
         """
-        missing = [column for column in by if column not in self.rows]
-        if missing:
-            hint = did_you_mean(missing[0], [str(column) for column in self.rows.columns])
-            raise InputError(f"runs have no column {missing[0]!r}{hint}")
+        check_keys(by)
         parts = self.rows.groupby(["quantity", *by])
         rows = [(_key(key), _errors(part)) for key, part in parts]
         names = ["quantity", *by]
         return pd.DataFrame([dict(zip(names, key, strict=True)) | found for key, found in rows])
+
+    def covered(self) -> tuple[int, int]:
+        """Count the runs that were forecast, and all of them."""
+        covered = int(self.rows["row_id"].nunique())
+        return covered, covered + int(self.skipped.sum())
+
+    def groups(self, by: Sequence[str]) -> list[str]:
+        """Give the columns that errors are told by: those asked for, else the usual ones.
+
+        Of these only such as tell runs apart.
+        """
+        usual = [column for column in USUAL_GROUPS if len(self.rows[column].unique()) > 1]
+        return list(by) or usual
 
 
 def validate_runs(
@@ -58,6 +75,7 @@ def validate_runs(
     catalog: Catalog,
     seed: int = 1,
     progress: Progress | None = None,
+    jobs: int = 1,
 ) -> Validation:
     """Simulate each run as it was done and compare.
 
@@ -69,31 +87,43 @@ def validate_runs(
     seed : int
     progress : callable, optional
         Called after each run with how many are done.
+    jobs : int
+        Processes.
 
     Raises
     ------
     InputError
         No run could be forecast.
     """
+    compared = partial(_compared, seed=seed)
     rows: list[dict[str, object]] = []
     reasons: list[str] = []
-    for index, run in enumerate(runs):
-        if isinstance(run, Skipped):
-            reasons.append(run.reason)
+    left_out: dict[str, list[str]] = {}
+    for run, found in zip(runs, over_runs(compared, runs, catalog, jobs, progress), strict=True):
+        if isinstance(found, str):
+            reasons.append(found)
+            left_out.setdefault(found, []).append(run.row_id)
         else:
-            try:
-                forecasts = run.forecasts(replay(run.case, catalog, seed))
-                rows += _compare(run, forecasts, intervals(run, forecasts, catalog))
-            except InfeasibleError as error:
-                reasons.append(_why_not(run, error))
-            except InputError as error:
-                reasons.append(str(error))
-        if progress is not None:
-            progress(index + 1, len(runs))
+            rows += found
     skipped = pd.Series(reasons, dtype=str).value_counts()
     if not rows:
         raise InputError(f"no run could be forecast: {_reasons(skipped)}")
-    return Validation(pd.DataFrame(rows), skipped)
+    return Validation(pd.DataFrame(rows), skipped, left_out)
+
+
+def _compared(
+    run: MeasuredRun | Skipped, catalog: Catalog, seed: int
+) -> list[dict[str, object]] | str:
+    """Give the rows of one run, or why there are none."""
+    if isinstance(run, Skipped):
+        return run.reason
+    try:
+        forecasts = run.forecasts(replay(run.case, catalog, seed))
+        return _compare(run, forecasts, intervals(run, forecasts, catalog))
+    except InfeasibleError as error:
+        return _why_not(run, error)
+    except InputError as error:
+        return str(error)
 
 
 def _why_not(run: MeasuredRun, error: InfeasibleError) -> str:
@@ -138,26 +168,29 @@ def _row(
 def document(found: Validation, by: Sequence[str] = ()) -> dict[str, object]:
     """Everything that ``rackcast validate --json`` prints; APE as a fraction."""
     errors = found.errors().set_index("quantity").to_dict("index")
-    runs = found.rows["row_id"].nunique()
+    covered, runs = found.covered()
     return {
-        "runs": runs + int(found.skipped.sum()),
-        "covered": runs,
+        "runs": runs,
+        "covered": covered,
+        "covered_fraction": covered / runs,
         "skipped": {str(reason): int(count) for reason, count in found.skipped.items()},
+        "skipped_row_ids": {reason: list(names) for reason, names in found.left_out.items()},
         **{str(quantity): figures for quantity, figures in errors.items()},
         "interval_coverage": {"p80": found.coverage()},
-        "by": {column: found.errors([column]).to_dict("records") for column in by},
+        "by": {column: found.errors([column]).to_dict("records") for column in found.groups(by)},
     }
 
 
 def error_table(found: Validation, by: Sequence[str] = ()) -> str:
     """Lay the errors out for people, one table per grouping."""
-    runs = found.rows["row_id"].nunique()
-    lines = [f"{runs} runs forecast, {int(found.skipped.sum())} skipped"]
+    covered, runs = found.covered()
+    lines = [f"{covered} runs forecast, {runs - covered} skipped"]
     lines += [f"  {count:5d}  {reason}" for reason, count in found.skipped.items()]
-    for columns in ([], *([column] for column in by)):
+    lines += [f"coverage: {covered} of {runs} runs forecast ({covered / runs:.1%})"]
+    for columns in ([], *([column] for column in found.groups(by))):
         table = found.errors(columns)
-        percent = ["median_ape", "mean_ape", "p90_ape", "bias"]
-        table[percent] = table[percent].map("{:+.1%}".format)
+        table[_ABSOLUTE] = table[_ABSOLUTE].map("{:.1%}".format)
+        table["bias"] = table["bias"].map("{:+.1%}".format)
         lines += ["", table.to_string(index=False)]
     inside = found.coverage()
     if inside is not None:
@@ -167,7 +200,9 @@ def error_table(found: Validation, by: Sequence[str] = ()) -> str:
 
 def _reasons(skipped: pd.Series) -> str:
     """Say how many runs were left out and why, the most frequent reason first."""
-    return ", ".join(f"{count} x {reason}" for reason, count in skipped.items()) or "none is there"
+    return ", ".join(f"{count} x {reason}" for reason, count in skipped.items()) or (
+        "none is there: the file has no row below the names of its columns"
+    )
 
 
 def _key(key: object) -> tuple[object, ...]:
@@ -181,5 +216,5 @@ def _errors(rows: pd.DataFrame) -> dict[str, float]:
         "median_ape": float(ape.median()),
         "mean_ape": float(ape.mean()),
         "p90_ape": float(ape.quantile(0.9)),
-        "bias": float(np.mean(rows["forecast"] / rows["measured"] - 1)),
+        "bias": float((rows["forecast"] / rows["measured"]).median()) - 1,
     }

@@ -92,7 +92,7 @@ class DenseGemm:
 
 @dataclass(frozen=True)
 class ExpertGemm:
-    """The routed experts of one layer on the slowest chip, as grouped GEMMs.
+    """The routed experts of one layer on the slowest chip, or on the mean one, as grouped GEMMs.
 
     Gate (where there is one), up and down projections.
     """
@@ -114,6 +114,9 @@ class ExpertGemm:
     activation_dtype: Dtype | None = None
     """Format in which activations are read, if the precision names one."""
     scope: Scope = "group"
+    mean_rank: bool = False
+    """Whether it is the share of the mean rank, which energy counts, and not that of the slowest
+    one, which the others wait for."""
 
     @property
     def rows(self) -> Rows:
@@ -146,10 +149,15 @@ class ExpertGemm:
         >>> round(float(layer.touched(8)), 1)
         57.4
         """
-        return self.routing.touched(tokens, self.experts, self.experts_per_token, self.ranks)
+        picks = self.experts_per_token
+        if self.mean_rank:
+            return self.routing.touched(tokens, self.experts, picks, 1) / self.ranks
+        return self.routing.touched(tokens, self.experts, picks, self.ranks)
 
     def visits(self, tokens: Number) -> Number:
         """Token-expert pairs that this chip computes, expected."""
+        if self.mean_rank:
+            return np.multiply(tokens, self.experts_per_token / self.ranks)
         return self.routing.visits(tokens, self.experts, self.experts_per_token, self.ranks)
 
     def visited(self, shape: StepShape) -> Number:

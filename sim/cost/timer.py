@@ -194,17 +194,35 @@ class StepTimer:
             listed, self.accelerator, self.kernels, self.network, self.overhead, self.placement
         )
 
+    def of_mean_chip(self) -> "StepTimer":
+        """Return the same timer with the experts of the mean rank, whose work energy counts.
+
+        Times of it are nobody's: a step waits for the slowest rank.
+        """
+        listed = [
+            replace(op, mean_rank=True) if isinstance(op, ExpertGemm) else op
+            for op in self.operators
+        ]
+        placement = self._drafting(StepTimer.of_mean_chip)
+        return StepTimer(
+            listed, self.accelerator, self.kernels, self.network, self.overhead, placement
+        )
+
     def with_network(self, network: Network) -> "StepTimer":
         """Return the same timer with another network, which the drafter uses too.
 
         With `Network.degraded` it says how long steps take while links are down or slow.
         """
-        placement, drafting = self.placement, self.execution.speculation
-        if drafting is not None and drafting.drafter is not None:
-            drafter = drafting.drafter.with_network(network)
-            execution = replace(self.execution, speculation=replace(drafting, drafter=drafter))
-            placement = placement._replace(execution=execution)
+        placement = self._drafting(lambda drafter: drafter.with_network(network))
         return self._changed(network, self.overhead, placement)
+
+    def _drafting(self, changed: Callable[["StepTimer"], "StepTimer"]) -> Placement:
+        """Give the placement with the drafter's timer changed, if there is one."""
+        drafting = self.execution.speculation
+        if drafting is None or drafting.drafter is None:
+            return self.placement
+        speculation = replace(drafting, drafter=changed(drafting.drafter))
+        return self.placement._replace(execution=replace(self.execution, speculation=speculation))
 
     def _changed(
         self, network: Network, overhead: EngineOverhead, placement: Placement

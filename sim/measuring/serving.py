@@ -82,6 +82,8 @@ class Built:
     shape: Shape
     note: str
     """What a reader of a row must know."""
+    accelerator: str
+    """Id in the catalogue of the chip that it runs on."""
 
 
 def steps(built: Built, loads: Loads, memory_bytes: float) -> Iterator[Point]:
@@ -167,8 +169,7 @@ def _served(built: Built, load: Load) -> Point:
         model.prefill(0, 0, load.input_tokens, last=True)
         with metering(bench.device.sensor) as reading:
             served = serve(model, load, time.perf_counter)
-        labels = {"hardware": bench.device.name, "version": bench.version}
-        row = {"row_id": row_id} | run_row(built, served, reading.mean_w, labels)
+        row = {"row_id": row_id} | run_row(built, served, reading.mean_w, bench.version)
         return [*_requests(row_id, served), Written("serving", row)]
 
     return Point("serving", {"row_id": row_id}, run)
@@ -192,9 +193,7 @@ def _requests(row_id: str, served: Served) -> Iterator[Written]:
         )
 
 
-def run_row(
-    built: Built, served: Served, power_w: float | None, labels: dict[str, str]
-) -> dict[str, Cell]:
+def run_row(built: Built, served: Served, power_w: float | None, version: str) -> dict[str, Cell]:
     """Tell a served load in the columns of measured runs.
 
     Parameters
@@ -205,15 +204,15 @@ def run_row(
         What happened; rates are over the whole run, its ends included.
     power_w
         Mean of the run; none where nothing tells.
-    labels
-        ``hardware`` and ``version`` (of PyTorch).
+    version
+        Of PyTorch.
     """
     load = served.load
     rate = served.output_tokens_per_s
     row: dict[str, Cell] = {
         "source": "rackcast measure",
         "source_date": datetime.now(UTC).date().isoformat(),
-        "hardware": labels["hardware"],
+        "hardware": built.accelerator,
         "num_chips": 1,
         "tp": 1,
         "pp": 1,
@@ -221,7 +220,7 @@ def run_row(
         "model": built.model,
         "weight_dtype": DTYPE,
         "kv_dtype": DTYPE,
-        "engine": f"{ENGINE}, {labels['version']}",
+        "engine": f"{ENGINE}, {version}",
         "scenario": "concurrency",
         "isl": load.input_tokens,
         "osl": load.output_tokens,

@@ -155,8 +155,9 @@ def measure(
     points: dict[Family, list[Point]] = {
         name: _points(name, device, wanted) for name in names if name not in _MODELS
     }
+    accelerator = wanted.accelerator or identifier(device.name)
     if any(name in _MODELS for name in names):
-        built, loads = _built(device, catalog, wanted)
+        built, loads = _built(device, catalog, wanted, accelerator)
         if "decode" in names:
             memory_bytes = STEPS_SHARE * device.free_bytes()
             points["decode"] = list(serving.steps(built, loads, memory_bytes))
@@ -164,7 +165,6 @@ def measure(
             points["serving"] = list(serving.served_loads(built, loads))
         notes.append(built.note)
     version = f"torch {device.torch.__version__}"
-    accelerator = wanted.accelerator or identifier(device.name)
     patience = QUICK_PATIENCE if wanted.quick else FULL_PATIENCE
     bench = Bench(device, TorchOperators(device), patience, version)
     budget_s = wanted.budget_s
@@ -208,7 +208,9 @@ def _points(name: str, device: CpuDevice | CudaDevice, wanted: Wanted) -> list[P
             return list(collectives(grid, device.count))
 
 
-def _built(device: CpuDevice | CudaDevice, catalog: Catalog, wanted: Wanted) -> tuple[Built, Loads]:
+def _built(
+    device: CpuDevice | CudaDevice, catalog: Catalog, wanted: Wanted, accelerator: str
+) -> tuple[Built, Loads]:
     """Choose the layers to build, and write an entry for a model with fewer than it has."""
     model = catalog.model(wanted.model)
     loads = serving.QUICK if wanted.quick else serving.FULL
@@ -218,10 +220,10 @@ def _built(device: CpuDevice | CudaDevice, catalog: Catalog, wanted: Wanted) -> 
     whole = shape_of(model, layers)
     shape = cut_to(whole, loads.kv_tokens, MODEL_SHARE * device.free_bytes())
     if shape.layers == model.layers:
-        return Built(wanted.model, shape, f"{model.name} with random weights"), loads
+        return Built(wanted.model, shape, f"{model.name} with random weights", accelerator), loads
     write_cut_model(model, wanted.model, shape.layers, wanted.out / "catalog")
     note = f"{model.name} with random weights and {shape.layers} of its {model.layers} layers"
-    return Built(cut_id(wanted.model, shape.layers), shape, note), loads
+    return Built(cut_id(wanted.model, shape.layers), shape, note, accelerator), loads
 
 
 def _load_note() -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from sim.metrics.backlog import backlog
 from sim.metrics.cells import number
-from sim.metrics.regimes import Outlook, capacity_estimate, unloaded_ttft_s
+from sim.metrics.regimes import Extent, Outlook, capacity_estimate, unloaded_ttft_s
 from sim.metrics.requests import Window
 from sim.metrics.sampling import sampling_reach
 from sim.metrics.summary import counted_requests
@@ -246,7 +246,9 @@ def _regime(
     rate, tpot_s = number(summary["output_tokens_per_s"]), number(summary["tpot_s_mean"])
     sequences = rate * tpot_s / service.answer_pool.replicas if math.isfinite(tpot_s) else 0.0
     cached = number(summary["cached_input_fraction"])
-    return outlook.regime(service, loop.arrivals, ratio, sequences, cached)
+    prompts, answers = completed["input_tokens"], completed["output_tokens"]
+    extent = Extent(sequences, float(prompts.max()), float((prompts + answers).max()))
+    return outlook.regime(service, loop.arrivals, ratio, extent, cached)
 
 
 def _speed(loop: Loop, errors: Errors, completed: pd.DataFrame) -> LogSpread:
@@ -444,12 +446,14 @@ def notes_of(case: str, columns: Mapping[str, object]) -> Iterator[str]:
     """
     if REGIME_COLUMN not in columns:
         return
-    yield f"{case}: intervals are those of measured runs with the {columns[REGIME_COLUMN]}."
+    runs = f"measured runs with the {columns[REGIME_COLUMN]}"
     if columns[OUTSIDE_COLUMN]:
         yield (
-            f"{case}: outside the calibrated region ({columns[OUTSIDE_COLUMN]}): no measured run "
-            "is like it, and its intervals are a guess."
+            f"{case}: outside the calibrated region ({columns[OUTSIDE_COLUMN]}): its intervals "
+            f"are a guess, from {runs}."
         )
+    else:
+        yield f"{case}: intervals are those of {runs}."
     for name, words in (("ttft_s_p50", "time to first token"), ("tpot_s_p50", "time per token")):
         value, low, high = (number(columns.get(f"{name}{end}")) for end in ("", "_lo", "_hi"))
         if value < low or value > high:
@@ -458,3 +462,25 @@ def notes_of(case: str, columns: Mapping[str, object]) -> Iterator[str]:
                 f"{case}: the median {words} lies outside its own interval: measured runs of this "
                 f"kind mostly had {way} ones than their forecasts."
             )
+
+
+def curve_notes(case: str, columns: Mapping[str, object], points: pd.DataFrame) -> Iterator[str]:
+    """Say from where on a curve leaves the calibrated region, if the case itself does not.
+
+    Parameters
+    ----------
+    case : str
+    columns : mapping
+        Those of `interval_columns` of the case.
+    points : DataFrame
+        The same of each point, by ``concurrency``.
+    """
+    if columns.get(OUTSIDE_COLUMN) or OUTSIDE_COLUMN not in points:
+        return
+    beyond = points[points[OUTSIDE_COLUMN].fillna("") != ""]
+    if len(beyond):
+        last = beyond.iloc[-1]
+        yield (
+            f"{case}: points of its curve from {beyond['concurrency'].min():,} clients on are "
+            f"outside the calibrated region ({last[OUTSIDE_COLUMN]})."
+        )

@@ -1,19 +1,56 @@
 """What a forecast rests on, as far as it can be told before anybody measures."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from sim.catalog import Catalog
+from sim.cost.operators import DecodeAttention, PrefillAttention
 from sim.cost.work import StepShape
 from sim.deployment import Deployment
+from sim.efficiency import Fit
 from sim.errors import InternalError
 from sim.service import Service
 from sim.uncertainty import GROUNDS, Arrivals, Ground, Regime, Residuals
 
 CACHED_FRACTION = 0.05
 """Share of prompts found in a cache from which caching is said to matter."""
+
+
+class Extent(NamedTuple):
+    """How far a run went, or how far measurements go."""
+
+    sequences: float = 0.0
+    """Answered at the same time by a replica, on average."""
+    prompt_tokens: float = 0.0
+    """Of the longest prompt."""
+    context_tokens: float = 0.0
+    """Of the longest prompt together with its answer."""
+
+    def beyond(self, measured: "Extent") -> Iterator[str]:
+        """Say where a run went further than measurements do.
+
+        >>> list(Extent(4.0, 125e3, 126e3).beyond(Extent(489.0, 32768.0, 131072.0)))
+        ['prompts up to 125,000 tokens with prefill kernels measured up to 32,768']
+        """
+        if self.sequences > measured.sequences:
+            yield (
+                f"{self.sequences:,.0f} sequences per replica, fitted at up to "
+                f"{measured.sequences:,.0f}"
+            )
+        if self.prompt_tokens > measured.prompt_tokens:
+            yield (
+                f"prompts up to {self.prompt_tokens:,.0f} tokens with prefill kernels "
+                f"measured up to {measured.prompt_tokens:,.0f}"
+            )
+        if self.context_tokens > measured.context_tokens:
+            yield (
+                f"contexts up to {self.context_tokens:,.0f} tokens with decode kernels "
+                f"measured up to {measured.context_tokens:,.0f}"
+            )
 
 
 @dataclass(frozen=True)
@@ -25,8 +62,8 @@ class Outlook:
     """The worst of its pools'."""
     kernel_spread_fraction: float
     """The largest of its pools'; 0 if the kernels of all chips were measured."""
-    fitted_sequences: float
-    """Most sequences per replica of the runs behind the engine's overhead; 0: not known."""
+    measured: Extent
+    """Of the runs behind the engine's overhead, and of the kernels; infinite: not known."""
     outside: tuple[str, ...]
     """Why no measured run is like it, where none is."""
 
@@ -35,7 +72,7 @@ class Outlook:
         service: Service,
         arrivals: Arrivals,
         load_ratio: float,
-        sequences: float = 0.0,
+        extent: Extent,
         cached_fraction: float = 0.0,
     ) -> Regime:
         """Tell the regime of a forecast.
@@ -46,17 +83,12 @@ class Outlook:
         arrivals : str
         load_ratio : float
             Median time to first token over that of a prompt alone, `unloaded_ttft_s`.
-        sequences : float
-            Answered at the same time by a replica, on average.
+        extent : Extent
+            Of the run.
         cached_fraction : float
             Of the prompt tokens, that are found in a cache.
         """
-        more = []
-        if 0 < self.fitted_sequences < sequences:
-            more.append(
-                f"{sequences:,.0f} sequences per replica, fitted at up to "
-                f"{self.fitted_sequences:,.0f}"
-            )
+        more = list(extent.beyond(self.measured))
         if cached_fraction >= CACHED_FRACTION:
             more.append("prompts found in a cache")
         return Regime(
@@ -79,8 +111,8 @@ def outlook_of(service: Service, catalog: Catalog) -> Outlook | None:
         residuals=residuals,
         ground=max((ground_of(pool, catalog) for pool in pools), key=GROUNDS.index),
         kernel_spread_fraction=max(kernel_spread_fraction(pool, catalog) for pool in pools),
-        fitted_sequences=_fitted_sequences(service.answer_pool, catalog),
-        outside=tuple(dict.fromkeys(_outside(service))),
+        measured=_measured(service, catalog),
+        outside=tuple(dict.fromkeys(_outside(service, pools))),
     )
 
 
@@ -103,13 +135,64 @@ def kernel_spread_fraction(pool: Deployment, catalog: Catalog) -> float:
     return prior.rule.spread_fraction.value
 
 
-def _fitted_sequences(pool: Deployment, catalog: Catalog) -> float:
-    overheads = catalog.overheads(pool.case.engine.kernels, pool.case.engine.name)
-    return overheads.of_family(pool.accelerator.family).max_sequences
+def _measured(service: Service, catalog: Catalog) -> Extent:
+    """Tell how far the runs behind an overhead and the kernels of a service go."""
+    answers = service.answer_pool
+    overheads = catalog.overheads(answers.case.engine.kernels, answers.case.engine.name)
+    sequences = overheads.of_family(answers.accelerator.family).max_sequences
+    return Extent(
+        sequences or math.inf, measured_prompt(service.prompt_pool), measured_context(answers)
+    )
 
 
-def _outside(service: Service) -> Iterator[str]:
+def measured_prompt(pool: Deployment) -> float:
+    """Give the tokens of the longest prompt that prefill kernels were measured at.
+
+    Those of layers that see the whole context count; infinite where there are none, or where the
+    chip was not measured at all. Prompts in chunks reach as far: the last chunk meets all keys of
+    those before it, so its prefix counts like its own tokens.
+    """
+    if pool.calibration is None:
+        return math.inf
+    kernels = pool.timer.kernels
+    return min(
+        (
+            _most(kernels.prefill_attention(each)[0].fit, "isl", "prefix") * each.tokens_per_key
+            for each in pool.timer.operators
+            if isinstance(each, PrefillAttention) and not each.windowed
+        ),
+        default=math.inf,
+    )
+
+
+def measured_context(pool: Deployment) -> float:
+    """Give the tokens of the longest context that decode kernels were measured at.
+
+    As `measured_prompt`; context ranks have each a part of it.
+    """
+    if pool.calibration is None:
+        return math.inf
+    kernels, ranks = pool.timer.kernels, pool.case.parallelism.cp
+    return min(
+        (
+            ranks * _most(kernels.decode_attention(each)[0].fit, "kv_len") * each.tokens_per_key
+            for each in pool.timer.operators
+            if isinstance(each, DecodeAttention) and not each.windowed
+        ),
+        default=math.inf,
+    )
+
+
+def _most(fit: Fit, *names: str) -> float:
+    """Add up the ends of some ranges of a fit; infinite where it has none of them."""
+    ends = [fit.ranges[name][1] for name in names if name in fit.ranges]
+    return sum(ends) if ends else math.inf
+
+
+def _outside(service: Service, pools: list[Deployment]) -> Iterator[str]:
     """Say what no measured run had."""
+    if any(pool.calibration is None for pool in pools):
+        yield "kernels of this chip not measured"
     if len(service.pools) > 1:
         yield "several pools"
     for pool in service.pools:

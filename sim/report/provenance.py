@@ -6,6 +6,7 @@ from sim.cost.work import StepShape
 from sim.deployment import Deployment
 from sim.figures import Figure
 from sim.metrics.accounts import Accounts
+from sim.routing import Routing
 from sim.service import Service
 from sim.units import GB, GIB, KW
 
@@ -51,6 +52,9 @@ def _of_pool(deployment: Deployment) -> Iterator[dict[str, str]]:
     )
     for row in deployment.explain(shape):
         yield _item(f"time of {row.name}", f"{row.calls} per step", row.source)
+    if model.moe is not None:
+        routing = deployment.case.routing
+        yield _item("routing of experts", _told(routing), routing.source)
     power = deployment.power
     inherited = f", inherited from {power.inherited_from}" if power.inherited_from else ""
     yield _item(
@@ -61,6 +65,21 @@ def _of_pool(deployment: Deployment) -> Iterator[dict[str, str]]:
     idle, host = chip.power.idle_w, deployment.system.host_power_w
     yield _item("idle power of a chip", f"{idle.value:.0f} W", _cited(idle))
     yield _item("power of the hosts", f"{host.value / KW:.2f} kW", _cited(host))
+
+
+def _told(routing: Routing) -> str:
+    """Put a law of routing into words.
+
+    >>> _told(Routing(skew=0.5, redundant_experts=32, sampling_noise=False))
+    'skew 0.5, 32 redundant experts'
+    """
+    popularity = f"skew {routing.skew:g}"
+    if routing.power_law is not None:
+        popularity = f"power law {routing.power_law:g}"
+    elif routing.uniform:
+        popularity = "even"
+    more = f", {routing.redundant_experts} redundant experts" if routing.redundant_experts else ""
+    return f"{popularity}{', with the luck of the draw' * routing.sampling_noise}{more}"
 
 
 def _item(item: str, value: str, source: str) -> dict[str, str]:

@@ -15,9 +15,13 @@ from typer.testing import CliRunner
 
 from sim.calibration import serving_fit
 from sim.calibration.holdouts import SCHEMES
+from sim.calibration.overheads import every, usable
+from sim.calibration.runs import read_runs
+from sim.catalog import open_catalog
 from sim.cli import app
 from sim.overhead import EngineOverheads
 from sim.report import validation
+from sim.report.validation_text import TARGETS
 from sim.schema import load_yaml, validate
 from sim.uncertainty import Residuals
 
@@ -74,6 +78,12 @@ def test_overheads_and_residuals_are_files_of_a_catalogue(made: Made) -> None:
     assert engines == {"vllm", "vllm_0_6", "trtllm", "trtllm_0_14"}
 
 
+def test_overheads_say_what_they_were_made_of(made: Made) -> None:
+    said = "Made by: python -m sim.calibration.serving_fit runs.csv --every 1, 12 runs\n"
+    for path in sorted((made.catalogue / "overheads").iterdir()):
+        assert path.read_text(encoding="utf-8").startswith(f"# Overheads of {path.stem}. {said}")
+
+
 def test_every_run_is_held_out_in_every_way(made: Made) -> None:
     table = pd.read_parquet(made.forecasts)
     assert set(table["row_id"]) == set(ROWS)
@@ -98,27 +108,19 @@ def test_the_report_says_what_the_forecasts_are_off_by(made: Made) -> None:
     )
     cells = [cell.strip() for cell in line.split("|")]
     assert cells[3:5] == [str(len(ours)), f"{median:.1%}"]
-    assert cells[-2] == ("yes" if median <= validation.TARGETS["leave_model_out"].tpot else "no")
+    assert cells[-2] == ("yes" if median <= TARGETS["leave_model_out"].tpot else "no")
     assert "12 runs are of quality A or B; 100.0% of them can be forecast" in text
     assert "## What measurements differ by among themselves" in text
 
 
-def test_what_no_fit_can_know_is_counted_and_told_apart(made: Made) -> None:
-    """The second table leaves out engines of one system where that system is left out."""
-    text = (made.report / "validation.md").read_text(encoding="utf-8")
-    table = pd.read_parquet(made.forecasts)
-    figures = table[table["quantity"] == "throughput"]
-    systems = figures.groupby("overheads")["system"].nunique()
-    alone = set(table.groupby("overheads")["system"].nunique().loc[lambda n: n == 1].index)
-    assert "vllm_0_6" in alone and len(systems) > len(alone)
-    out = figures[figures["scheme"] == "leave_system_out"]
-    counts = [
-        int(line.split("|")[3])
-        for line in text.splitlines()
-        if line.startswith("| one system at a time | throughput")
-    ]
-    assert counts == [len(out), int((~out["overheads"].isin(alone)).sum())]
-    assert counts[1] < counts[0]
+def test_runs_that_are_not_taken_are_forecast_with_what_is_shipped(made: Made) -> None:
+    catalog = open_catalog()
+    found = validation.unseen_of(made.runs, catalog, None, 1, 2)
+    assert found is not None
+    taken = {each.row_id for each in every(usable(read_runs(made.runs, catalog), catalog), 2)}
+    assert set(found["row_id"]) == set(ROWS) - taken
+    assert found["low"].notna().all()
+    assert validation.unseen_of(made.runs, catalog, None, 1, 1) is None
 
 
 def test_every_chart_of_the_report_is_there(made: Made) -> None:
@@ -137,7 +139,8 @@ def test_calibrate_makes_a_catalogue_that_meets_its_runs(made: Made, tmp_path: P
     ours, catalogue = tmp_path / "ours.csv", tmp_path / "my-catalogue"
     slower.to_csv(ours, index=False)
     told = run(app, "calibrate", ours, "--out", catalogue, "--quiet")
-    assert f"{len(slower)} runs; errors as shipped, fitted, and of random fifths held out" in told
+    assert f"fitted to {len(slower)} of {len(slower)} runs" in told
+    assert "errors as shipped, fitted, and of random fifths held out:" in told
 
     def error(*options: object) -> float:
         found = json.loads(run(app, "validate", ours, "--json", "--quiet", *options))

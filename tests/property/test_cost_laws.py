@@ -36,8 +36,10 @@ class Setup(NamedTuple):
     kv_cache: str
     engine: str
     systems: int = 1
+    routing: str = "{}"
 
 
+EVEN = "{skew: 0, sampling_noise: false}"
 TP_DEALT = "tp: 8, ep: 8, expert_exchange: all_to_all"
 WIDE = "tp: 1, attention_dp: 32, ep: 32, expert_exchange: all_to_all"
 SETUPS = {
@@ -100,6 +102,7 @@ def deployed(setup: Setup) -> Deployment:
         "precision.weights": setup.weights,
         "precision.kv_cache": setup.kv_cache,
         "engine.name": setup.engine,
+        "routing": setup.routing,
         "engine.graph_sizes": "[]",  # padding adds work; its own laws stand in test_ticks.py
     }
     path = CATALOG.path("scenarios", "quickstart")
@@ -178,15 +181,37 @@ class TestThreeWaysToTheSameTime:
     def test_flop_and_traffic_are_tabulated_too(self, setup: Setup, batch: Batch) -> None:
         deployment = deployed(setup)
         shape = batch.shape(deployment.window_tokens)
-        rows = deployment.timer.explain(shape)
-        whole = deployment.timer.shares.whole
-        for compiled, listed in (
-            (deployment.flop, sum(float(row.flop) for row in rows)),
-            (deployment.memory_seconds, sum(float(row.memory_s) for row in rows)),
+        timer = deployment.timer
+        busiest, mean = timer.explain(shape), timer.of_mean_chip().explain(shape)
+        for compiled, quantity in (
+            (deployment.flop, "flop"),
+            (deployment.memory_seconds, "memory_s"),
         ):
             total = float(compiled.fixed(shape) + compiled.attended(shape))
-            assert total <= listed * (1 + 1e-9)  # the mean chip does no more than the busiest
-            assert not whole or total == pytest.approx(listed, rel=1e-9)
+            most, listed = (
+                sum(float(getattr(row, quantity)) for row in rows) for rows in (busiest, mean)
+            )
+            assert total <= most * (1 + 1e-9)  # the mean chip does no more than the busiest
+            assert not timer.shares.whole or total == pytest.approx(listed, rel=1e-9)
+
+    @any_setup
+    @few
+    @given(batch=batches())
+    def test_the_mean_rank_of_experts_has_its_part_of_all_visits(
+        self, setup: Setup, batch: Batch
+    ) -> None:
+        """However popular some are: ``k`` of each token, over the ranks."""
+        deployment = deployed(setup)
+        tokens = batch.shape(None).tokens
+        slowest, mean = (
+            [op for op in timer.operators if isinstance(op, ExpertGemm)]
+            for timer in (deployment.timer, deployment.timer.of_mean_chip())
+        )
+        for each, of_all in zip(slowest, mean, strict=True):
+            visits = float(of_all.visits(tokens))
+            assert visits * each.ranks == pytest.approx(tokens * each.experts_per_token)
+            assert visits <= float(each.visits(tokens)) * (1 + 1e-9)
+            assert float(of_all.touched(tokens)) <= float(each.touched(tokens)) * (1 + 1e-2)
 
     @few
     @given(batch=batches())
@@ -375,7 +400,7 @@ def kernel_seconds(deployment: Deployment, shape: StepShape) -> dict[str, float]
     }
 
 
-MOE = SETUPS["latent, experts dealt"]._replace(system="gb300_nvl72", weights="fp8")
+MOE = SETUPS["latent, experts dealt"]._replace(system="gb300_nvl72", weights="fp8", routing=EVEN)
 WIDER = {
     "tensor ranks": (
         SETUPS["dense"]._replace(system="gb300_nvl72"),
@@ -400,8 +425,9 @@ WIDER = {
 
 
 class TestMoreChips:
-    """At a fixed batch of the replica no chip gets more to do.
+    """At a fixed batch of the replica no chip gets more to do, if all experts are as popular.
 
+    With favourites and luck the fullest of many ranks may read more than a slice of every expert.
     What the chips then exchange is left out: it may well cost more than it saves. Pipelines are
     no case of this: stages take turns, so a step of one batch is no faster for them.
     """

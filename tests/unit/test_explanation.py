@@ -288,9 +288,12 @@ class TestBesideTheOperators:
 
     def test_experts_that_vary(self) -> None:
         """The row is what the mean load adds, and the words say how much that is."""
+        popular = ("model: deepseek_r1", "model: deepseek_r1\nrouting: {skew: 0}")
         even, varied = (
             explanation(
-                deployed(*R1, ("max_num_seqs: 64", f"max_num_seqs: 64, expert_imbalance: {cv}")),
+                deployed(
+                    *R1, popular, ("max_num_seqs: 64", f"max_num_seqs: 64, expert_imbalance: {cv}")
+                ),
                 batch=64,
                 context=700,
                 prompt=2048,

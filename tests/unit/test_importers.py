@@ -16,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.calibration.benchmarks import benchmark_of
+from sim.calibration.benchmarks.plain import told_requests
 from sim.calibration.importers.command import import_runs
 from sim.calibration.importers.finish import TOLERANCE, finished, missing
 from sim.calibration.importers.inferencex import HARDWARE
 from sim.calibration.importers.registry import FORMATS, read_drafts
+from sim.calibration.importers.table import as_csv
 from sim.calibration.machines import SYSTEMS
 from sim.calibration.run_format import COLUMNS, QUALITIES, SCENARIOS, SPLITS, column
 from sim.calibration.runs import MeasuredRun, read_runs
@@ -432,7 +434,7 @@ def test_a_log_says_the_same_in_any_unit_and_keeps_littles_law(
             assert math.isclose(float(cell), float(same[name]), rel_tol=1e-4), name
     duration_s = (max(done) - min(arrival)) / 1000
     inside = sum(map(sum, spans[: len(gaps)])) / 1000 / duration_s
-    assert int(row["concurrency"]) == max(1, round(inside))
+    assert abs(int(row["concurrency"]) - max(1.0, inside)) <= 0.5 + 1e-9  # a half goes either way
     assert math.isclose(
         float(row["output_tokens_per_s"]), sum(counts["output_tokens"]) / duration_s, rel_tol=1e-4
     )
@@ -824,3 +826,49 @@ def test_the_columns_are_those_of_the_measured_runs() -> None:
     assert list(frame.columns) == list(COLUMNS)
     for name in ("scenario", "quality", "split"):
         assert set(frame[name]) <= set(COLUMNS[name].names)
+
+
+# --- How many requests were sent.
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "requests"),
+    [
+        ("vllm_closed_loop.json", 0, 80),
+        ("vllm_appended.json", 1, 100),  # of which one failed
+        ("sglang.jsonl", 0, 160),
+        ("genai_perf.json", 0, 80),
+        ("aiperf.json", 0, 98 + 2),
+        ("aiperf.csv", 0, 98),
+        ("guidellm.json", 0, 29),
+        ("guidellm.json", 1, 230),
+        ("guidellm.json", 2, 150),
+        ("guidellm.json", 3, 600),
+        ("mlperf_offline_summary.txt", 0, 22500),
+        ("requests.csv", 0, 2),
+        ("inferencex_agg.json", 0, None),  # its scripts tell, not its files
+        ("mlperf_server_summary.txt", 0, None),
+        ("genai_perf.csv", 0, None),
+    ],
+)
+def test_the_notes_tell_how_many_requests_were_sent(
+    name: str, index: int, requests: int | None
+) -> None:
+    assert told_requests(rows_of(SAMPLES / name)[index]) == requests
+
+
+def test_a_file_without_the_number_asked_for_has_that_of_the_answers(tmp_path: Path) -> None:
+    (row,) = rows_of(written(tmp_path, without(vllm(failed=1), "num_prompts")))
+    assert told_requests(row) == 81
+
+
+def test_an_imported_closed_loop_is_simulated_with_its_own_requests(tmp_path: Path) -> None:
+    """80 requests of 8 clients, and not five of each."""
+    path = tmp_path / "runs.csv"
+    rows = rows_of(SAMPLES / "vllm_closed_loop.json", **MACHINE)
+    path.write_text(as_csv(rows), encoding="utf-8")
+    (run,) = read_runs(path, CATALOG)
+    assert isinstance(run, MeasuredRun), run
+    workload = run.case.workload
+    assert isinstance(workload, ClosedLoopWorkload)
+    assert (workload.concurrency, workload.requests) == (8, 80)

@@ -1,15 +1,22 @@
 """The serving loop against hand arithmetic, with a model whose steps take a set time."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from measuring_fakes import FakeClock, ScriptedModel
 
+from sim.calibration.benchmarks.plain import told_requests
+from sim.calibration.importers.table import as_csv
+from sim.calibration.replay import replay
 from sim.calibration.run_format import COLUMNS
+from sim.calibration.runs import MeasuredRun, Skipped, read_runs
 from sim.catalog import open_catalog
 from sim.errors import InputError
 from sim.measuring.serving import Built, load_of, run_row
 from sim.measuring.serving_loop import Load, serve
+from sim.measuring.subject import cut_id, write_cut_model
 from sim.measuring.transformer import Shape, cut_to, shape_of
 
 SHAPE = Shape(
@@ -113,8 +120,8 @@ def test_requests_and_tokens_are_conserved(clients, requests, inputs, outputs, c
 
 def test_the_row_of_a_run():
     served, _ = run(Load(clients=2, requests=3, input_tokens=8, output_tokens=3))
-    built = Built("small_4_layers", SHAPE, "Small with random weights")
-    row = run_row(built, served, 123.0, {"hardware": "Fake chip", "version": "torch 0.0"})
+    built = Built("small_4_layers", SHAPE, "Small with random weights", "fake_chip")
+    row = run_row(built, served, 123.0, "torch 0.0")
     assert set(row) <= set(COLUMNS)
     assert row["output_tokens_per_s"] == 9 / 16
     # Eight tokens in for three out.
@@ -126,6 +133,8 @@ def test_the_row_of_a_run():
     assert row["e2e_mean_ms"] == pytest.approx(31_000 / 3)
     assert (row["isl"], row["osl"], row["concurrency"]) == (8, 3, 2)
     assert row["power_w"] == 123.0
+    assert (row["hardware"], row["engine"]) == ("fake_chip", "rackcast measuring loop, torch 0.0")
+    assert told_requests({"notes": str(row["notes"])}) == 3
     for name, value in row.items():
         COLUMNS[name].read(str(value))
 
@@ -162,3 +171,26 @@ def test_weights_are_those_of_the_model(catalog, name):
     tables = (2 if not model.tied_embeddings else 1) * model.embedding_parameters
     whole = shape_of(model).weight_bytes / 2 - 2 * model.embedding_parameters + tables
     assert whole == pytest.approx(model.total_parameters, rel=1e-3)
+
+
+def test_the_row_of_a_cut_model_is_forecast_as_an_engine_of_the_catalogue(catalog, tmp_path):
+    """As the page says: the chip by its id, the model from the folder, another engine's name."""
+    model = catalog.model("mistral_7b_v0_3")
+    write_cut_model(model, "mistral_7b_v0_3", 2, tmp_path / "catalog")
+    served, _ = run(Load(clients=2, requests=8, input_tokens=64, output_tokens=16))
+    name = cut_id("mistral_7b_v0_3", 2)
+    row = run_row(Built(name, SHAPE, "cut", "h200_sxm"), served, None, "torch 2.9.1+cu128")
+    cells = {key: "" if value is None else str(value) for key, value in row.items()}
+    known = open_catalog([tmp_path / "catalog"])
+    path = tmp_path / "serving.csv"
+    path.write_text(as_csv([cells | {"row_id": "r"}]), encoding="utf-8")
+    (skipped,) = read_runs(path, known)
+    assert isinstance(skipped, Skipped)
+    assert "no engine for rackcast measuring loop" in skipped.reason
+    named = re.sub(r"rackcast measuring loop, torch [^\"]*", "vllm 0.24", path.read_text())
+    path.write_text(named, encoding="utf-8")
+    (read,) = read_runs(path, known)
+    assert isinstance(read, MeasuredRun), read
+    assert (read.case.system, read.case.model) == ("h200_sxm_x8", name)
+    assert read.case.workload.requests == 8
+    assert read.forecasts(replay(read.case, known, seed=1)).keys() == read.measured.keys()

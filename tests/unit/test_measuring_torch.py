@@ -198,6 +198,7 @@ def test_a_whole_measurement_of_a_tiny_model(tmp_path, catalog):
     assert report.outcome.skipped == []
     (row,) = rows_of(out / "serving.csv")
     assert row["model"] == "tiny_2_layers"
+    assert row["hardware"] == report.accelerator
     assert float(row["ttft_p50_ms"]) < float(row["e2e_mean_ms"])
     requests = rows_of(out / "serving_requests.csv")
     assert len(requests) == 8  # two clients, four rounds

@@ -91,7 +91,7 @@ class TestShipped:
         for family in ("wafer", "lpu"):
             law = native.of_family(family).law
             assert law.seconds(layers=80.0, sequences=1.0) < 100e-6
-        (said,) = chosen.limits("case", "llama_3_1_70b", 64)
+        (said,) = chosen.limits("case", "llama_3_1_70b")
         assert "assumed" in said
 
     def test_the_vendors_own_engine_runs_on_its_own_chips_alone(self) -> None:
@@ -260,8 +260,11 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     law = overhead(step_s=1.23e-3, layer_s=4.5e-6, sequence_s=0.0, floor_fraction=0.25)
     fitted = {"hopper": FamilyOverhead(law=law, models=("llama_3_1_70b",), fit=FIT)}
     known = EngineOverheads(engine="vllm", about="", date="", method="", families=fitted)
-    path = write_overheads("vllm", known, tmp_path)
+    path = write_overheads("vllm", known, tmp_path, "a test, 7 runs")
     assert path.name == "vllm.yaml"
+    assert path.read_text(encoding="utf-8").startswith(
+        "# Overheads of vllm. Made by: a test, 7 runs\n"
+    )
     assert validate(EngineOverheads, load_yaml(path)) == known
 
 

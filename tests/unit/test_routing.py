@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from sim.routing import (
     BALANCED,
+    FITTED_SKEW,
     LOAD_UNIT,
     POWER_LAW_DEEPSEEK,
     POWER_LAW_QWEN3_235B,
@@ -29,6 +30,26 @@ def gumbel_picks(weights: np.ndarray, picks: int, tokens: int, seed: int = 3) ->
     """Draw the experts of tokens one by one without replacement: Gumbel top-k."""
     noise = np.random.default_rng(seed).gumbel(size=(tokens, weights.size))
     return np.argpartition(-(np.log(weights) + noise), picks, axis=1)[:, :picks]
+
+
+class TestUnlessGiven:
+    """What serving runs are met best with, and what is given takes its place."""
+
+    def test_experts_are_uneven_and_ranks_have_luck(self) -> None:
+        assert (Routing().skew, Routing().sampling_noise) == (FITTED_SKEW, True)
+        assert not Routing().uniform
+        assert Routing().source.startswith("fitted: ")
+
+    def test_replicas_do_not_change_the_popularity(self) -> None:
+        replicated = Routing(redundant_experts=32)
+        assert replicated.inclusion(64, 4).tolist() == Routing().inclusion(64, 4).tolist()
+
+    def test_what_is_given_says_so(self) -> None:
+        assert Routing(skew=FITTED_SKEW).source == Routing(power_law=1.2).source == "given"
+
+    def test_a_power_law_takes_the_place_of_the_skew(self) -> None:
+        ours = Routing(power_law=1.2).inclusion(64, 4)
+        assert ours.tolist() == power_law_inclusion(64, 4, 1.2).tolist()
 
 
 class TestBalanced:

@@ -12,11 +12,12 @@ from sim.calibration.benchmarks.plain import MAX_NUM_SEQS, ROUNDS
 from sim.calibration.coverage import intervals
 from sim.calibration.machines import UNSTATED_KV, preset_of
 from sim.calibration.replay import replay
-from sim.calibration.runs import MeasuredRun, Skipped, read_runs, selected
+from sim.calibration.runs import KEYS, MeasuredRun, Skipped, read_runs, selected
 from sim.calibration.validate import Validation, document, error_table, validate_runs
 from sim.catalog import open_catalog
 from sim.errors import InputError
 from sim.parallelism import Parallelism
+from sim.scenario import Measure
 from sim.workload.arrivals import PoissonArrivals, UniformArrivals
 from sim.workload.kinds import ClosedLoopWorkload, OpenLoopWorkload
 from sim.workload.lengths import FixedLengths, MeanTokens, UniformRangeLengths
@@ -55,7 +56,8 @@ ROW = {
 def read(folder: Path, *changes: dict[str, str]) -> list[MeasuredRun | Skipped]:
     """Write a file with a row for each set of changes, and read it."""
     path = folder / "runs.csv"
-    lines = [",".join(ROW)] + [",".join((ROW | change).values()) for change in changes]
+    rows = [ROW | {"row_id": f"r{row}"} | change for row, change in enumerate(changes, start=1)]
+    lines = [",".join(ROW)] + [",".join(row.values()) for row in rows]
     path.write_text("\n".join(lines), encoding="utf-8")
     return list(read_runs(path, CATALOG))
 
@@ -84,13 +86,16 @@ class TestCase:
             "source": "us",
             "quality": "A",
             "hardware": "H100-SXM-80GB",
+            "system": "h100_sxm_x8",
             "model": "llama_3_1_70b",
             "engine": "vllm",
             "preset": "vllm_0_11",
             "tp": "4",
             "weights": "fp8",
+            "load": "closed, 1 to 8 clients",
             "assumed": "nothing",
         }
+        assert tuple(run.keys) == KEYS
 
     @pytest.mark.parametrize(
         ("engine", "name"),
@@ -150,7 +155,8 @@ class TestCase:
 
     def test_dealt_experts(self, tmp_path: Path) -> None:
         model = "deepseek-ai/DeepSeek-V3"
-        run = read_one(tmp_path, model=model, hardware="H200-SXM-141GB", tp="8", ep="8")
+        eight = {"num_chips": "8", "tp": "8", "ep": "8"}
+        run = read_one(tmp_path, model=model, hardware="H200-SXM-141GB", **eight)
         assert (run.case.parallelism.tp, run.case.parallelism.ep) == (8, 8)
 
     @pytest.mark.parametrize(
@@ -177,6 +183,11 @@ class TestCase:
 
 
 class TestLoad:
+    def test_a_closed_loop_that_tells_its_requests_counts_whole(self, tmp_path: Path) -> None:
+        case = read_one(tmp_path, notes="80 requests").case
+        assert (case.workload.requests, case.measure.warmup_fraction) == (80, 0.0)
+        assert read_one(tmp_path).case.measure == Measure()
+
     def test_closed(self, tmp_path: Path) -> None:
         workload = read_one(tmp_path).case.workload
         assert isinstance(workload, ClosedLoopWorkload)
@@ -274,7 +285,8 @@ class TestFigures:
             ({"ttft_p50_ms": "inf"}, "ttft_p50_ms: inf must be greater than 0"),
             ({"isl": "long"}, "isl: 'long' is not a number"),
             ({"osl": "0.5"}, "osl: 0.5 must be at least 1"),
-            ({"tp": "0"}, "tp: 0 must be greater than 0"),
+            ({"tp": "0"}, "tp: 0 must be at least 1"),
+            ({"tp": "2.5"}, "tp: 2.5 is not whole; write a whole number such as 8"),
             ({"num_chips": "eight"}, "num_chips: 'eight' is not a number"),
             ({"concurrency": "many"}, "concurrency: 'many' is not a number"),
         ],
@@ -399,17 +411,50 @@ class TestSkipped:
         [
             ({"hardware": "Etched"}, "no system for Etched"),
             ({"num_chips": ""}, "number of chips is not given"),
-            ({"model": "gpt-4"}, "no model for gpt-4"),
-            ({"engine": "llama.cpp"}, "no engine for llama.cpp"),
+            (
+                {"hardware": "H2000-SXM"},
+                "no system for H2000-SXM; did you mean H800-SXM, h200_sxm or h20_sxm?",
+            ),
+            ({"hardware": ""}, "hardware is not given"),
+            (
+                {"model": "acme/Llama-3.2-70B", "weight_dtype": ""},
+                "no model for acme/Llama-3.2-70B (did you mean llama-3.3-70b? 'rackcast list "
+                "models' names them; a model file may have aliases)",
+            ),
+            (
+                {"model": "acme/Foo-99B", "weight_dtype": "", "hardware": "", "tp": ""},
+                "no model for acme/Foo-99B ('rackcast list models' names them; a model file may "
+                "have aliases)",
+            ),
+            ({"model": "", "num_chips": ""}, "model is not given"),
+            (
+                {"engine": "ollama 1.0"},
+                "no engine for ollama 1.0; known are vllm, sglang, tensorrt, trtllm, neuron, "
+                "jetstream, vllm tpu, sambaflow, deepspeed-mii",
+            ),
+            ({"engine": ""}, "engine is not given"),
             ({"isl": ""}, "lengths are not given"),
             ({"osl": ""}, "lengths are not given"),
             ({"tp": ""}, "tp is not given"),
             ({"isl": "131053"}, "requests are longer than the context of the model"),
-            ({"weight_dtype": "q4_0"}, "weights in q4_0"),
+            ({"weight_dtype": "FP8"}, "weights in FP8; did you mean fp8?"),
+            (
+                {"weight_dtype": "q4_0"},
+                "weights in q4_0; known are bf16, fp16, bfloat16, fp8, fp4, nvfp4, mxfp4, int8, "
+                "int8_sq, full_prec, int4",
+            ),
             ({"notes": "DECODE ONLY"}, "figures of one phase, prefill or decode, alone"),
             ({"tp": "", "scenario": "offline"}, "tp is not given"),
             ({"scenario": "server"}, "load of server runs is not given"),
             ({"concurrency": ""}, "load of concurrency runs is not given"),
+            ({"scenario": ""}, "scenario is not given"),
+            ({"tp": "8"}, "num_chips 4 is less than tp 8 x pp 1"),
+            ({"tp": "2", "pp": "4"}, "num_chips 4 is less than tp 2 x pp 4"),
+            (
+                {"tpot_p50_ms": ""},
+                "nothing measured: none of tpot_p50_ms, tpot_mean_ms, ttft_p50_ms, ttft_mean_ms, "
+                "output_tokens_per_s is given",
+            ),
         ],
     )
     def test_reasons(self, tmp_path: Path, change: dict[str, str], reason: str) -> None:
@@ -446,13 +491,14 @@ class TestFiles:
     def test_missing_columns(self, tmp_path: Path) -> None:
         path = tmp_path / "bad.csv"
         path.write_text("row_id,hardware,tp,model,engine,osl\n", encoding="utf-8")
-        with pytest.raises(InputError, match=r"bad\.csv:1: columns are missing: isl, num_chips$"):
+        with pytest.raises(InputError, match=r"bad\.csv:1: columns are missing: isl, num_chips; "):
             list(read_runs(path, CATALOG))
 
 
 class TestSelected:
     def test_all_of_them_unless_some_are_wanted(self, tmp_path: Path) -> None:
-        runs = read(tmp_path, {}, {"tp": "8", "num_chips": "8"}, {"tp": ""})
+        trtllm = {"engine": "trtllm"}
+        runs = read(tmp_path, {}, {"tp": "8", "num_chips": "8"}, trtllm)
         assert selected(runs, []) == runs
         assert selected(runs, [("tp", "8"), ("engine", "vllm")]) == [runs[1]]
         assert selected(runs, [("tp", "8"), ("engine", "trtllm")]) == []
@@ -490,7 +536,7 @@ class TestValidation:
         assert row["median_ape"] == pytest.approx(0.35)
         assert row["mean_ape"] == pytest.approx(0.425)
         assert row["p90_ape"] == pytest.approx(0.85)
-        assert row["bias"] == pytest.approx((0 - 0.2 - 0.5 + 1) / 4)
+        assert row["bias"] == pytest.approx((0.0 - 0.2) / 2)  # the median of -0.5, -0.2, 0, 1
 
     def test_by_a_column(self, runs: list[MeasuredRun]) -> None:
         table = validate_runs(runs, CATALOG).errors(["tp"]).set_index("tp")
@@ -526,8 +572,14 @@ class TestValidation:
         text = error_table(
             validate_runs([*runs, Skipped("x", "H100-SXM-80GB", "because")], CATALOG), ["tp"]
         )
-        assert text.splitlines()[:2] == ["4 runs forecast, 1 skipped", "      1  because"]
-        assert "+35.0%" in text
+        assert text.splitlines()[:3] == [
+            "4 runs forecast, 1 skipped",
+            "      1  because",
+            "coverage: 4 of 5 runs forecast (80.0%)",
+        ]
+        assert " 35.0% " in text
+        assert "+35.0%" not in text
+        assert " -10.0%" in text
 
     def test_progress(self, runs: list[MeasuredRun]) -> None:
         told: list[tuple[int, int]] = []

@@ -57,7 +57,8 @@ class InferenceX(Benchmark):
         if not self.means or load_of(row) != "closed":  # the median request finds it idle
             return each_s
         before = (clients(row) - 1) / 2
-        return each_s * (1 + before / self.rounds)
+        rounds = max(1.0, self.asked(row) / clients(row))
+        return each_s * (1 + before / rounds)
 
     def settings(self, row: Row, engine: Engine, replicas: int) -> dict[str, object]:
         """Give what the launch script set.

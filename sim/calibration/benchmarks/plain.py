@@ -9,7 +9,7 @@ from sim.calibration.rows import Row, clients, count, figure, load_of
 from sim.catalog import Catalog
 from sim.efficiency import Engine
 from sim.parallelism import Parallelism
-from sim.scenario import Case
+from sim.scenario import Case, Measure
 from sim.units import Dtype
 from sim.workload.arrivals import BurstArrivals, PoissonArrivals, UniformArrivals
 from sim.workload.kinds import ClosedLoopWorkload, OpenLoopWorkload
@@ -19,7 +19,9 @@ from sim.workload.sharing import SharedPrefixes
 ROUNDS = 5
 """Requests per client of a simulated closed loop, where the run does not say."""
 OPEN_REQUESTS = 500
-"""Requests of a simulated run with free arrivals."""
+"""Requests of a simulated run with free arrivals, where the run does not say."""
+MOST_TOLD_REQUESTS = 20_000
+"""Of runs that tell more, so many are simulated, and they stand for the steady part."""
 QUEUED_REQUESTS = 3_000
 """Requests that are there from the start, where an offline run does not say."""
 MAX_NUM_SEQS = 1_024
@@ -28,8 +30,10 @@ _TOLD_LIMIT = re.compile(r"(max_num_seqs|max_num_batched_tokens) (\d+)")
 _TOLD_MEMORY = re.compile(r"gpu_mem_util (0\.\d+)")
 _EVENLY_SPACED = "constant arrivals"
 """How the notes of a run tell settings of the engine, and of the arrivals."""
-_TOLD_REQUESTS = re.compile(r"\b(\d+) (?:requests|prompts)\b")
-"""How they tell how many were queued."""
+_TOLD_REQUESTS = re.compile(
+    r"(?<![\d.,])(?<!beyond )(\d+) (?:requests|prompts)\b(?!/| per | failed)"
+)
+"""How they tell how many were sent: no rate, and neither those that failed nor a limit."""
 _DEALT_EXPERTS = re.compile(r"\bDEP(\d+)\b")
 """How they tell of data-parallel attention on so many chips, which the experts are dealt to."""
 
@@ -118,11 +122,14 @@ class Benchmark:
         """Count the requests that are there from the start."""
         if row.get("concurrency"):
             return count(row, "concurrency")
-        told = _TOLD_REQUESTS.search(row.get("notes", ""))
-        return int(told[1]) if told else QUEUED_REQUESTS
+        return told_requests(row) or QUEUED_REQUESTS
 
     def open_loop(self, row: Row) -> OpenLoopWorkload:
-        """Give the traffic of requests that arrive freely."""
+        """Give the traffic of requests that arrive freely, as many as the run tells.
+
+        At most `MOST_TOLD_REQUESTS`: of a run of hours the steady part counts
+        (`sim.calibration.replay.LONG_RUN_REQUESTS`).
+        """
         rate = figure(row, "request_rate_qps")
         return OpenLoopWorkload(
             kind="open_loop",
@@ -131,18 +138,38 @@ class Benchmark:
             arrivals=UniformArrivals(rate_requests_per_s=rate)
             if _EVENLY_SPACED in row.get("notes", "")
             else PoissonArrivals(rate_requests_per_s=rate),
-            requests=OPEN_REQUESTS,
+            requests=min(told_requests(row) or OPEN_REQUESTS, MOST_TOLD_REQUESTS),
         )
 
     def closed_loop(self, row: Row) -> ClosedLoopWorkload:
         """Give the traffic of clients that wait for their answers."""
-        waiting = clients(row)
         return ClosedLoopWorkload(
             kind="closed_loop",
             lengths=self.lengths(row),
-            requests=max(self.rounds * waiting, 2 * self.rounds),
-            concurrency=waiting,
+            requests=self.asked(row),
+            concurrency=clients(row),
         )
+
+    def asked(self, row: Row) -> int:
+        """Count the requests of all clients of a closed loop.
+
+        As many as the run tells, at most `MOST_TOLD_REQUESTS`; else `rounds` of each client.
+        """
+        told = told_requests(row)
+        if told is not None:
+            return min(told, MOST_TOLD_REQUESTS)
+        return max(self.rounds * clients(row), 2 * self.rounds)
+
+    def measure(self, row: Row) -> Measure:
+        """Tell which part of a run its rates count.
+
+        A closed loop that tells its requests is simulated with its start and its end, which the
+        rates of benchmark tools count too; of the others the steady part stands for any number.
+        """
+        told = told_requests(row)
+        if load_of(row) != "closed" or told is None or told > MOST_TOLD_REQUESTS:
+            return Measure()
+        return Measure(warmup_fraction=0.0)
 
     def lengths(self, row: Row) -> LengthLaw:
         """Give the law of prompts and answers."""
@@ -153,3 +180,13 @@ class Benchmark:
     def sharing(self, _row: Row) -> SharedPrefixes | None:
         """Tell which prompts recur; none: they have nothing in common."""
         return None
+
+
+def told_requests(row: Row) -> int | None:
+    """Read off the notes how many requests were sent; none: they do not tell.
+
+    >>> told_requests({"notes": "1 of 80 requests failed; 80 requests; in the mean 4 requests/s"})
+    80
+    """
+    told = _TOLD_REQUESTS.search(row.get("notes", ""))
+    return int(told[1]) or None if told else None

@@ -135,6 +135,7 @@ def put_load(
     if rate is not None and isfinite(rate):
         draft.put("scenario", "server")
         draft.put("request_rate_qps", rate)
+        put_requests(draft, requests)
         if clients:
             draft.remarks.append(f"arrivals are held back beyond {clients:.0f} requests at once")
     elif clients:
@@ -142,7 +143,15 @@ def put_load(
         draft.put("concurrency", clients)
         if requests and clients >= requests:
             draft.remarks.append(f"all {requests:.0f} requests are sent at once")
+        else:
+            put_requests(draft, requests)
     else:
         draft.put("scenario", "offline")
         told = f"{requests:.0f} requests" if requests else "all requests"
         draft.remarks.append(f"{told} are sent at once")
+
+
+def put_requests(draft: Draft, requests: float | None) -> None:
+    """Note how many requests were sent, in the words that `sim.calibration.benchmarks` reads."""
+    if requests and requests >= 1:
+        draft.remarks.append(f"{requests:.0f} requests")

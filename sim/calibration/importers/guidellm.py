@@ -110,21 +110,28 @@ def _put_strategy(draft: Draft, benchmark: Record) -> None:
     kind = next(
         (name for key in ("type_", "kind", "type") if (name := benchmark.text(f"{at}.{key}"))), ""
     )
+    sent = _sent(benchmark)
     rate = benchmark.number(f"{at}.rate")
     limit = benchmark.number(f"{at}.max_concurrency")
     if kind == "synchronous":
-        put_load(draft, rate=None, clients=1, requests=None)
+        put_load(draft, rate=None, clients=1, requests=sent)
     elif kind == "concurrent":
-        put_load(draft, rate=None, clients=benchmark.needed(f"{at}.streams"), requests=None)
+        put_load(draft, rate=None, clients=benchmark.needed(f"{at}.streams"), requests=sent)
     elif kind == "throughput":
-        sent = benchmark.number("metrics.request_totals.total")
         put_load(draft, rate=None, clients=limit, requests=sent)
     elif kind in ("constant", "poisson"):
-        put_load(draft, rate=rate, clients=limit, requests=None)
+        put_load(draft, rate=rate, clients=limit, requests=sent)
         if kind == "constant":
             draft.remarks.append("constant arrivals")
     else:
         draft.flaws.append(f"the load strategy {kind or 'is not told'} is not known")
+
+
+def _sent(benchmark: Record) -> float | None:
+    """Count the requests that were sent, without those that the end of the time cut off."""
+    totals = "metrics.request_totals"
+    sent = benchmark.number(f"{totals}.total")
+    return None if sent is None else sent - (benchmark.number(f"{totals}.incomplete") or 0.0)
 
 
 GUIDELLM = Format("guidellm", TITLE, _recognises, _read)

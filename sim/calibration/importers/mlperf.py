@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sim.calibration.importers.clock import UNIT_S, Window
-from sim.calibration.importers.draft import Draft, Format
+from sim.calibration.importers.draft import Draft, Format, put_requests
 from sim.calibration.importers.result_file import ResultFile
 from sim.errors import InputError
 
@@ -113,6 +113,8 @@ def _put_load(draft: Draft, lines: dict[str, str]) -> None:
     elif _SCENARIOS[scenario] == "concurrency":
         draft.put("concurrency", 1.0)
         draft.remarks.append("LoadGen's single stream: one request after the other")
+    else:  # one query has all the samples
+        put_requests(draft, _number(draft, lines, ("samples_per_query",)))
 
 
 def _put_rates(draft: Draft, lines: dict[str, str]) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sim.calibration.importers.clock import UNIT_S
-from sim.calibration.importers.draft import Draft
+from sim.calibration.importers.draft import Draft, put_requests
 from sim.calibration.importers.result_file import Record, ResultFile
 from sim.errors import InputError
 
@@ -62,7 +62,9 @@ def put_metrics(draft: Draft, record: Record) -> None:
         draft.put("total_tokens_per_s", total)
     elif output is not None and requests is not None and isl is not None:
         draft.put("total_tokens_per_s", output + requests * isl, "output + requests x isl")
-    draft.failed(_value(record, "error_request_count"), _value(record, "request_count") or 0.0)
+    completed, failed = (_value(record, f"{kind}request_count") for kind in ("", "error_"))
+    draft.failed(failed, completed or 0.0)
+    put_requests(draft, (completed or 0.0) + (failed or 0.0))
 
 
 def _value(record: Record, metric: str, key: str = "avg") -> float | None:

@@ -55,11 +55,16 @@ def _draft(record: Record) -> Draft:
         draft,
         rate=rate_of(record),
         clients=record.number("max_concurrency"),
-        requests=record.number("num_prompts"),
+        requests=record.number("num_prompts") or _sent(record),
     )
     _put_particulars(draft, record)
     _put_date(draft, record)
     return draft
+
+
+def _sent(record: Record) -> float:
+    """Count the requests of a file that does not say how many it was asked for."""
+    return record.needed("completed") + (record.number("failed") or 0.0)
 
 
 def _put_particulars(draft: Draft, record: Record) -> None:

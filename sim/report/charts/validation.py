@@ -32,7 +32,7 @@ def draw(table: pd.DataFrame, seen: pd.DataFrame) -> dict[str, bytes]:
     Parameters
     ----------
     table : DataFrame
-        Forecasts under every scheme.
+        Forecasts under every scheme, with the ``load`` of `sim.report.validation_text.with_load`.
     seen : DataFrame
         Figures with the interval that was made without them.
 
@@ -106,51 +106,62 @@ def _diagonal(axes: Axes, values: "np.ndarray[tuple[int, int], np.dtype[np.float
 
 
 def _regimes(figure: Figure, table: pd.DataFrame, _seen: pd.DataFrame) -> None:
-    """Median and 90th percentile of the error by system, for every way of holding out."""
+    """Median and 90th percentile of the error by system and load, for every way of holding out."""
     panels = figure.subplots(1, len(_QUANTITIES), sharey=True)
-    systems = sorted(table["system"].unique(), reverse=True)
+    regimes = [
+        (column, str(name))
+        for column in ("load", "system")
+        for name in sorted(table[column].unique(), reverse=True)
+    ]
     schemes = ("random", "leave_model_out", "leave_system_out")
     for axes, (quantity, label, _) in zip(panels, _QUANTITIES, strict=True):
         part = table[table["quantity"] == quantity]
         for index, scheme in enumerate(schemes):
             look = case_style(index)
-            for place, system, ape in _errors(part, systems, scheme):
+            for place, ape in _errors(part[part["scheme"] == scheme], regimes):
                 height = place + 0.25 * (1 - index)
+                ends = [max(float(each), _LEAST_ERROR) for each in ape.quantile([0.5, 0.9])]
+                axes.plot(ends, [height, height], color=look.colour, linewidth=1.2)
                 axes.plot(
-                    [ape.median(), ape.quantile(0.9)],
-                    [height, height],
-                    color=look.colour,
-                    linewidth=1.2,
-                )
-                axes.plot(
-                    ape.median(),
-                    height,
-                    look.marker,
-                    color=look.colour,
-                    markersize=4,
-                    label=scheme.replace("_", " ") if system == systems[-1] else None,
+                    ends[0], height, look.marker, color=look.colour, markersize=4, label=scheme
                 )
         axes.set_xlabel(f"error of {label.split(',')[0]}", fontsize=LABEL_PT)
-        axes.set_xlim(0.0, 1.0)
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-    panels[0].set_yticks(range(len(systems)), systems, fontsize=LABEL_PT)
-    handles, labels = panels[1].get_legend_handles_labels()
+        axes.set_xscale("log")
+        axes.set_xticks(_ERRORS)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0%}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.tick_params(labelsize=LABEL_PT - 1)
+        axes.grid(visible=True, axis="x", color=colour("muted"), alpha=0.25, linewidth=0.6)
+        loads = sum(column == "load" for column, _ in regimes)
+        axes.axhline(loads - 0.5, color=colour("muted"), linewidth=0.8)
+    panels[0].set_yticks(range(len(regimes)), [name for _, name in regimes], fontsize=LABEL_PT)
+    handles = dict(zip(*reversed(panels[1].get_legend_handles_labels()), strict=True))
     figure.legend(
-        handles, labels, fontsize=LABEL_PT, frameon=False, loc="outside lower center", ncols=3
+        [handles[scheme] for scheme in schemes if scheme in handles],
+        [scheme.replace("_", " ") for scheme in schemes if scheme in handles],
+        fontsize=LABEL_PT,
+        frameon=False,
+        loc="outside lower center",
+        ncols=3,
     )
     figure.suptitle(
-        "Error by system: median (mark) to 90th percentile (end of the line)",
+        "Error by system and by load: median (mark) to 90th percentile (end of the line)",
         fontsize=LABEL_PT + 2,
     )
 
 
+_LEAST_ERROR = 0.01
+"""Smaller errors are drawn as this one."""
+_ERRORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+
 def _errors(
-    part: pd.DataFrame, systems: list[str], scheme: str
-) -> Iterator[tuple[int, str, "pd.Series[float]"]]:
-    for place, system in enumerate(systems):
-        mine = part[(part["system"] == system) & (part["scheme"] == scheme)]
+    part: pd.DataFrame, regimes: list[tuple[str, str]]
+) -> Iterator[tuple[int, "pd.Series[float]"]]:
+    for place, (column, name) in enumerate(regimes):
+        mine = part[part[column] == name]
         if len(mine):
-            yield place, system, (mine["forecast"] / mine["measured"] - 1).abs()
+            yield place, (mine["forecast"] / mine["measured"] - 1).abs()
 
 
 def _intervals(figure: Figure, _table: pd.DataFrame, seen: pd.DataFrame) -> None:
