@@ -1,14 +1,18 @@
 """Do in simulation what a benchmark did, and count what it counted."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 
 from sim.catalog import Catalog
+from sim.engine.cluster import RunRecord
 from sim.errors import InfeasibleError
 from sim.measured import Statistic
+from sim.metrics.accounts import inventories, replicas_power_w
 from sim.metrics.requests import Window, answers_inside, request_table
 from sim.scenario import Case
-from sim.service import service_of
+from sim.service import Service, service_of
 from sim.simulate import simulate
 from sim.workload.arrivals import BurstArrivals
 from sim.workload.kinds import OpenLoopWorkload
@@ -33,8 +37,40 @@ def replay(case: Case, catalog: Catalog, seed: int) -> dict[Statistic, float]:
     InfeasibleError
         The case does not fit, or none of its requests does.
     """
+    return _statistics(*_done(case, catalog, seed))
+
+
+class Watched(NamedTuple):
+    """What a benchmark publishes of a run, and what a power meter showed meanwhile."""
+
+    statistics: dict[Statistic, float]
+    chip_power_w: float
+    """Mean over the run of one chip of the replicas, busy or idle, without the host."""
+
+
+def replay_with_power(case: Case, catalog: Catalog, seed: int) -> Watched:
+    """Do the same and measure the power too, from the first arrival to the last completion.
+
+    Raises
+    ------
+    InfeasibleError
+        As for `replay`.
+    """
+    service, record = _done(case, catalog, seed)
+    statistics = _statistics(service, record)
+    requests = record.requests
+    run = np.array([requests["arrival_s"].min(), requests["done_s"].max()])
+    (inventory,) = inventories(service, record, run)
+    return Watched(statistics, float(replicas_power_w(service, inventory)[0]) / service.chips)
+
+
+def _done(case: Case, catalog: Catalog, seed: int) -> tuple[Service, RunRecord]:
     service = service_of(case, catalog)
-    record = simulate(service, catalog, seed).record
+    return service, simulate(service, catalog, seed).record
+
+
+def _statistics(service: Service, record: RunRecord) -> dict[Statistic, float]:
+    case = service.case
     requests = request_table(record.requests, 0.0 if _in_process(case) else service.frontend_s)
     completed = requests[requests["outcome"] == "completed"]
     if completed.empty:

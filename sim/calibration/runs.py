@@ -92,6 +92,8 @@ class MeasuredRun:
     Empty: the run was described in full."""
     client_s: float = 0.0
     """What the benchmark's own client adds to the time to first token."""
+    chip_power_w: float | None = None
+    """Mean over the run, where power was measured: compared, and fitted to by nobody."""
 
     def forecasts(self, told: Mapping[Statistic, float]) -> dict[Quantity, float]:
         """Give what a replay tells of the figures that were measured, as the benchmark saw them."""
@@ -327,6 +329,9 @@ def _read_row(row: Row, shapes: Mapping[str, str], catalog: Catalog) -> Measured
         statistic=statistic,
         assumed=assumed,
         client_s=benchmark_of(full).client_s(full),
+        chip_power_w=figure(row, "power_w") / count(row, "num_chips")
+        if row.get("power_w")
+        else None,
     )
 
 

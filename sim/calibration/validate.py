@@ -1,6 +1,6 @@
 """Forecast measured serving runs and say how far the forecasts are off."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -9,12 +9,14 @@ import pandas as pd
 
 from sim.calibration.coverage import intervals
 from sim.calibration.forked import over_runs
-from sim.calibration.replay import NO_REQUEST_FITS, replay
+from sim.calibration.replay import NO_REQUEST_FITS, replay, replay_with_power
 from sim.calibration.runs import QUANTITIES, MeasuredRun, Quantity, Skipped, check_keys
 from sim.catalog import Catalog
 from sim.errors import InfeasibleError, InputError
 from sim.simulate import Progress
 
+POWER = "power"
+"""Mean power of one chip, where a run measured it, beside the quantities that fits know."""
 USUAL_GROUPS = ("source", "system", "model", "engine", "load")
 """Columns that errors are told by where nobody says otherwise."""
 _ABSOLUTE = ["median_ape", "mean_ape", "p90_ape"]
@@ -31,6 +33,8 @@ class Validation:
     """Number of runs by the reason why they were left out."""
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Row ids of those, by the same reasons."""
+    notes: tuple[str, ...] = ()
+    """What else is not compared, and why."""
 
     def coverage(self) -> float | None:
         """Give the share of measured figures inside their 80 % intervals; None: there are none.
@@ -108,7 +112,16 @@ def validate_runs(
     skipped = pd.Series(reasons, dtype=str).value_counts()
     if not rows:
         raise InputError(f"no run could be forecast: {_reasons(skipped)}")
-    return Validation(pd.DataFrame(rows), skipped, left_out)
+    return Validation(pd.DataFrame(rows), skipped, left_out, tuple(_notes(runs, catalog)))
+
+
+def _notes(runs: Sequence[MeasuredRun | Skipped], catalog: Catalog) -> Iterator[str]:
+    more = sum(isinstance(run, MeasuredRun) and _is_of_more_chips(run, catalog) for run in runs)
+    if more:
+        yield (
+            f"power of {more} run{'s' * (more > 1)} not compared: above the board limit of the "
+            "chips used, so others were metered too"
+        )
 
 
 def _compared(
@@ -118,12 +131,23 @@ def _compared(
     if isinstance(run, Skipped):
         return run.reason
     try:
-        forecasts = run.forecasts(replay(run.case, catalog, seed))
-        return _compare(run, forecasts, intervals(run, forecasts, catalog))
+        if run.chip_power_w is None or _is_of_more_chips(run, catalog):
+            forecasts = run.forecasts(replay(run.case, catalog, seed))
+            return _compare(run, forecasts, intervals(run, forecasts, catalog))
+        found = replay_with_power(run.case, catalog, seed)
+        forecasts = run.forecasts(found.statistics)
+        rows = _compare(run, forecasts, intervals(run, forecasts, catalog))
+        return [*rows, _row(run, POWER, run.chip_power_w, found.chip_power_w, None)]
     except InfeasibleError as error:
         return _why_not(run, error)
     except InputError as error:
         return str(error)
+
+
+def _is_of_more_chips(run: MeasuredRun, catalog: Catalog) -> bool:
+    """Tell whether the power measured is more than the chips of the run can draw."""
+    chip = catalog.accelerator(catalog.system(run.case.system).accelerator)
+    return (run.chip_power_w or 0.0) > chip.power.tdp_w.value
 
 
 def _why_not(run: MeasuredRun, error: InfeasibleError) -> str:
@@ -142,16 +166,19 @@ def _compare(
     ends: Mapping[Quantity, tuple[float, float]],
 ) -> list[dict[str, object]]:
     return [
-        _row(run, quantity, forecasts[quantity], ends.get(quantity))
+        _row(run, quantity, run.measured[quantity], forecasts[quantity], ends.get(quantity))
         for quantity in QUANTITIES
         if quantity in run.measured
     ]
 
 
 def _row(
-    run: MeasuredRun, quantity: Quantity, value: float, ends: tuple[float, float] | None
+    run: MeasuredRun,
+    quantity: str,
+    measured: float,
+    value: float,
+    ends: tuple[float, float] | None,
 ) -> dict[str, object]:
-    measured = run.measured[quantity]
     low, high = (np.nan, np.nan) if ends is None else ends
     return {
         "row_id": run.row_id,
@@ -175,6 +202,7 @@ def document(found: Validation, by: Sequence[str] = ()) -> dict[str, object]:
         "covered_fraction": covered / runs,
         "skipped": {str(reason): int(count) for reason, count in found.skipped.items()},
         "skipped_row_ids": {reason: list(names) for reason, names in found.left_out.items()},
+        "notes": list(found.notes),
         **{str(quantity): figures for quantity, figures in errors.items()},
         "interval_coverage": {"p80": found.coverage()},
         "by": {column: found.errors([column]).to_dict("records") for column in found.groups(by)},
@@ -186,7 +214,7 @@ def error_table(found: Validation, by: Sequence[str] = ()) -> str:
     covered, runs = found.covered()
     lines = [f"{covered} runs forecast, {runs - covered} skipped"]
     lines += [f"  {count:5d}  {reason}" for reason, count in found.skipped.items()]
-    lines += [f"coverage: {covered} of {runs} runs forecast ({covered / runs:.1%})"]
+    lines += [f"coverage: {covered} of {runs} runs forecast ({covered / runs:.1%})", *found.notes]
     for columns in ([], *([column] for column in found.groups(by))):
         table = found.errors(columns)
         table[_ABSOLUTE] = table[_ABSOLUTE].map("{:.1%}".format)

@@ -217,11 +217,31 @@ def fleet_power_w(service: Service, fleet: Fleet, inventory: Inventory) -> Float
     return chip_w + host_w * mean_chips / fleet.installed_chips
 
 
+def replicas_power_w(service: Service, inventory: Inventory) -> Floats:
+    """Mean power of the chips of all replicas, busy or idle; hosts and chips beside them left out.
+
+    Returns
+    -------
+    power : array, shape (bins,)
+    """
+    paid_s = inventory.there.paid_s
+    pools_w = [
+        _power_w(service, place, inventory, paid_s[place]) for place in range(len(service.pools))
+    ]
+    power_w: Floats = np.sum(pools_w, axis=0)
+    return power_w
+
+
 def _pool_power_w(service: Service, place: int, inventory: Inventory) -> Floats:
     """Mean power of the chips of a pool that are charged, busy or idle."""
-    pool, there = service.pools[place], inventory.there
-    systems = service.case.prices.charge == "systems"
+    there, systems = inventory.there, service.case.prices.charge == "systems"
     present_s = (there.installed_s if systems else there.paid_s)[place]
+    return _power_w(service, place, inventory, present_s)
+
+
+def _power_w(service: Service, place: int, inventory: Inventory, present_s: Floats) -> Floats:
+    """Mean power of the chips of a pool, of which so many seconds of replicas are there."""
+    pool = service.pools[place]
     idle_s = np.maximum(present_s - inventory.tally.pools.busy_s[place], 0.0)
     idle_j = _idle_w(pool) * pool.chips_per_replica * idle_s
     power_w: Floats = (inventory.tally.pools.energy_j[place] + idle_j) / np.diff(inventory.edges)

@@ -12,6 +12,7 @@ from sim.calibration.overhead_fit import UNFIT
 from sim.calibration.report import markdown_table
 from sim.calibration.runs import QUANTITIES
 from sim.calibration.scatter import HELD_OUT
+from sim.calibration.validate import POWER
 from sim.uncertainty import QUEUED_RATIO
 
 
@@ -80,17 +81,23 @@ def _unseen(rows: pd.DataFrame) -> Iterator[str]:
         "fits have seen some of them."
     )
     found = []
-    for quantity in QUANTITIES:
+    for quantity in (*QUANTITIES, POWER):
         part = rows[rows["quantity"] == quantity]
         if len(part):
             ratio = part["forecast"] / part["measured"]
             inside = part["measured"].between(part["low"], part["high"])[part["low"].notna()]
-            figures = (part["ape"].median(), part["ape"].quantile(0.9), inside.mean())
-            median, p90, held = (_percent(float(figure)) for figure in figures)
+            median, p90 = (_percent(float(part["ape"].quantile(share))) for share in (0.5, 0.9))
+            held = _percent(float(inside.mean())) if len(inside) else ""
             found.append((quantity, len(part), median, p90, f"{ratio.median() - 1:+.1%}", held))
     yield markdown_table(
         ["figure", "runs", "median", "p90", "bias", "inside 80 % intervals"], found
     )
+    if (rows["quantity"] == POWER).any():
+        yield (
+            "Power is that of one chip, where it was metered and is no more than the board limit "
+            "of the chips used: nothing but the power law of the chip, from its kernels, stands "
+            "behind it."
+        )
 
 
 def _noise_rows(found: pd.DataFrame) -> Iterator[Sequence[object]]:

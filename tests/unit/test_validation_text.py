@@ -102,5 +102,6 @@ def test_runs_left_out_of_all_fits_have_a_section_of_their_own() -> None:
     text = text_of(forecasts([0.01]), SEEN, "made up", TOLD, rows)
     assert "4 more runs" in text
     section = text.split("## Runs that were left out of it all")[1]
+    assert not cells(section, "power")
     # of three intervals that there are, two hold one; the median ratio lies between 1.1 and 1.3
     assert cells(section, "ttft")[0] == ["ttft", "4", "25.0%", "37.0%", "+20.0%", "66.7%"]
