@@ -54,7 +54,9 @@ def held_out_forecasts(
         row
         for scheme in schemes
         for kept, out in _splits(found, scheme)
-        for row in _forecasts(fit_overheads(grouped(kept, catalog), priors), out, scheme, catalog)
+        for row in _forecasts(
+            fit_overheads(grouped(kept, catalog), priors), out, scheme, catalog, priors
+        )
     ]
     return pd.DataFrame(rows)
 
@@ -96,10 +98,11 @@ def _forecasts(
     out: Sequence[Response],
     scheme: Scheme,
     catalog: Catalog,
+    known: Mapping[str, Priors] | None,
 ) -> Iterator[dict[str, object]]:
     for name, families in grouped(out, catalog).items():
         for family, responses in families.items():
-            scaled = stand_in(laws, name, family)
+            scaled = stand_in(laws, name, family, known)
             for response in responses:
                 about = {"overheads": name, "family": family, "scheme": scheme}
                 for quantity, measured in response.run.measured.items():
@@ -115,15 +118,24 @@ def _described(response: Response, catalog: Catalog) -> dict[str, object]:
     return {"row_id": run.row_id, **run.keys, **features(run, catalog, ttft_s)}
 
 
-def stand_in(laws: Mapping[str, Mapping[str, Fitted]], name: str, family: str) -> Array:
+def stand_in(
+    laws: Mapping[str, Mapping[str, Fitted]],
+    name: str,
+    family: str,
+    known: Mapping[str, Priors] | None = None,
+) -> Array:
     """Give the law of an engine on a chip family, or the mean of the nearest that is known.
 
+    A refit keeps what is known beforehand of families that it has no run of.
     Nearest are the same engine on other families; of a release of 2024 then other engines' releases
     of that year, whose host code is as old, and only then the engine as it is today.
     """
     engine = name.split("_", maxsplit=1)[0]
     if family in laws.get(name, {}):
         return laws[name][family].scaled
+    kept = (known or {}).get(name, {})
+    if family in kept:
+        return kept[family]
     same = list(laws.get(name, {}).values())
     as_old = [law for other in sorted(OF_2024) for law in laws.get(other, {}).values()]
     today = laws.get(engine, {})

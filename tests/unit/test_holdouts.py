@@ -39,3 +39,10 @@ def test_the_nearest_law_that_is_known(
     laws = {name: families for name, families in LAWS.items() if name not in left_out}
     wanted = PRIOR if expected is None else np.full(len(PARAMETERS), expected)
     assert stand_in(laws, *asked).tolist() == pytest.approx(wanted.tolist())
+
+
+def test_a_refit_keeps_what_was_known_of_a_family_without_runs() -> None:
+    kept = {"vllm": {"ampere": np.full(len(PARAMETERS), 5.0)}}
+    assert stand_in(LAWS, "vllm", "ampere", kept).tolist() == kept["vllm"]["ampere"].tolist()
+    fitted = stand_in(LAWS, "vllm", "hopper", {"vllm": {"hopper": kept["vllm"]["ampere"]}})
+    assert fitted.tolist() == LAWS["vllm"]["hopper"].scaled.tolist()
