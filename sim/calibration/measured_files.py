@@ -89,7 +89,6 @@ def read_files(paths: Sequence[Path], catalog: Catalog) -> MeasuredFiles:
         other += [file for file in found if file not in mine]
         for file in mine:
             runs[file] = list(read_runs(file, catalog))
-            _check_names(file, runs[file])
     return MeasuredFiles(runs, other)
 
 
@@ -105,13 +104,3 @@ def _tables(path: Path) -> Iterator[Path]:
 def _is_of_runs(file: Path) -> bool:
     with file.open(encoding="utf-8", errors="replace", newline="") as lines:
         return _TELLS in next(csv.reader(lines), [])
-
-
-def _check_names(file: Path, runs: Sequence[MeasuredRun | Skipped]) -> None:
-    names: set[str] = set()
-    for run in runs:
-        if not run.row_id:
-            raise InputError(f"{file}: a run has no {_TELLS}: give each a name of its own")
-        if run.row_id in names:
-            raise InputError(f"{file}: {_TELLS} {run.row_id!r} stands twice: names are unique")
-        names.add(run.row_id)

@@ -59,7 +59,9 @@ def replay_with_power(case: Case, catalog: Catalog, seed: int) -> Watched:
     service, record = _done(case, catalog, seed)
     statistics = _statistics(service, record)
     requests = record.requests
-    run = np.array([requests["arrival_s"].min(), requests["done_s"].max()])
+    run = np.array(
+        [requests["arrival_s"].min(), np.nanmax(requests["done_s"])]
+    )  # refused ones never end
     (inventory,) = inventories(service, record, run)
     return Watched(statistics, float(replicas_power_w(service, inventory)[0]) / service.chips)
 

@@ -71,14 +71,13 @@ class Described(NamedTuple):
     date: str
 
 
-def _unseen(rows: pd.DataFrame) -> Iterator[str]:
+def _unseen(rows: pd.DataFrame, fitted: pd.DataFrame) -> Iterator[str]:
     """Tell how runs are met that no law was fitted to."""
     yield "## Runs that were left out of it all"
     yield (
         f"{rows['row_id'].nunique():,} more runs on measured chips took no part in any fit above, "
         "of overheads, of residuals or of intervals, and were simulated in full with what is "
-        "shipped. They are of the same sources, engines and models as those fitted, and earlier "
-        "fits have seen some of them."
+        f"shipped; earlier fits have seen some of them. {_strange(rows, fitted)}"
     )
     found = []
     for quantity in (*QUANTITIES, POWER):
@@ -98,6 +97,18 @@ def _unseen(rows: pd.DataFrame) -> Iterator[str]:
             "of the chips used: nothing but the power law of the chip, from its kernels, stands "
             "behind it."
         )
+
+
+def _strange(rows: pd.DataFrame, fitted: pd.DataFrame) -> str:
+    """Name what the runs that were left out have and those fitted have not."""
+    new = [
+        f"{column} {name}"
+        for column in ("source", "preset", "model")
+        for name in sorted(set(rows[column]) - set(fitted[column]))
+    ]
+    if not new:
+        return "All of their sources, engines and models are among those fitted."
+    return f"Not among those fitted: {', '.join(new)}."
 
 
 def _noise_rows(found: pd.DataFrame) -> Iterator[Sequence[object]]:
@@ -263,7 +274,7 @@ def text_of(
         f"{runs} measured runs of quality A or B on chips whose kernels were measured. {_METHOD}",
         told.covered,
         *_errors(table),
-        *(() if unseen is None else _unseen(unseen)),
+        *(() if unseen is None else _unseen(unseen, table)),
         *_largest(table),
         "![Forecast against measured](validation_forecasts.png)",
         *_groups(table),

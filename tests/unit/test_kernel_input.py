@@ -1,6 +1,5 @@
 """Files of measured kernels with wrong cells: told with their line, and nothing is written."""
 
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -408,7 +407,9 @@ class TestWritten:
     def test_nothing_that_a_catalogue_cannot_read(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        broken: Callable[[Calibration, str], str] = lambda found, command: "date: today\n"  # noqa: ARG005, E731
+        def broken(_found: Calibration, _command: str) -> str:
+            return "date: today\n"
+
         monkeypatch.setattr("sim.calibration.fit.to_yaml", broken)
         with pytest.raises(InternalError, match=r"h200_sxm\.yaml:1: .*\(not written\)"):
             fitted(measured(tmp_path), tmp_path / "out")

@@ -97,10 +97,14 @@ def test_runs_left_out_of_all_fits_have_a_section_of_their_own() -> None:
             "ape": [0.1, 0.2, 0.3, 0.4],
             "low": [0.9, 0.7, 1.2, float("nan")],
             "high": [1.2, 1.0, 1.4, float("nan")],
+            "source": "a",
+            "preset": "vllm",
+            "model": ["m", "m", "m", "new"],
         }
     )
     text = text_of(forecasts([0.01]), SEEN, "made up", TOLD, rows)
     assert "4 more runs" in text
+    assert "Not among those fitted: model new." in text
     section = text.split("## Runs that were left out of it all")[1]
     assert not cells(section, "power")
     # of three intervals that there are, two hold one; the median ratio lies between 1.1 and 1.3
